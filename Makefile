@@ -1,0 +1,57 @@
+# `make early`: the main job on the data that ships with the environment. `make test`: the tests.
+# Both make the environment in .venv first, where it is not there yet.
+
+.PHONY: early test check check-all pins clean
+
+early: .venv/base
+	.venv/bin/python experiments/early.py --config=configs/digits.py
+
+test: .venv/dev
+	.venv/bin/python -m pytest -n 2 -m "not slow"
+
+check: .venv/dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	$(MAKE) test
+
+# Everything, the long tests and the oldest versions that pyproject.toml allows included.
+check-all: .venv/dev .venv-oldest/dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest -n 2
+	.venv-oldest/bin/python -m pytest -n 2 -m "not slow"
+
+# The first Python that is new enough: what .python-version selects (pyenv, uv), else any on the PATH.
+define make_environment
+	@for python in python3 "$$(uv python find 2>/dev/null)" python3.14 python3.13 python3.12 \
+	    "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "jtrans: no Python 3.12 or newer; python3 is $$(python3 --version 2>&1 | head -n 1); install one and run make again" >&2; \
+	  exit 1; \
+	fi; \
+	echo "making $(@D) with $$("$$found" --version)"; "$$found" -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $(1)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+endef
+
+.venv/base: requirements/base.txt pyproject.toml
+	$(call make_environment,requirements/base.txt)
+
+.venv/dev: requirements/dev.txt pyproject.toml
+	$(call make_environment,requirements/dev.txt)
+
+.venv-oldest/dev: requirements/oldest.txt pyproject.toml
+	$(call make_environment,requirements/oldest.txt)
+
+# Renew the pinned versions (uv on the PATH); the files name no index and no address.
+PIN = uv pip compile --quiet --universal --python-version 3.12 --no-header --upgrade pyproject.toml
+pins:
+	$(PIN) -o requirements/base.txt
+	$(PIN) --extra dev -c requirements/base.txt -o requirements/dev.txt
+	$(PIN) --extra dev --resolution lowest-direct -o requirements/oldest.txt
+
+clean:
+	rm -rf .venv .venv-oldest

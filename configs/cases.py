@@ -1,0 +1,37 @@
+"""The cases of BenShmuel (2022), Table 5, on CIFAR-10's cats and dogs, 16 networks for the paper's one pair.
+
+    python experiments/early.py --config=configs/cases.py:1 --config.data.dir=DIRECTORY
+
+takes case 1, 2, 3, 4 or 5; DIRECTORY is a TFDS data directory that holds cifar10 (left out: TFDS's default one, where
+the set is downloaded and prepared the first time, which takes `pip install jtrans[prepare]`).
+COST
+EXPECT
+"""
+
+from ml_collections import ConfigDict
+
+from jtrans import settings
+from jtrans.errors import InputError
+
+CASES = {  # models, learning rate, batch size
+    "1": (("mlp_deep",), 1e-3, 128),
+    "2": (("mlp_deep",), 1e-4, 1024),
+    "3": (("mlp_shallow",), 1e-2, 128),
+    "4": (("mlp_shallow", "mlp_deep"), 1e-2, 128),
+    "5": (("mlp_shallow", "mlp_deep"), 1e-3, 1024),
+}
+
+
+def get_config(case: str = "1") -> ConfigDict:
+    """The settings of one case; the fields not named here have their defaults (`jtrans/settings.py`).
+
+    Raises:
+      InputError: there is no such case.
+    """
+    if case not in CASES:
+        raise InputError(f"--config: no case {case!r}; the cases are {', '.join(CASES)}")
+    config = settings.early()
+    config.data.name = "cifar10"
+    config.data.classes = ("cat", "dog")
+    config.models, config.optimizer.learning_rate, config.batch_size = CASES[case]
+    return config

@@ -1,0 +1,113 @@
+"""What a trajectory shows, in numbers and in words."""
+
+from typing import Any
+
+import numpy as np
+
+from jtrans import stats
+from jtrans.population import Trajectory
+
+AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"
+FALL = 15.0  # degrees below the random mean that count as early transferability
+QUANTILE = 0.01  # of random directions, below which a mean angle is called below random
+
+
+def curves(trajectory: Trajectory) -> dict[str, stats.Interval]:
+    """Means and 95 % intervals at each measured step: `angle` (degrees, over pairs) and `accuracy` (over networks)."""
+    angle = stats.pair_mean_ci(trajectory.angle, trajectory.pair, trajectory.model)
+    return {"angle": angle, "accuracy": stats.mean_ci(trajectory.accuracy)}
+
+
+def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[str, Any]:
+    """The run's findings, ready for JSON.
+
+    A moment is `{step, angle, accuracy}`, the last two as `{mean, low, high}`.
+
+    Args:
+      trajectory: the run.
+      dimension: the number of input values, for the law of random angles.
+      num_classes: K, for the accuracy of chance.
+
+    Returns:
+      `random` (the law's mean and 1 % quantile, degrees), `chance` (1 / K), the moments `before_training`, `lowest`,
+      `lowest_at_chance` (among the steps before the mean accuracy first leaves chance) and `first_below_random` (the
+      first below the quantile; None if there is none), `early_transferability` (whether `lowest_at_chance` is `FALL`
+      degrees or more below the random mean), and the counts of what was left out: `undirected` directions (of
+      `directions`) and `non_finite_losses`.
+    """
+    random = stats.random_angle(dimension)
+    over = curves(trajectory)
+    angle, accuracy = over["angle"].mean, over["accuracy"].mean
+    # Before training the accuracy is that of random weights, which is no learning, wherever it stands.
+    left = np.flatnonzero(np.abs(accuracy[1:] - 1 / num_classes) > AT_CHANCE)
+    at_chance = slice(0, left[0] + 1 if len(left) else None)
+    below = np.flatnonzero(angle < random.quantile(QUANTILE))
+
+    def moment(index: int) -> dict[str, Any]:
+        at = {name: {k: float(v[index]) for k, v in interval._asdict().items()} for name, interval in over.items()}
+        return {"step": int(trajectory.step[index]), **at}
+
+    lowest_at_chance = _lowest(angle[at_chance])
+    return {
+        "random": {
+            "dimension": dimension,
+            "mean_angle": random.mean(),
+            "quantile": QUANTILE,
+            "quantile_angle": float(random.quantile(QUANTILE)),
+        },
+        "chance": 1 / num_classes,
+        "before_training": moment(0),
+        "first_below_random": moment(below[0]) if len(below) else None,
+        "lowest_at_chance": moment(lowest_at_chance),
+        "lowest": moment(_lowest(angle)),
+        "early_transferability": bool(angle[lowest_at_chance] <= random.mean() - FALL),
+        "directions": int(trajectory.accuracy.size * trajectory.num_examples),
+        "undirected": int(trajectory.undirected.sum()),
+        "non_finite_losses": int((~np.isfinite(trajectory.loss)).sum()),
+    }
+
+
+def _lowest(angle: np.ndarray) -> int:
+    return 0 if np.isnan(angle).all() else int(np.nanargmin(angle))
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The findings as a table and a sentence."""
+    random, chance = summary["random"], summary["chance"]
+    rows = [
+        ("before training", summary["before_training"]),
+        (f"first below {random['quantile_angle']:.1f} deg *", summary["first_below_random"]),
+        ("lowest while at chance", summary["lowest_at_chance"]),
+        ("lowest", summary["lowest"]),
+    ]
+    lines = [f"{'':26}{'step':>5}   {'angle, degrees [95 %]':26}{'accuracy [95 %]'}"]
+    for name, moment in rows:
+        if moment is None:
+            lines.append(f"{name:26}{'never':>5}")
+        else:
+            angle, accuracy = interval_text(moment["angle"], 2), interval_text(moment["accuracy"], 3)
+            lines.append(f"{name:26}{moment['step']:>5}   {angle:26}{accuracy}")
+    mean = f"{random['mean_angle']:.2f}"
+    lines.append(
+        f"* the angle that {random['quantile']:.0%} of random pairs fall below; the mean of random pairs is {mean}"
+    )
+    if summary["undirected"]:
+        counted = f"{summary['undirected']} of {summary['directions']}"
+        lines.append(f"{counted} input gradients were zero or not finite and are left out")
+    lowest = summary["lowest_at_chance"]
+    drop = f"{random['mean_angle'] - lowest['angle']['mean']:.1f} degrees below that of random directions"
+    while_at_chance = f"while the accuracy was still at chance ({chance:.2f} +- {AT_CHANCE:.2f})."
+    if summary["early_transferability"]:
+        lines.append(f"Early transferability: at step {lowest['step']} the angle was {drop}\n{while_at_chance}")
+    else:
+        lines.append(
+            f"No early transferability (a fall of {FALL:.0f} degrees): the angle came at most {drop}\n{while_at_chance}"
+        )
+    return "\n".join(lines)
+
+
+def interval_text(interval: dict[str, float], digits: int) -> str:
+    """`mean [low, high]`, or the mean alone where there is no interval."""
+    mean, low, high = interval["mean"], interval["low"], interval["high"]
+    known = not (np.isnan(low) or np.isnan(high))
+    return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if known else "")

@@ -1,0 +1,73 @@
+"""Figures, from results alone."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from jtrans import findings, results
+from jtrans.stats import mean_ci
+
+COLOURS = ("C0", "C1")
+
+
+def early(workdir: Path) -> Figure:
+    """The layout of BenShmuel (2022), Figure 1: the angle above, the accuracies below, over optimizer steps.
+
+    Shaded bands are 95 % intervals (over pairs by a jackknife over networks; over networks by Student's t). A single
+    pair has none, and none is drawn.
+
+    Raises:
+      InputError: the work directory holds no finished run.
+    """
+    config, trajectory, summary = results.read(workdir)
+    step, random = trajectory.step, summary["random"]
+    figure = Figure(figsize=(7.5, 6.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+
+    pairs = len(trajectory.pair)
+    angle = findings.curves(trajectory)["angle"]
+    above.plot(step, angle.mean, "C0", marker=".", label=f"mean of {pairs} pair{'s' * (pairs > 1)}")
+    _band(above, step, angle, "C0")
+    above.axhline(random["mean_angle"], color="0.3", linestyle="--", label="random directions, mean")
+    above.axhline(
+        random["quantile_angle"],
+        color="0.6",
+        linestyle=":",
+        label=f"random directions, {random['quantile']:.0%} quantile",
+    )
+    above.set(ylabel="angle between adversarial\ndirections (degrees)", ylim=(0, 92))
+    above.set_title(_title(config, trajectory), fontsize="medium")
+    above.legend(loc="best", fontsize="small")
+
+    for group, name in enumerate(config["models"]):
+        rows = trajectory.accuracy[trajectory.model == group]
+        colour = COLOURS[group]
+        below.plot(step, rows.T, color=colour, alpha=0.25, linewidth=0.6)
+        accuracy = mean_ci(rows)
+        below.plot(step, accuracy.mean, colour, marker=".", label=f"{name}, mean of {len(rows)} (thin: each)")
+        _band(below, step, accuracy, colour, "95 % interval" if group == 0 else None)
+    below.axhline(summary["chance"], color="0.3", linestyle="--", label=f"chance, {summary['chance']:.2f}")
+    below.set(xlabel="optimizer steps", ylabel="test accuracy\n(share of images)", ylim=(0, 1))
+    below.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    below.legend(loc="best", fontsize="small")
+    for axes in (above, below):
+        axes.grid(alpha=0.25)
+    return figure
+
+
+def _band(axes, step, interval, colour, label="95 % interval") -> None:
+    if not np.isnan(interval.low).all():
+        axes.fill_between(step, interval.low, interval.high, color=colour, alpha=0.25, linewidth=0, label=label)
+
+
+def _title(config: dict, trajectory) -> str:
+    data, optimizer = config["data"], config["optimizer"]
+    classes = f" ({' / '.join(data['classes'])})" if 0 < len(data["classes"]) <= 3 else ""
+    shuffled = ", shuffled labels" if data["shuffle_labels"] else ""
+    return (
+        f"Adversarial directions of independently trained networks: {' and '.join(config['models'])}\n"
+        f"{data['name']}{classes}{shuffled}, {trajectory.num_examples} test images; "
+        f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, batch size {config['batch_size']}"
+    )

@@ -1,0 +1,150 @@
+"""What an experiment's config may hold, checked before anything runs."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jtrans import models, training
+from jtrans.errors import InputError
+
+
+class Field(NamedTuple):
+    """A config field: its default, a test of its value, and in words what passes the test."""
+
+    default: Any
+    accepts: Callable[[Any], bool]
+    takes: str
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_tuple(value: Any, each: Callable[[Any], bool], lengths: range = range(1, 10**6)) -> bool:
+    """A tuple of such a length whose values all pass."""
+    return isinstance(value, tuple) and len(value) in lengths and all(map(each, value))
+
+
+def whole(default: int, least: int = 1) -> Field:
+    """A whole number, `least` or more."""
+    return Field(default, lambda v: type(v) is int and v >= least, f"a whole number, {least} or more")
+
+
+def one_of(default: str, names: Iterable[str]) -> Field:
+    """One of the names."""
+    names = tuple(names)
+    return Field(default, lambda v: v in names, f"one of {', '.join(names)}")
+
+
+def yes_no(default: bool) -> Field:
+    """True or False."""
+    return Field(default, lambda v: isinstance(v, bool), "True or False")
+
+
+def widths(default: tuple[int, ...]) -> Field:
+    """Hidden widths of a fully-connected network."""
+    return Field(
+        default,
+        lambda v: is_tuple(v, lambda w: type(w) is int and w > 0),
+        "a tuple of whole numbers, 1 or more, as (256, 128)",
+    )
+
+
+EARLY: Mapping[str, Field] = {
+    "seed": Field(0, lambda v: type(v) is int and 0 <= v < 2**32, "a whole number from 0 to 2**32 - 1"),
+    # One architecture: every pair of its networks is measured. Two: the pairs across.
+    "models": Field(
+        ("mlp_deep",),
+        lambda v: is_tuple(v, lambda name: name in models.WIDTHS, range(1, 3)),
+        f"one or two of {', '.join(models.WIDTHS)}, as a tuple",
+    ),
+    **{f"widths.{name}": widths(default) for name, default in models.WIDTHS.items()},
+    "initializer": one_of("pytorch", models.INITIALIZERS),
+    "num_networks": whole(16),  # of each architecture
+    "num_steps": whole(50),
+    "measure_every": whole(1),
+    "num_examples": whole(200),  # test images measured
+    "batch_size": whole(128),
+    "optimizer.name": one_of("adam", training.OPTIMIZERS),
+    "optimizer.learning_rate": Field(1e-3, lambda v: is_number(v) and v > 0, "a number above 0"),
+    "data.name": Field(
+        "digits", lambda v: isinstance(v, str) and v != "", "digits, noise, folder or the name of a TFDS image set"
+    ),
+    "data.dir": Field("", lambda v: isinstance(v, str), "a directory, or '' for the default"),
+    "data.classes": Field(
+        (), lambda v: is_tuple(v, lambda c: isinstance(c, str), range(10**6)), "a tuple of class names, or () for all"
+    ),
+    "data.image_size": whole(32),
+    # What the networks see of a black and of a white pixel.
+    "data.pixel_range": Field(
+        (0.0, 1.0),
+        lambda v: is_tuple(v, is_number, range(2, 3)) and v[0] < v[1],
+        "two numbers, the smaller first, as (0.0, 1.0)",
+    ),
+    "data.shuffle_labels": yes_no(False),
+    "keep_examples": yes_no(False),  # the angle of each image, in trajectory.npz
+    "save_networks": yes_no(False),  # the trained networks, as an Orbax checkpoint
+}
+
+
+def early() -> ConfigDict:
+    """The config of `experiments/early.py` with every field at its default."""
+    config = ConfigDict()
+    for name, field in EARLY.items():
+        *sections, last = name.split(".")
+        inner = config
+        for section in sections:
+            if section not in inner:
+                inner[section] = ConfigDict()
+            inner = inner[section]
+        inner[last] = field.default
+    return config
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The config's fields by dotted name."""
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
+def check(config: ConfigDict, table: Mapping[str, Field]) -> None:
+    """Nothing, if the config has exactly the fields of the table and each passes its test.
+
+    Raises:
+      InputError: names the first field that does not.
+    """
+    fields = flat(config)
+    for name in sorted(fields.keys() - table.keys()):
+        raise unknown_field(name, table)
+    for name, field in table.items():
+        if name not in fields:
+            raise InputError(f"{name}: missing from the config; it takes {field.takes}")
+        if not field.accepts(fields[name]):
+            raise InputError(f"{name}: got {fields[name]!r}; it takes {field.takes}")
+
+
+def check_early(config: ConfigDict) -> None:
+    """Nothing, if `experiments/early.py` can run the config.
+
+    Raises:
+      InputError: names the first field that is wrong.
+    """
+    check(config, EARLY)
+    if len(config.models) == 1 and config.num_networks < 2:
+        raise InputError("num_networks: got 1; pairs of one architecture take 2 networks or more")
+
+
+def unknown_field(name: str, known: Iterable[str]) -> InputError:
+    """The error for a field that no config has, with the nearest that it has."""
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}"
+    return InputError(f"{name}: unknown config field; {hint}")

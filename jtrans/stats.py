@@ -1,0 +1,117 @@
+"""Means with confidence intervals over seeds, and the law of the angle between random directions."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import scipy.integrate
+import scipy.stats
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % confidence interval; `low` and `high` are NaN where there is too little to tell."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def _student(mean: np.ndarray, standard_error: np.ndarray, freedom: int) -> Interval:
+    if freedom < 1:
+        return Interval(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
+    reach = scipy.stats.t.ppf(0.975, freedom) * standard_error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def mean_ci(values: np.ndarray, axis: int = 0) -> Interval:
+    """The mean of independent values and its 95 % interval by Student's t.
+
+    Args:
+      values: any shape; independent along `axis`.
+      axis: the axis of the seeds.
+
+    Returns:
+      Interval of arrays without that axis; no interval (NaN) for a single value.
+    """
+    values = np.asarray(values, np.float64)
+    n = values.shape[axis]
+    mean = values.mean(axis)
+    if n < 2:
+        return _student(mean, mean, 0)
+    return _student(mean, values.std(axis, ddof=1) / np.sqrt(n), n - 1)
+
+
+def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Interval:
+    """The mean over pairs of networks and its 95 % interval by a jackknife over networks.
+
+    Two pairs that share a network are not independent, so the interval must not treat pairs as samples. Leaving out
+    one network at a time (with all its pairs) does not: for the networks of each architecture g,
+    `variance += (n_g - 1) / n_g * sum_i (mean without i - mean of those)^2`. Efron and Stein (1981); Arvesen (1969) for
+    averages over pairs.
+
+    Args:
+      values: `[P, ...]`, one row a pair; NaN entries are left out.
+      pair: `[P, 2]`, the two networks of each.
+      model: `[M]`, the architecture of each network.
+
+    Returns:
+      Interval of arrays `[...]`; no interval (NaN) where leaving out some network leaves no pair.
+    """
+    values, model = np.asarray(values, np.float64), np.asarray(model)
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+    variance, freedom = np.zeros(values.shape[1:]), 0
+    with np.errstate(invalid="ignore"):  # 0 / 0, where nothing is left, is the NaN that is meant
+        mean = filled.sum(0) / known.sum(0)
+        for architecture in np.unique(model):
+            members = np.flatnonzero(model == architecture)
+            without = [(pair != i).all(axis=1) for i in members]
+            means = np.stack([filled[keep].sum(0) / known[keep].sum(0) for keep in without])
+            variance += (len(members) - 1) * means.var(axis=0)
+            freedom += len(members) - 1
+    return _student(mean, np.sqrt(variance), freedom)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomAngle:
+    """The folded angle between two independent, uniformly random directions in `dimension` dimensions, in degrees.
+
+    The squared cosine follows Beta(1/2, (dimension - 1) / 2); everything here but the last two methods, which are the
+    approximations of BenShmuel (2022), Appendix A, follows from that exactly.
+    """
+
+    dimension: int
+
+    def cdf(self, angle: np.ndarray | float) -> np.ndarray:
+        """The probability of an angle of at most `angle` degrees, for angles in [0, 90]."""
+        cosine = np.cos(np.deg2rad(angle))
+        return scipy.stats.beta.sf(cosine**2, 0.5, (self.dimension - 1) / 2)
+
+    def quantile(self, probability: np.ndarray | float) -> np.ndarray:
+        """The angle that a random pair falls below with the given probability, in degrees."""
+        squared = scipy.stats.beta.isf(probability, 0.5, (self.dimension - 1) / 2)
+        return np.rad2deg(np.arccos(np.sqrt(squared)))
+
+    def mean(self) -> float:
+        """The mean angle, in degrees: 89.18 for the 3,072 dimensions of a CIFAR image."""
+        return scipy.integrate.quad(self.quantile, 0, 1)[0]
+
+    def typical(self) -> float:
+        """The paper's typical angle, `arccos(1 / sqrt(dimension))`, from the mean of the squared cosine (Table 3)."""
+        return float(np.rad2deg(np.arccos(1 / np.sqrt(self.dimension))))
+
+    def markov_bound(self, angle: np.ndarray | float) -> np.ndarray:
+        """The paper's upper bound on `cdf`: `1 / k^2` at `arccos(k / sqrt(dimension))` (Table 4), at most 1."""
+        squared = self.dimension * np.cos(np.deg2rad(angle)) ** 2
+        return 1 / np.maximum(squared, 1.0)
+
+
+def random_angle(dimension: int) -> RandomAngle:
+    """The exact law of the folded angle between two random directions.
+
+    Raises:
+      ValueError: fewer than 2 dimensions, where all directions are parallel.
+    """
+    if dimension < 2:
+        raise ValueError(f"dimension: got {dimension}; it takes 2 or more")
+    return RandomAngle(dimension)

@@ -1,0 +1,57 @@
+"""One network: its optimizer, the order of its batches, one train step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jtrans.models import Model, Variables
+
+# With PyTorch's default settings, which differ from optax's for RMSprop: its decay of 0.9 makes the first step three
+# times smaller, and its epsilon stands inside the square root.
+OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "rmsprop": lambda rate: optax.rmsprop(rate, decay=0.99, eps=1e-8, eps_in_sqrt=False),
+    "sgd": optax.sgd,
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+}
+
+
+class Network(NamedTuple):
+    """A network in training: its variables and its optimizer's state, pytrees of arrays."""
+
+    variables: Variables
+    optimizer_state: Any
+
+
+def initialize(model: Model, optimizer: optax.GradientTransformation, key: jax.Array) -> Network:
+    """A network before training."""
+    variables = model.init(key)
+    return Network(variables, optimizer.init(variables))
+
+
+def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
+    """The order `[num_examples]` in which a network goes through its training images in the given epoch."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+
+
+def pixels(images: jax.Array) -> jax.Array:
+    """uint8 images as floats in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def mean_loss(model: Model, variables: Variables, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """The mean negative log-likelihood, in nats."""
+    logits = model.apply(variables, pixels(images))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def train_step(
+    model: Model, optimizer: optax.GradientTransformation, network: Network, images: jax.Array, labels: jax.Array
+) -> Network:
+    """The network after one optimizer step on one batch (images uint8 `[B, H, W, C]`, labels `[B]`)."""
+    gradient = jax.grad(mean_loss, argnums=1)(model, network.variables, images, labels)
+    updates, state = optimizer.update(gradient, network.optimizer_state, network.variables)
+    return Network(optax.apply_updates(network.variables, updates), state)

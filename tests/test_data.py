@@ -1,0 +1,205 @@
+import io
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+import sklearn.datasets
+
+from jtrans import data
+from jtrans.errors import InputError
+
+KEY = jax.random.key(0)
+
+
+def write_image(path, colour, size=(8, 6), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new(mode, size, colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of plain-coloured PNGs: red 100 + i for cats, blue 100 + i for dogs."""
+    for part, count in (("train", 10), ("test", 4)):
+        for i in range(count):
+            write_image(tmp_path / part / "cat" / f"{i}.png", (100 + i, 0, 0))
+            write_image(tmp_path / part / "dog" / f"{i}.png", (0, 0, 100 + i))
+    return tmp_path
+
+
+def test_digits_are_scikit_learns_with_a_fixed_share_held_out():
+    got = data.load("digits", KEY, image_size=8)
+    assert got.class_names == tuple("0123456789")
+    assert got.train.images.shape[1:] == (8, 8, 1)
+    assert got.train.images.dtype == np.uint8
+    everything = np.concatenate([got.train.images, got.test.images])
+    want = np.round(sklearn.datasets.load_digits().images * 255 / 16).astype(np.uint8)
+    assert sorted(map(bytes, everything)) == sorted(map(bytes, want))  # each image once: none in both, none lost
+    assert len(got.test.labels) == pytest.approx(len(want) / 5, rel=0.02)
+    assert "1/5" in got.origin
+    again = data.load("digits", jax.random.key(1), image_size=8)
+    np.testing.assert_array_equal(got.test.images, again.test.images)  # whatever the seed
+
+
+def test_classes_are_numbered_in_the_order_given():
+    got = data.load("digits", KEY, classes=("7", "3"), image_size=8)
+    everything = sklearn.datasets.load_digits()
+    sevens = {bytes(np.round(i * 255 / 16).astype(np.uint8)) for i in everything.images[everything.target == 7]}
+    assert {bytes(image) in sevens for image in got.train.images[got.train.labels == 0]} == {True}
+    assert {bytes(image) in sevens for image in got.train.images[got.train.labels == 1]} == {False}
+
+
+def test_noise_is_uniform_balanced_and_drawn_from_its_key():
+    got, again, other = (data.load("noise", key, image_size=8) for key in (KEY, KEY, jax.random.key(1)))
+    assert got.class_names == ("a", "b")
+    assert np.bincount(got.train.labels).tolist() == [5000, 5000]
+    assert np.bincount(got.train.images.ravel(), minlength=256).std() < 5 * np.sqrt(got.train.images.size / 256)
+    np.testing.assert_array_equal(got.train.images, again.train.images)
+    assert (got.train.images != other.train.images).mean() > 0.99
+    assert data.load("noise", KEY, classes=("x", "y", "z"), image_size=4).class_names == ("x", "y", "z")
+
+
+def test_shuffled_labels_keep_the_images_and_the_counts():
+    plain, shuffled = (data.load("digits", KEY, image_size=8, shuffle_labels=s) for s in (False, True))
+    for a, b in ((plain.train, shuffled.train), (plain.test, shuffled.test)):
+        np.testing.assert_array_equal(a.images, b.images)
+        assert np.bincount(a.labels).tolist() == np.bincount(b.labels).tolist()
+        assert (a.labels == b.labels).mean() == pytest.approx(0.1, abs=0.06)
+
+
+def test_a_folder_is_read_by_class_and_split(folder):
+    got = data.load("folder", KEY, directory=str(folder), image_size=6)
+    assert got.class_names == ("cat", "dog")
+    assert got.train.images.shape == (20, 6, 6, 3)
+    assert set(got.train.images[got.train.labels == 0][:, 0, 0, 0].tolist()) == set(range(100, 110))
+    assert not got.train.images[got.train.labels == 1][..., 0].any()
+    assert len(got.test.labels) == 8
+    assert got.origin == "the split 'test'"
+
+
+def test_a_folder_without_splits_holds_out_a_fixed_fifth_of_each_class(folder):
+    got = data.load("folder", KEY, directory=str(folder / "train"), image_size=6)
+    assert np.bincount(got.train.labels).tolist() == [8, 8]
+    assert np.bincount(got.test.labels).tolist() == [2, 2]
+    held, kept = (set(map(bytes, split.images)) for split in (got.test, got.train))
+    assert len(held | kept) == 20
+
+
+def test_images_are_scaled_to_cover_the_square_and_cropped_at_the_centre(tmp_path):
+    stripes = np.zeros((4, 12, 3), np.uint8)
+    stripes[:, 4:8] = 255  # white in the middle third, which is the centre square
+    for c in ("a", "b"):
+        for i in range(5):
+            (tmp_path / c).mkdir(exist_ok=True)
+            PIL.Image.fromarray(stripes).save(tmp_path / c / f"{i}.png")
+    got = data.load("folder", KEY, directory=str(tmp_path), image_size=4)
+    assert (got.train.images == 255).all()
+
+
+def test_decoded_images_are_cached_and_read_again_only_when_they_change(folder, monkeypatch):
+    first = data.load("folder", KEY, directory=str(folder), image_size=6)
+    opened = []
+    original = PIL.Image.open
+    monkeypatch.setattr(PIL.Image, "open", lambda source: opened.append(source) or original(source))
+    again = data.load("folder", KEY, directory=str(folder), image_size=6)
+    np.testing.assert_array_equal(first.train.images, again.train.images)
+    assert not opened
+    write_image(folder / "train" / "cat" / "new.png", (7, 0, 0))
+    assert len(data.load("folder", KEY, directory=str(folder), image_size=6).train.labels) == 21
+    assert opened
+
+
+def test_a_damaged_cache_is_made_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("JTRANS_CACHE", str(tmp_path / "cache"))
+    first = data.load("folder", KEY, directory=str(folder), image_size=6)
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    again = data.load("folder", KEY, directory=str(folder), image_size=6)
+    np.testing.assert_array_equal(first.train.images, again.train.images)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_only_the_chosen_classes_are_decoded(folder):
+    write_image(folder / "train" / "eel" / "0.png", (1, 1, 1))
+    write_image(folder / "test" / "eel" / "0.png", (1, 1, 1))
+    (folder / "train" / "eel" / "1.png").write_bytes(b"no image")
+    assert len(data.load("folder", KEY, directory=str(folder), classes=("cat", "dog")).train.labels) == 20
+    with pytest.raises(InputError, match=r"eel/1\.png of train does not decode"):
+        data.load("folder", KEY, directory=str(folder), classes=("cat", "eel"))
+
+
+def test_a_truncated_image_is_named(folder):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    (folder / "train" / "dog" / "broken.jpeg").write_bytes(buffer.getvalue()[:400])
+    with pytest.raises(InputError, match=r"dog/broken\.jpeg of train does not decode"):
+        data.load("folder", KEY, directory=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("digits", {"classes": ("3", "eleven")}, "unknown class 'eleven'; the classes are 0, 1"),
+        ("digits", {"classes": ("3",)}, "got only 3; a classifier takes two"),
+        ("digits", {"classes": ("3", "3")}, "each class may be named once"),
+        ("folder", {"directory": "nowhere"}, "no directory 'nowhere'"),
+        ("folder", {}, "no directory ''"),
+        ("cifar10", {"directory": "nowhere"}, "no directory 'nowhere'"),
+        ("cifar99", {}, "'cifar99' is neither digits, noise or folder"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(name, options, message):
+    with pytest.raises(InputError, match=message):
+        data.load(name, KEY, **options)
+
+
+def test_an_empty_folder_and_an_empty_class_are_named(tmp_path):
+    with pytest.raises(InputError, match="no class folder"):
+        data.load("folder", KEY, directory=str(tmp_path))
+    write_image(tmp_path / "cat" / "0.png", 0, mode="L")
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(InputError, match="class 'dog' has no image in train"):
+        data.load("folder", KEY, directory=str(tmp_path))
+
+
+def test_a_set_that_is_absent_asks_for_tensorflow_where_there_is_none(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    if data.importlib.util.find_spec("tensorflow"):
+        pytest.skip("TensorFlow is here")
+    with pytest.raises(InputError, match=r"'stl10' is not in .* needs TensorFlow; install jtrans\[prepare\]"):
+        data.load("stl10", KEY, directory=str(tmp_path))
+
+
+def test_balanced_takes_the_classes_in_turn():
+    labels = np.array([0, 0, 0, 1, 2, 2, 1], np.int32)
+    split = data.Split(np.arange(7, dtype=np.uint8)[:, None, None, None], labels)
+    assert data.balanced(split, 6).labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert data.balanced(split, 4).images.ravel().tolist() == [0, 3, 4, 1]
+    with pytest.raises(InputError, match=r"num_examples: got 7; .* are 6, "):
+        data.balanced(split, 7)
+
+
+def test_prepared_tfds_sets_are_read_by_name_or_directory_without_tensorflow(shared_data):
+    tfds_dir = shared_data / "tfds"
+    named = data.load("tiny_imagenet22", KEY, directory=str(tfds_dir), image_size=16)
+    path = next((tfds_dir / "tiny_imagenet22").iterdir())
+    direct = data.load("tiny_imagenet22", KEY, directory=str(path), image_size=16)
+    assert len(named.class_names) == 22
+    assert named.origin == "the split 'validation'"
+    assert np.bincount(named.train.labels).tolist() == [500] * 22
+    np.testing.assert_array_equal(named.test.images, direct.test.images)
+    with pytest.raises(InputError, match="holds 'tiny_imagenet22'; name that"):
+        data.load("cifar10", KEY, directory=str(path))
+
+
+@pytest.mark.slow
+def test_chosen_classes_of_a_prepared_set_are_those_of_a_full_decode(shared_data):
+    import tensorflow_datasets as tfds
+
+    tfds_dir = shared_data / "tfds"
+    got = data.load("cifar10", KEY, directory=str(tfds_dir), classes=("cat", "dog"))
+    assert got.train.images.shape == (10_000, 32, 32, 3)
+    builder = tfds.builder_from_directory(next((tfds_dir / "cifar10").iterdir()))
+    rows = [row for row in builder.as_data_source("test") if row["label"] in (3, 5)]
+    np.testing.assert_array_equal(got.test.images, np.stack([row["image"] for row in rows]))
+    np.testing.assert_array_equal(got.test.labels, [row["label"] == 5 for row in rows])

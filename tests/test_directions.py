@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jtrans import directions
+
+
+def test_normalize_gives_unit_vectors_at_any_scale():
+    rng = np.random.default_rng(0)
+    v = rng.normal(size=(5, 4, 3))
+    scaled = v * np.array([1e-36, 1e-20, 1.0, 1e20, 1e36])[:, None, None]
+    want = v.reshape(5, 12) / np.linalg.norm(v.reshape(5, 12), axis=1, keepdims=True)
+    np.testing.assert_allclose(directions.normalize(jnp.array(scaled, jnp.float32)), want, atol=1e-6)
+
+
+def test_normalize_gives_nan_where_there_is_no_direction():
+    v = jnp.array([[0.0, 0.0], [1.0, jnp.nan], [1.0, jnp.inf], [1.0, 0.0]])
+    assert np.isnan(directions.normalize(v)).any(axis=1).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+def test_loss_gradient_is_the_direction_of_the_cross_entropy_gradient(num_classes):
+    rng = np.random.default_rng(num_classes)
+    w, x = rng.normal(size=(num_classes, 12)), rng.normal(size=(6, 2, 6))
+    y = rng.integers(num_classes, size=6)
+    logits = x.reshape(6, 12) @ w.T
+    probability = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    want = (probability - np.eye(num_classes)[y]) @ w
+
+    f = lambda x: x.reshape(len(x), -1) @ jnp.array(w, jnp.float32).T
+    got = directions.loss_gradient(f, jnp.array(x, jnp.float32), y)
+    assert got.shape == x.shape
+    want /= np.linalg.norm(want, axis=1, keepdims=True)
+    np.testing.assert_allclose(directions.normalize(got), want, atol=1e-5)
+
+
+def test_loss_gradient_keeps_its_direction_for_a_confident_network():
+    """Three classes and margins at which the float32 softmax of the label rounds to exactly 1."""
+    w = np.array([[30.0, 0.0, 1.0], [-1.0, 2.0, 0.5], [-3.0, -1.0, 2.0]])
+    x, y = np.array([[2.0, 0.3, -0.2]]), np.array([0])
+    logits = x @ w.T
+    others = np.exp(logits[:, 1:] - logits[:, 1:].max())
+    want = (others / others.sum()) @ w[1:] - w[0]
+    f = lambda x: x @ jnp.array(w, jnp.float32).T
+    want /= np.linalg.norm(want)
+    textbook = jax.grad(lambda x: -jax.nn.log_softmax(f(x))[0, 0])(jnp.array(x, jnp.float32))
+    assert (directions.normalize(textbook) @ want.T).item() < 0.5  # more than 60 degrees off
+    got = directions.normalize(directions.loss_gradient(f, jnp.array(x, jnp.float32), y))
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_loss_gradient_can_be_differentiated_and_vmapped_over_networks():
+    x, y = jax.random.normal(jax.random.key(0), (4, 5)), jnp.array([0, 1, 1, 0])
+
+    def penalty(w):
+        return jnp.sum(directions.loss_gradient(lambda x: jnp.tanh(x @ w), x, y) ** 2)
+
+    w = jax.random.normal(jax.random.key(1), (3, 5, 2))
+    gradients = jax.jit(jax.vmap(jax.grad(penalty)))(w)
+    step = 1e-2 * gradients[0] / jnp.linalg.norm(gradients[0])
+    difference = penalty(w[0] + step) - penalty(w[0] - step)
+    np.testing.assert_allclose(difference, 2 * jnp.sum(gradients[0] * step), rtol=1e-2)
+
+
+def test_one_class_has_no_cross_entropy():
+    with pytest.raises(ValueError, match="2 or more"):
+        directions.loss_gradient(lambda x: x[:, :1], jnp.ones((3, 4)), jnp.zeros(3, int))

@@ -1,0 +1,314 @@
+"""The main job as a user runs it, in this process where that is enough."""
+
+import csv
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import early
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import ROOT
+
+from jtrans import cli, findings, plots, results, stats
+
+SMALL = [
+    "--config.num_networks=3",
+    "--config.num_steps=4",
+    "--config.num_examples=40",
+    "--config.data.image_size=8",
+    "--config.widths.mlp_deep=(32, 16)",
+    "--config.widths.mlp_shallow=(32,)",
+]
+DIGITS = ROOT / "configs" / "digits.py"
+
+
+def run(workdir, *arguments, config=DIGITS):
+    sys.modules.pop("config_config", None)  # what the last config file was loaded as
+    return cli.run(early.main, ["early.py", f"--config={config}", f"--workdir={workdir}", *arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    assert run(workdir, *SMALL) == 0
+    return workdir
+
+
+def test_a_run_leaves_the_files_that_the_readme_names(finished):
+    names = {"config.json", "trajectory.npz", "trajectory.csv", "summary.json", "figure.png", "figure.svg"}
+    assert {path.name for path in finished.iterdir()} == names
+    with np.load(finished / "trajectory.npz") as arrays:
+        shapes = {name: arrays[name].shape for name in arrays.files}
+    assert shapes == {
+        "step": (5,),
+        "pair": (3, 2),
+        "angle": (3, 5),
+        "accuracy": (3, 5),
+        "loss": (3, 5),
+        "model": (3,),
+        "undirected": (3, 5),
+        "num_examples": (),
+    }
+    assert PIL.Image.open(finished / "figure.png").size[0] > 900
+    xml.etree.ElementTree.parse(finished / "figure.svg")
+
+
+def test_the_table_holds_the_means_and_intervals_of_the_arrays(finished):
+    _, trajectory, _ = results.read(finished)
+    rows = list(csv.DictReader((finished / "trajectory.csv").open()))
+    interval = stats.pair_mean_ci(trajectory.angle, trajectory.pair, trajectory.model)
+    for t, row in enumerate(rows):
+        assert int(row["step"]) == t
+        assert float(row["angle"]) == pytest.approx(trajectory.angle[:, t].mean())
+        assert float(row["angle_low"]) == interval.low[t] <= float(row["angle"]) <= float(row["angle_high"])
+        assert float(row["accuracy_2"]) == trajectory.accuracy[2, t]
+
+
+def test_the_summary_says_what_was_found_and_with_what(finished):
+    config, trajectory, summary = results.read(finished)
+    assert config["num_networks"] == 3
+    angle = trajectory.angle.mean(0)
+    assert summary["random"]["dimension"] == 64
+    assert summary["random"]["mean_angle"] == stats.random_angle(64).mean()
+    assert summary["before_training"]["angle"]["mean"] == pytest.approx(angle[0])
+    assert summary["lowest"]["step"] == angle.argmin()
+    assert summary["undirected"] == 0
+    assert summary["directions"] == 3 * 5 * 40
+    assert set(summary["versions"]) >= {"jax", "flax", "numpy"}
+    assert set(summary) >= {"devices", "seconds", "git_commit", "batch_overlap"}
+
+
+def test_the_figure_can_be_read_without_the_paper(finished):
+    above, below = plots.early(finished).axes
+    assert "degrees" in above.get_ylabel()
+    assert below.get_xlabel() == "optimizer steps"
+    assert "accuracy" in below.get_ylabel()
+    labels = [text.get_text() for text in above.get_legend().get_texts()]
+    assert labels == ["mean of 3 pairs", "95 % interval", "random directions, mean", "random directions, 1% quantile"]
+    assert "adam" in above.get_title()
+
+
+def test_a_single_pair_has_no_interval_in_any_file(tmp_path):
+    assert run(tmp_path, *SMALL, "--config.num_networks=2") == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["before_training"]["angle"]["low"] is None
+    labels = [text.get_text() for text in plots.early(tmp_path).axes[0].get_legend().get_texts()]
+    assert "95 % interval" not in labels
+    assert labels[0] == "mean of 1 pair"
+
+
+def test_a_run_again_gives_the_same_bytes(finished, tmp_path):
+    assert run(tmp_path, *SMALL) == 0
+    assert (tmp_path / "trajectory.npz").read_bytes() == (finished / "trajectory.npz").read_bytes()
+    assert run(tmp_path, *SMALL) == 0
+
+
+def test_two_architectures_kept_examples_and_saved_networks(tmp_path):
+    from orbax.checkpoint import v1 as ocp
+
+    models = "--config.models=('mlp_shallow', 'mlp_deep')"
+    assert run(tmp_path, *SMALL, models, "--config.keep_examples", "--config.save_networks") == 0
+    _, trajectory, _ = results.read(tmp_path)
+    assert trajectory.angle_examples.shape == (9, 5, 40)
+    np.testing.assert_allclose(trajectory.angle_examples.mean(-1, dtype=np.float64), trajectory.angle)
+    saved = ocp.load(tmp_path / "networks")
+    assert saved["0"]["params"]["Dense_0"]["Dense_0"]["kernel"].shape == (3, 64, 32)
+    labels = [text.get_text() for text in plots.early(tmp_path).axes[1].get_legend().get_texts()]
+    assert labels[0].startswith("mlp_shallow, mean of 3")
+
+
+@pytest.mark.parametrize("name", ["noise", "digits"])
+def test_data_without_meaning_runs(tmp_path, name):
+    assert run(tmp_path, *SMALL, f"--config.data.name={name}", "--config.data.shuffle_labels") == 0
+
+
+def test_what_was_found_is_said_in_words(capsys, tmp_path):
+    assert run(tmp_path, *SMALL) == 0
+    text = capsys.readouterr().out
+    assert "step 0: angle" in text  # a line, since there is no terminal
+    assert "before training" in text
+    assert "random pairs fall below" in text
+    assert "arly transferability" in text
+
+
+def moments(angle, accuracy, classes=2):
+    from jtrans.population import Trajectory
+
+    angle, accuracy = np.array(angle), np.array(accuracy)
+    steps = len(angle)
+    trajectory = Trajectory(
+        np.arange(steps),
+        np.array([[0, 1]]),
+        angle[None],
+        np.stack([accuracy, accuracy]),
+        np.ones((2, steps)),
+        np.zeros(2, int),
+        np.zeros((2, steps), int),
+        np.array(10),
+    )
+    return findings.summarize(trajectory, 3072, classes)
+
+
+def test_the_findings_follow_their_rules():
+    found = moments([89, 88, 87, 60, 50, 40], [0.5, 0.52, 0.5, 0.54, 0.7, 0.5])
+    assert found["first_below_random"]["step"] == 2
+    assert found["lowest_at_chance"]["step"] == 3  # step 5 is at chance again, after it was left
+    assert found["lowest"]["step"] == 5
+    assert found["early_transferability"]
+    never = moments([89, 89, 60], [0.5, 0.6, 0.9])
+    assert never["lowest_at_chance"]["step"] in (0, 1)
+    assert not never["early_transferability"]
+    assert "No early transferability" in findings.describe(never)
+    assert moments([89, 89], [0.5, 0.5])["first_below_random"] is None
+    assert "never" in findings.describe(moments([89, 89], [0.5, 0.5]))
+    assert "Early transferability" in findings.describe(found)
+
+
+def test_a_random_start_off_chance_is_not_learning():
+    """Ten networks may begin at an accuracy above chance by luck; the steps after that still count."""
+    assert moments([89, 60, 50], [0.6, 0.5, 0.5])["lowest_at_chance"]["step"] == 2
+
+
+def bad_config(tmp_path, text, name="bad.py"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def changed(**fields):
+    """A config file whose fields, of any type, are the defaults but for those given (None: left out)."""
+    return f"""
+from ml_collections import ConfigDict
+from jtrans import settings
+
+def get_config():
+    fields = {{**settings.early().to_dict(), **{fields!r}}}
+    return ConfigDict({{name: value for name, value in fields.items() if value is not None}})
+"""
+
+
+FLAGS = [
+    ("--config.models=('mlp_dep',)", "models: got ('mlp_dep',); it takes one or two of mlp_shallow, mlp_deep"),
+    ("--config.models=('mlp_deep', 'mlp_deep', 'mlp_deep')", "one or two of"),
+    ("--config.data.classes=('3',)", "data.classes: got only 3"),
+    ("--config.data.classes=('3', 'three')", "data.classes: unknown class 'three'"),
+    ("--config.num_steps=-5", "num_steps: got -5; it takes a whole number, 1 or more"),
+    ("--config.num_steps=ten", "config.num_steps"),
+    ("--config.num_networks=1", "num_networks: got 1; pairs"),
+    ("--config.batch_size=5000", "batch_size: got 5000; the training images are 1442"),
+    ("--config.num_examples=5000", "num_examples: got 5000"),
+    ("--config.measure_every=0", "measure_every: got 0"),
+    ("--config.optimizer.name=adamw", "optimizer.name: got 'adamw'; it takes one of adam, rmsprop, sgd, momentum"),
+    ("--config.optimizer.learning_rate=-1", "optimizer.learning_rate: got -1.0; it takes a number above 0"),
+    ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate: got nan"),
+    ("--config.initializer=xavier", "initializer: got 'xavier'; it takes one of pytorch, flax"),
+    ("--config.widths.mlp_deep=(0,)", "widths.mlp_deep: got (0,)"),
+    ("--config.data.image_size=0", "data.image_size: got 0"),
+    ("--config.data.pixel_range=(1, 0)", "data.pixel_range: got (1, 0)"),
+    ("--config.data.name=folder", "data.dir: no directory ''"),
+    ("--config.data.name=cifar11", "data.name: 'cifar11' is neither"),
+    ("--config.data.dir=nowhere --config.data.name=cifar10", "data.dir: no directory 'nowhere'"),
+    ("--config.num_setps=3", "num_setps: unknown config field; did you mean num_steps?"),
+    ("--config.optimiser.name=sgd", "optimiser.name: unknown config field; did you mean optimizer.name?"),
+    ("--config.seed=-1", "seed: got -1"),
+    ("--worksdir=x", "worksdir"),
+    ("extra", "argument 'extra'"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), FLAGS, ids=[flags for flags, _ in FLAGS])
+def test_a_bad_setting_is_one_line_and_status_2(tmp_path, capsys, flags, message):
+    flags = flags.split(" --")
+    assert run(tmp_path / "run", flags[0], *(f"--{flag}" for flag in flags[1:])) == 2
+    assert_one_line(capsys, message)
+
+
+def assert_one_line(capsys, message):
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("early.py: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+CONFIGS = [
+    ("def get_config(:\n", "does not load (SyntaxError"),
+    ("import nothing_of_that_name\n", "does not load (ModuleNotFoundError"),
+    ("x = 1\n", "does not load (AttributeError"),
+    ("def get_config():\n    return {'seed': 0}\n", "no ml_collections.ConfigDict"),
+    (changed(learning_rate=1), "learning_rate: unknown config field; did you mean optimizer.learning_rate?"),
+    (changed(seed=None), "seed: missing from the config"),
+    (changed(models="mlp_deep"), "models: got 'mlp_deep'; it takes one or two of"),
+    (changed(num_steps=2.5), "num_steps: got 2.5"),
+    (changed(keep_examples=1), "keep_examples: got 1; it takes True or False"),
+    (
+        "from jtrans import settings\ndef get_config():\n    config = settings.early()\n    config.seed = 'x'\n",
+        "field 'seed'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), CONFIGS, ids=[message for _, message in CONFIGS])
+def test_a_bad_config_file_is_one_line_and_status_2(tmp_path, capsys, text, message):
+    assert run(tmp_path / "run", config=bad_config(tmp_path, text)) == 2
+    assert_one_line(capsys, message)
+
+
+@pytest.mark.parametrize("config", ["nowhere.py", "", ".", str(ROOT / "README.md")])
+def test_a_config_that_is_no_python_file_is_named(tmp_path, capsys, config):
+    assert run(tmp_path / "run", config=config) == 2
+    assert_one_line(capsys, "is no Python file")
+
+
+def test_an_unknown_case_is_named(tmp_path, capsys):
+    assert run(tmp_path / "run", config=f"{ROOT / 'configs' / 'cases.py'}:99") == 2
+    assert_one_line(capsys, "no case '99'; the cases are 1, 2")
+
+
+def test_a_corrupt_image_is_named(tmp_path, capsys):
+    for c in ("cat", "dog"):
+        (tmp_path / "images" / c).mkdir(parents=True)
+        (tmp_path / "images" / c / "0.png").write_bytes(b"no image")
+    flags = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'images'}"]
+    assert run(tmp_path / "run", *flags) == 2
+    assert "error: data." in capsys.readouterr().err
+
+
+def test_a_workdir_of_another_config_is_refused_and_kept(finished, capsys):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    assert run(finished, *SMALL, "--config.seed=1", "--config.optimizer.name=sgd") == 2
+    assert_one_line(capsys, "optimizer.name (adam there, sgd here), seed (0 there, 1 here)")
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_a_workdir_that_cannot_be_used_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file") == 2
+    assert_one_line(capsys, "--workdir")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    assert run(tmp_path / "run") == 2
+    assert_one_line(capsys, "holds summary.json but no config.json")
+
+
+def test_the_command_line_itself():
+    """In a process of its own: status 2, one line, no traceback; and the help."""
+    script = [sys.executable, str(ROOT / "experiments" / "early.py")]
+    bad = subprocess.run([*script, f"--config={DIGITS}", "--config.num_steps=0"], capture_output=True, text=True)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == "early.py: error: num_steps: got 0; it takes a whole number, 1 or more\n"
+    assert subprocess.run(script, capture_output=True, text=True).returncode == 2
+    text = subprocess.run([*script, "--help"], capture_output=True, text=True).stdout
+    assert "--config.FIELD" in text
+    assert "adversarial directions" in text
+
+
+@pytest.mark.slow
+def test_every_case_runs_on_cifar10(shared_data, tmp_path):
+    for case in "12345":
+        size = ["--config.num_steps=1", "--config.num_networks=2", f"--config.data.dir={shared_data / 'tfds'}"]
+        assert run(tmp_path / case, *size, config=f"{ROOT / 'configs' / 'cases.py'}:{case}") == 0
+        _, trajectory, _ = results.read(tmp_path / case)
+        assert abs(trajectory.angle[:, 0].mean() - 89.2) < 1

@@ -1,0 +1,48 @@
+"""Data flows one way: a module imports only from those above it in this list."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+ORDER = [
+    "errors",
+    "data",
+    "models",
+    "training",
+    "directions",
+    "metrics",
+    "stats",
+    "population",
+    "findings",
+    "settings",
+    "results",
+    "plots",
+    "cli",
+]
+
+
+def imported(path):
+    """The jtrans modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "jtrans":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jtrans."):
+            yield node.module.removeprefix("jtrans.")
+        elif isinstance(node, ast.Import):
+            yield from (a.name.removeprefix("jtrans.") for a in node.names if a.name.startswith("jtrans"))
+
+
+def test_the_list_names_every_module():
+    assert {path.stem for path in (ROOT / "jtrans").glob("*.py")} - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_from_those_above_it(name):
+    above = set(ORDER[: ORDER.index(name)])
+    assert set(imported(ROOT / "jtrans" / f"{name}.py")) <= above
+
+
+@pytest.mark.parametrize("name", ["directions", "metrics"])
+def test_the_measures_know_functions_and_arrays_only(name):
+    assert set(imported(ROOT / "jtrans" / f"{name}.py")) <= {"directions", "metrics", "errors"}

@@ -1,0 +1,221 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jtrans import metrics, models, population, training
+from jtrans.data import Split
+
+SHAPE, CLASSES, BATCH = (4, 4, 1), 3, 8
+
+
+def images(count, seed):
+    rng = np.random.default_rng(seed)
+    return Split(
+        rng.integers(256, size=(count, *SHAPE), dtype=np.uint8), rng.integers(CLASSES, size=count, dtype=np.int32)
+    )
+
+
+TRAIN, TEST = images(40, 0), images(12, 1)
+
+
+def build(names, widths=(16, 8)):
+    return [models.build(name, SHAPE, CLASSES, widths=widths) for name in names]
+
+
+def run(seed=0, *, names=("mlp_deep",), num_networks=2, num_steps=7, measure_every=1, keys=None):
+    keys = keys or population.keys(seed)
+    built, optimizer = build(names), training.OPTIMIZERS["adam"](1e-2)
+    networks = population.initialize(built, optimizer, keys.init, num_networks)
+    steps = population.trajectory(
+        built,
+        optimizer,
+        networks,
+        keys.order,
+        TRAIN,
+        TEST,
+        batch_size=BATCH,
+        num_steps=num_steps,
+        measure_every=measure_every,
+    )
+    measured = [(step, jax.device_get(measurement)) for step, _, measurement in steps]
+    return population.collect(*zip(*measured, strict=True), len(built), keep_examples=True)
+
+
+def looped(seed, num_steps):
+    """Two networks one after the other in plain Python: no vmap, no jit, nothing of population.py but the keys."""
+    keys = population.keys(seed)
+    (model,), optimizer = build(["mlp_deep"]), training.OPTIMIZERS["adam"](1e-2)
+    order_keys, init_keys = (population.network_keys(key, 1, 2)[0] for key in (keys.order, keys.init))
+    gradients, accuracies, losses = [], [], []
+    for m in range(2):
+        variables = model.init(init_keys[m])
+        state = optimizer.init(variables)
+        history = []
+        for step in range(num_steps + 1):
+            x = jnp.array(TEST.images, jnp.float32) / 255
+            log_p = lambda x, variables=variables: jax.nn.log_softmax(model.apply(variables, x))
+            loss = lambda x, log_p=log_p: -log_p(x)[jnp.arange(len(TEST.labels)), TEST.labels]
+            history.append(
+                (
+                    jax.grad(lambda x, loss=loss: loss(x).sum())(x),
+                    (log_p(x).argmax(1) == TEST.labels).mean(),
+                    loss(x).mean(),
+                )
+            )
+            epoch, batch = divmod(step, len(TRAIN.labels) // BATCH)
+            order = jax.random.permutation(jax.random.fold_in(order_keys[m], epoch), len(TRAIN.labels))
+            chosen = order[batch * BATCH : (batch + 1) * BATCH]
+            batch_images, batch_labels = jnp.array(TRAIN.images[chosen], jnp.float32) / 255, TRAIN.labels[chosen]
+
+            def batch_loss(variables, x=batch_images, y=batch_labels):
+                return -jax.nn.log_softmax(model.apply(variables, x))[jnp.arange(BATCH), y].mean()
+
+            updates, state = optimizer.update(jax.grad(batch_loss)(variables), state)
+            variables = optax.apply_updates(variables, updates)
+        gradient, accuracy, loss = zip(*history, strict=True)
+        gradients.append(gradient)
+        accuracies.append(accuracy)
+        losses.append(loss)
+    angle = [metrics.angles(u, v).mean() for u, v in zip(*gradients, strict=True)]
+    return np.array(angle), np.array(accuracies), np.array(losses)
+
+
+def test_two_networks_equal_a_plain_loop():
+    angle, accuracy, loss = looped(seed=3, num_steps=7)
+    got = run(seed=3)
+    assert got.step.tolist() == list(range(8))
+    np.testing.assert_allclose(got.angle[0], angle, atol=0.02)
+    np.testing.assert_allclose(got.accuracy, accuracy, atol=1e-6)
+    np.testing.assert_allclose(got.loss, loss, rtol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
+    first, again, other = run(seed=0), run(seed=0), run(seed=1)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.allclose(first.angle, other.angle)
+
+
+def test_each_purpose_has_a_key_of_its_own():
+    keys, others = population.keys(0), population.keys(1)
+    base = run(keys=keys)
+    new_order = run(keys=keys._replace(order=others.order))
+    np.testing.assert_array_equal(base.angle[:, 0], new_order.angle[:, 0])
+    assert not np.allclose(base.angle[:, 1:], new_order.angle[:, 1:])
+    new_init = run(keys=keys._replace(init=others.init))
+    assert not np.allclose(base.angle[:, 0], new_init.angle[:, 0])
+
+
+def test_a_network_does_not_depend_on_how_many_there_are():
+    few, many = run(num_networks=2), run(num_networks=5)
+    np.testing.assert_allclose(few.loss, many.loss[:2], rtol=1e-4)
+    np.testing.assert_allclose(few.angle[0], many.angle[0], atol=0.02)  # pair (0, 1) is the first of both
+
+
+def test_measuring_less_often_measures_the_same():
+    every, third = run(), run(measure_every=3)
+    assert third.step.tolist() == [0, 3, 6, 7]
+    np.testing.assert_allclose(third.angle, every.angle[:, third.step], atol=1e-3)
+
+
+def test_two_architectures_give_the_pairs_across():
+    got = run(names=("mlp_shallow", "mlp_deep"), num_networks=3)
+    assert got.model.tolist() == [0, 0, 0, 1, 1, 1]
+    assert got.pair.tolist() == [[a, b] for a in range(3) for b in range(3, 6)]
+    assert got.angle.shape == (9, 8)
+    assert got.accuracy.shape == (6, 8)
+    # Two groups of one architecture are as independent as one group is.
+    assert not np.allclose(*run(names=("mlp_deep", "mlp_deep"), num_networks=1).loss)
+
+
+@pytest.mark.parametrize("names", [("mlp_deep",), ("mlp_deep", "mlp_deep")])
+def test_population_angles_agree_with_float64(names):
+    built = build(names)
+    optimizer = training.OPTIMIZERS["sgd"](0.1)
+    networks = population.initialize(built, optimizer, jax.random.key(0), 3)
+    # Pull one network towards another, so that the angles range from small to near 90 degrees.
+    nearer = lambda last, first: last.at[1].set(first[0] + 0.1 * last[1])
+    networks[-1] = jax.tree.map(nearer, networks[-1], networks[0])
+    got = population.measure(built, networks, jnp.array(TEST.images), jnp.array(TEST.labels))
+
+    gradients = []
+    x = jnp.array(TEST.images, jnp.float32) / 255
+    for model, group in zip(built, networks, strict=True):
+        for m in range(3):
+            variables = jax.tree.map(lambda leaf, m=m: leaf[m], group.variables)
+            loss = lambda x, model=model, variables=variables: (
+                -jnp.sum(jax.nn.log_softmax(model.apply(variables, x))[jnp.arange(len(x)), TEST.labels])
+            )
+            gradients.append(np.float64(jax.grad(loss)(x)).reshape(len(x), -1))
+    pair, _ = population.pairs(len(built), 3)
+    for (a, b), angle in zip(pair, got.angle, strict=True):
+        u, v = (g / np.linalg.norm(g, axis=1, keepdims=True) for g in (gradients[a], gradients[b]))
+        want = np.rad2deg(2 * np.arctan2(np.linalg.norm(u - v, axis=1), np.linalg.norm(u + v, axis=1)))
+        want = np.minimum(want, 180 - want)
+        assert (want > 1).all()
+        np.testing.assert_allclose(angle, want, atol=1e-3)
+    assert got.angle.min() < 20
+    assert got.angle.max() > 80
+
+
+def test_a_dead_network_has_no_direction_and_is_left_out_and_counted():
+    built, optimizer = build(["mlp_deep"]), training.OPTIMIZERS["sgd"](0.1)
+    networks = population.initialize(built, optimizer, jax.random.key(0), 3)
+    dead = networks[0]._replace(
+        variables=jax.tree.map(lambda leaf: leaf.at[2].set(jnp.zeros_like(leaf[2])), networks[0].variables)
+    )
+    values = jax.device_get(population.measure(built, [dead], jnp.array(TEST.images), jnp.array(TEST.labels)))
+    assert values.undirected.tolist() == [0, 0, 12]
+    got = population.collect([0], [values], 1)
+    assert np.isnan(got.angle[:, 0]).tolist() == [False, True, True]
+    assert population.mean_angle(got.angle[:, 0]) == got.angle[0, 0]
+
+
+def test_mean_angle_leaves_single_images_out():
+    assert population.mean_angle(np.array([[10.0, np.nan, 20.0]])).tolist() == [15.0]
+
+
+def test_step_and_measurement_are_traced_once():
+    traces = []
+    (model,) = build(["mlp_deep"])
+
+    def counted(variables, x):
+        traces.append(x.shape)
+        return model.apply(variables, x)
+
+    optimizer = training.OPTIMIZERS["adam"](1e-2)
+    keys = population.keys(0)
+    networks = population.initialize([model], optimizer, keys.init, 2)
+    settings = {"batch_size": BATCH, "num_steps": 11}
+    for _ in population.trajectory(
+        [model._replace(apply=counted)], optimizer, networks, keys.order, TRAIN, TEST, **settings
+    ):
+        pass
+    assert sorted(set(traces)) == [(BATCH, *SHAPE), (12, *SHAPE)]
+    assert len(traces) <= 3  # the measurement evaluates and differentiates
+
+
+def test_images_are_arguments_of_the_compiled_step_not_constants():
+    (model,), optimizer = build(["mlp_deep"]), training.OPTIMIZERS["adam"](1e-2)
+    network = training.initialize(model, optimizer, jax.random.key(0))
+    step = jax.make_jaxpr(partial(training.train_step, model, optimizer))(network, TRAIN.images, TRAIN.labels)
+    assert sum(np.size(c) for c in step.consts) < 100
+    measured = jax.make_jaxpr(partial(population.measure, [model]))(
+        population.initialize([model], optimizer, jax.random.key(0), 2), TEST.images, TEST.labels
+    )
+    assert all(np.size(c) < TEST.images.size for c in measured.consts)
+
+
+def test_every_network_has_its_own_batches():
+    overlap = population.batch_overlap(jax.random.key(0), 1, 12, num_images=400, batch_size=40)
+    assert overlap == pytest.approx(0.1, abs=0.03)  # what independent orders give
+    assert population.batch_overlap(jax.random.key(0), 2, 2, num_images=40, batch_size=40) == 1
+
+
+def test_three_architectures_are_refused():
+    with pytest.raises(ValueError, match="1 or 2"):
+        population.pairs(3, 2)

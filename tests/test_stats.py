@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from jtrans import stats
+
+
+def sampled_angles(dimension, count, seed=0):
+    rng = np.random.default_rng(seed)
+    u, v = rng.normal(size=(2, count, dimension))
+    cosine = (u * v).sum(1) / np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1)
+    return np.rad2deg(np.arccos(np.abs(cosine)))
+
+
+@pytest.mark.parametrize(
+    ("dimension", "mean"),
+    [(2, 45.0), (3, np.rad2deg(1.0)), (4, np.rad2deg(np.pi / 4 + 1 / np.pi)), (3072, 89.175)],
+)
+def test_the_mean_random_angle_in_closed_form(dimension, mean):
+    """In 2 dimensions the angle is uniform, in 3 its density is the sine, in 4 it is 4/pi sin^2."""
+    assert stats.random_angle(dimension).mean() == pytest.approx(mean, abs=1e-3)
+
+
+def test_the_law_in_two_and_three_dimensions_in_closed_form():
+    angle = np.linspace(0, 90, 10)
+    np.testing.assert_allclose(stats.random_angle(2).cdf(angle), angle / 90, atol=1e-12)
+    np.testing.assert_allclose(stats.random_angle(3).cdf(angle), 1 - np.cos(np.deg2rad(angle)), atol=1e-12)
+
+
+@pytest.mark.parametrize("dimension", [5, 100])
+def test_the_law_agrees_with_sampling(dimension):
+    law, sample = stats.random_angle(dimension), sampled_angles(dimension, 20_000)
+    assert scipy.stats.kstest(sample, law.cdf).pvalue > 0.001
+    assert law.mean() == pytest.approx(sample.mean(), abs=5 * sample.std() / np.sqrt(len(sample)))
+
+
+@pytest.mark.parametrize("dimension", [2, 50, 150_528])
+def test_quantiles_invert_the_cdf(dimension):
+    law, probability = stats.random_angle(dimension), np.array([1e-4, 0.01, 0.5, 0.99])
+    np.testing.assert_allclose(law.cdf(law.quantile(probability)), probability, rtol=1e-6)
+
+
+def test_the_papers_approximations():
+    law = stats.random_angle(3072)
+    assert law.typical() == pytest.approx(88.97, abs=0.005)
+    k = np.array([1, 2, 3, 10])
+    angle = np.rad2deg(np.arccos(k / np.sqrt(3072)))
+    np.testing.assert_allclose(law.markov_bound(angle), 1 / k**2)
+    assert (law.cdf(angle) <= law.markov_bound(angle)).all()
+    assert law.markov_bound(90.0) == 1
+
+
+def test_one_dimension_has_no_angles():
+    with pytest.raises(ValueError, match="2 or more"):
+        stats.random_angle(1)
+
+
+def test_mean_ci_is_students_interval():
+    values = np.random.default_rng(0).normal(size=(7, 3))
+    got = stats.mean_ci(values)
+    want = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose([got.low, got.high], want)
+    np.testing.assert_allclose(stats.mean_ci(values.T, axis=1).mean, got.mean)
+
+
+def test_one_value_has_no_interval():
+    got = stats.mean_ci(np.ones((1, 2)))
+    assert got.mean.tolist() == [1, 1]
+    assert np.isnan([got.low, got.high]).all()
+
+
+def pairs_of(networks, across):
+    if across:
+        pair = [(a, networks + b) for a in range(networks) for b in range(networks)]
+        return np.array(pair), np.repeat([0, 1], networks)
+    return np.array([(a, b) for b in range(networks) for a in range(b)]), np.zeros(networks, int)
+
+
+def test_the_jackknife_of_additive_effects_in_closed_form():
+    """Where a pair's value is the sum of its networks' effects, the error is twice that of the mean effect."""
+    effects = np.random.default_rng(0).normal(size=9)
+    pair, model = pairs_of(9, across=False)
+    got = stats.pair_mean_ci(effects[pair].sum(1), pair, model)
+    want = stats.mean_ci(2 * effects)
+    np.testing.assert_allclose(got, want)
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("networks", [4, 12])
+def test_the_jackknife_covers_the_truth(networks, across):
+    rng = np.random.default_rng(0)
+    pair, model = pairs_of(networks, across)
+    effects = rng.normal(size=(2 * networks, 2000))
+    values = effects[pair].sum(1) + effects[pair].prod(1) / 2 + rng.normal(size=(len(pair), 2000))
+    got = stats.pair_mean_ci(values, pair, model)
+    covered = ((got.low <= 0) & (got.high >= 0)).mean()
+    assert 0.93 < covered < 0.98
+    naive = stats.mean_ci(values)  # pairs taken for independent
+    assert ((naive.low <= 0) & (naive.high >= 0)).mean() < 0.85
+
+
+def test_a_single_pair_has_no_interval_and_a_missing_pair_is_left_out():
+    pair, model = pairs_of(2, across=False)
+    got = stats.pair_mean_ci(np.array([5.0]), pair, model)
+    assert got.mean == 5
+    assert np.isnan([got.low, got.high]).all()
+    pair, model = pairs_of(3, across=False)
+    assert stats.pair_mean_ci(np.array([1.0, np.nan, 3.0]), pair, model).mean == 2

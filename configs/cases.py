@@ -4,8 +4,9 @@
 
 takes case 1, 2, 3, 4 or 5; DIRECTORY is a TFDS data directory that holds cifar10 (left out: TFDS's default one, where
 the set is downloaded and prepared the first time, which takes `pip install jtrans[prepare]`).
-COST
-EXPECT
+Fifty steps take 0.6, 1.4, 0.2, 0.8 and 1.8 minutes on 2 cores, and decoding cats and dogs ten seconds the first time.
+Expect 89.2 degrees before training. Cases 1, 3 and 4 then fall by 48, 39 and 52 degrees while the accuracy is within
+0.05 of chance; case 5 falls by 13, and case 2 by 0.2, since its large batches teach something in two steps.
 """
 
 from ml_collections import ConfigDict

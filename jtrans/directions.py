@@ -4,12 +4,11 @@ A direction's length and overall sign carry no meaning here; `normalize` gives t
 Every `f` is a pure function from inputs `[N, ...]` to logits `[N, K]`.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-Function = Callable[[jax.Array], jax.Array]
+from jtrans import jacobian
+from jtrans.jacobian import Function
 
 
 def normalize(vectors: jax.Array) -> jax.Array:
@@ -66,3 +65,64 @@ def loss_gradient(f: Function, x: jax.Array, y: jax.Array) -> jax.Array:
     logits, pull_back = jax.vjp(f, x)
     (gradient,) = pull_back(loss_cotangent(logits, y))
     return gradient
+
+
+def margin_gradient(f: Function, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The gradient of the logit margin, the largest other logit less the label's, with respect to the input.
+
+    For two classes it has the direction of `loss_gradient`; for more it points at the nearest other class alone.
+
+    Args, returns: as `loss_gradient`.
+    """
+    logits, pull_back = jax.vjp(f, x)
+    own = jax.nn.one_hot(y, logits.shape[-1])
+    nearest = jax.nn.one_hot(jnp.where(own == 1, -jnp.inf, logits).argmax(-1), logits.shape[-1])
+    (gradient,) = pull_back(nearest - own)
+    return gradient
+
+
+def singular_vector(f: Function, x: jax.Array, *, level: int = 0) -> jax.Array:
+    """The Jacobian's right singular vector: the virtual adversarial attack in the limit of small perturbations.
+
+    Liang et al. (2021); `jacobian.top_singular_triple` says what is guaranteed. The sign is arbitrary.
+
+    Args:
+      f: `[N, ...] -> [N, K]`.
+      x: `[N, ...]`.
+      level: 0 for the largest singular value.
+
+    Returns:
+      `[N, ...]` unit vectors; NaN where the singular value is 0.
+    """
+    return jacobian.top_singular_triple(f, x, level=level).v
+
+
+def example_keys(key: jax.Array, count: int) -> jax.Array:
+    """The key of each example: `fold_in(key, i)`, so that nothing drawn depends on the batch size.
+
+    Args:
+      key: one key, or already a key for each example, which are given back.
+      count: the number of examples.
+
+    Raises:
+      ValueError: `key` is None.
+    """
+    if key is None:
+        raise ValueError("key: got None; whatever is random takes a key, as jax.random.key(0)")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)  # made by jax.random.PRNGKey
+    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+def random(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Directions drawn uniformly, the baseline of every other: example i's from `fold_in(key, i)`.
+
+    Args:
+      key: a PRNG key, or one for each example.
+      x: `[N, ...]` inputs, for their shape.
+
+    Returns:
+      `[N, ...]` unit vectors.
+    """
+    draw = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
+    return normalize(draw(example_keys(key, len(x)))).reshape(x.shape)

@@ -1,8 +1,9 @@
-"""What a trajectory shows, in numbers and in words."""
+"""What a run shows, in numbers and in words."""
 
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from jtrans import stats
 from jtrans.population import Trajectory
@@ -111,3 +112,71 @@ def interval_text(interval: dict[str, float], digits: int) -> str:
     mean, low, high = interval["mean"], interval["low"], interval["high"]
     known = not (np.isnan(low) or np.isnan(high))
     return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if known else "")
+
+
+MEASURES = {
+    "tau1_S_T": "tau1, source to target",
+    "tau1_T_S": "tau1, target to source",
+    "tau2_S_T": "tau2, source to target",
+    "tau2_T_S": "tau2, target to source",
+    "tau1tau2_S_T": "tau1 tau2, source to target",
+    "tau1tau2_T_S": "tau1 tau2, target to source",
+    "transfer_loss_S": "transfer loss",
+    "gradient_matching_distance": "gradient matching distance",
+}
+
+
+def over_seeds(
+    columns: dict[str, np.ndarray], name: str, width: float, level: float
+) -> tuple[np.ndarray, stats.Interval]:
+    """The scales, and the mean and 95 % interval of a column over seeds at each of them."""
+    rows = (columns["width"] == width) & (columns["level"] == level)
+    seeds = np.unique(columns["seed"])
+    values = np.stack([columns[name][rows & (columns["seed"] == seed)] for seed in seeds])
+    return columns["scale"][rows & (columns["seed"] == seeds[0])], stats.mean_ci(values)
+
+
+def summarize_synthetic(columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    """How each measure moves with the drift, ready for JSON.
+
+    Returns:
+      `num_seeds`, and in `rows` for each width, level and measure: its value without drift and at the largest, and
+      Spearman's rank correlation with the scale, each as `{mean, low, high}` over seeds.
+    """
+    rows = []
+    for width, level in sorted({*zip(columns["width"].tolist(), columns["level"].tolist(), strict=True)}):
+        for name in MEASURES:
+            _, interval = over_seeds(columns, name, width, level)
+            ends = {k: {f: float(v[i]) for f, v in interval._asdict().items()} for k, i in (("first", 0), ("last", -1))}
+            rows.append(
+                {
+                    "width": width,
+                    "level": level,
+                    "measure": name,
+                    **ends,
+                    "spearman": _ranks(columns, name, width, level),
+                }
+            )
+    return {"num_seeds": len(np.unique(columns["seed"])), "rows": rows}
+
+
+def _ranks(columns: dict[str, np.ndarray], name: str, width: float, level: float) -> dict[str, float]:
+    rows = (columns["width"] == width) & (columns["level"] == level)
+    of_seed = [rows & (columns["seed"] == seed) for seed in np.unique(columns["seed"])]
+    values = [scipy.stats.spearmanr(columns["scale"][r], columns[name][r]).statistic for r in of_seed]
+    return {k: float(v) for k, v in stats.mean_ci(np.array(values))._asdict().items()}
+
+
+def describe_synthetic(summary: dict[str, Any]) -> str:
+    """The findings as a table."""
+    lines = [
+        f"{'width':>5} {'level':>5}  {'measure':28} {'no drift':24} {'largest drift':24} rank correlation with drift"
+    ]
+    for row in summary["rows"]:
+        first, last, ranks = (interval_text(row[k], 3) for k in ("first", "last", "spearman"))
+        lines.append(
+            f"{row['width']:5.0f} {row['level']:5.0f}  {MEASURES[row['measure']]:28} {first:24} {last:24} {ranks}"
+        )
+    many = summary["num_seeds"] > 1
+    lines.append(f"means [95 % intervals] over {summary['num_seeds']} seeds" if many else "one problem: no intervals")
+    return "\n".join(lines)

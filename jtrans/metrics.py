@@ -1,9 +1,36 @@
-"""Measures of transfer between two networks: what a notebook imports."""
+"""Measures of transfer between two networks: what a notebook imports.
+
+A network is any pure function `f: [N, ...] -> [N, K]` whose example i depends on input i alone; source and target may
+have different numbers of outputs. Arguments go source first. All of it can be `jit`ted, `vmap`ped over networks and,
+but for the singular vectors, differentiated.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jtrans import directions
+from jtrans import attacks, directions, jacobian, loops, transfer
+from jtrans.attacks import Attack
+from jtrans.jacobian import Function, SingularTriple
+
+
+class Transferability(NamedTuple):
+    """How the source's attacks work on the target (Liang et al. 2021).
+
+    tau1: how strongly, relative to the target's own best attack: the mean of `tau1_per_example`. In [0, 1] for the
+      linearised attack.
+    tau2: how alike the two networks' outputs move, whatever the input, in [0, 1].
+    tau1_tau2: both in one, tau2 with each example weighted by its tau1.
+    tau1_per_example: `[N]`; NaN for an example at which the source's attack does not move the source, or the target's
+      own not the target. Those are left out of the other three.
+    """
+
+    tau1: jax.Array
+    tau2: jax.Array
+    tau1_tau2: jax.Array
+    tau1_per_example: jax.Array
 
 
 def angles(u: jax.Array, v: jax.Array, *, fold: bool = True) -> jax.Array:
@@ -29,3 +56,159 @@ def angles(u: jax.Array, v: jax.Array, *, fold: bool = True) -> jax.Array:
     if fold:
         difference, total = jnp.minimum(difference, total), jnp.maximum(difference, total)
     return jnp.rad2deg(2 * jnp.arctan2(difference, total))
+
+
+def transferability(
+    f_source: Function,
+    f_target: Function,
+    x: jax.Array,
+    *,
+    attack: Attack | None = None,
+    key: jax.Array | None = None,
+    level: int = 0,
+    batch_size: int | None = None,
+) -> Transferability:
+    """tau1, tau2 and their combination, from the source to the target. The other direction is another call.
+
+    Without `attack` it is the linearised virtual attack: the source's right singular vector at `level`, and the change
+    of an output is the Jacobian's product with it. With `attack`, each network is attacked at its own prediction, and
+    the change of an output is a difference. The denominator of tau1 is always the target's own best attack: its largest
+    singular value, or the same attack made on it.
+
+    Args:
+      f_source, f_target: `[N, ...] -> [N, K]`.
+      x: `[N, ...]`; with an attack, in the units of its epsilon.
+      attack: one of `jtrans.attacks`, or any `(f, x, y, key) -> adversarial x`.
+      key: for an attack that starts at random; example i's draws come from `fold_in(key, i)`, for both networks.
+      level: the source's singular vector, 0 for the largest singular value; only without `attack`.
+      batch_size: how many examples are in memory at once; chosen from the sizes when None. The result does not depend
+        on it, but for rounding.
+
+    Raises:
+      ValueError: `level` with an attack, no such level, or a random attack without a key.
+    """
+    x = jnp.asarray(x)
+    if attack is not None and level:
+        raise ValueError(f"level: got {level} together with an attack; it chooses among the linearised attacks alone")
+    keys = None if key is None else directions.example_keys(key, len(x))
+
+    def batch(x: jax.Array, keys: jax.Array | None):
+        if attack is None:
+            return _moments(*_linearised_effects(f_source, f_target, x, level))
+        return _moments(*_finite_effects(f_source, f_target, x, attack, keys))
+
+    with jax.default_matmul_precision("highest"):
+        moments, ratio = loops.in_batches(batch, batch_size or _batch_size(f_source, f_target, x), x, keys)
+    return _from_moments(moments, ratio)
+
+
+def taus(own: jax.Array, across: jax.Array, best: jax.Array) -> Transferability:
+    """The same from the attacks' effects, where those are at hand.
+
+    Args:
+      own: `[N, K_S]`, the source's change under its own attack.
+      across: `[N, K_T]`, the target's change under the source's attack.
+      best: `[N]`, the length of the target's change under its own best attack.
+    """
+    return _from_moments(*_moments(own, across, best))
+
+
+def gradient_matching_distance(
+    f_source: Function, f_target: Function, x: jax.Array, *, batch_size: int | None = None
+) -> jax.Array:
+    """How far the target's Jacobian is from a fixed linear map of the source's.
+
+    `min_A sqrt(E_x |J_T(x) - A J_S(x)|_F^2)`, Liang et al. (2021). The best A comes from a first pass over the
+    examples, the distance from a second: the difference of moments would lose a small distance to rounding.
+
+    Args:
+      f_source, f_target: `[N, ...] -> [N, K]`.
+      x: `[N, ...]`.
+      batch_size: as `transferability`.
+
+    Returns:
+      A scalar, 0 or more, in the units of the target's Jacobian.
+    """
+    x = jnp.asarray(x)
+    batch_size = batch_size or _batch_size(f_source, f_target, x)
+    pair = lambda x: (jacobian.jacobian(f_source, x), jacobian.jacobian(f_target, x))
+    with jax.default_matmul_precision("highest"):
+        moments, _ = loops.in_batches(lambda x: (_matching_moments(*pair(x)), None), batch_size, x)
+        matrix = _matching_matrix(moments)
+        residual = lambda x: (_matching_residual(matrix, *pair(x)), None)
+        return jnp.sqrt(loops.in_batches(residual, batch_size, x)[0] / len(x))
+
+
+def jacobian_matching_distance(source: jax.Array, target: jax.Array) -> jax.Array:
+    """`gradient_matching_distance` from Jacobians `[N, K_S, D]` and `[N, K_T, D]`, where those are at hand."""
+    with jax.default_matmul_precision("highest"):
+        matrix = _matching_matrix(_matching_moments(source, target))
+        return jnp.sqrt(_matching_residual(matrix, source, target) / len(source))
+
+
+def function_matching_distance(
+    f_source: Function, f_target: Function, x: jax.Array, *, batch_size: int | None = None
+) -> jax.Array:
+    """How far the target is from an affine map of the source's outputs.
+
+    `min_(A, b) sqrt(E_x |f_T(x) - A f_S(x) - b|^2)`, Liang et al. (2021). Arguments as `gradient_matching_distance`; a
+    scalar, 0 or more, in the units of the target's outputs.
+    """
+    x = jnp.asarray(x)
+    with jax.default_matmul_precision("highest"):
+        outputs = lambda x: (None, (f_source(x), f_target(x)))
+        _, (source, target) = loops.in_batches(outputs, batch_size or _batch_size(f_source, f_target, x), x)
+    return transfer.transfer_loss(source, target)
+
+
+def _batch_size(f_source: Function, f_target: Function, x: jax.Array) -> int:
+    outputs = jacobian.output_size(f_source, x) + jacobian.output_size(f_target, x)
+    return jacobian.batch_size_for(outputs * int(np.prod(x.shape[1:])))
+
+
+def _linearised_effects(f_source: Function, f_target: Function, x: jax.Array, level: int):
+    source: SingularTriple = jacobian.top_singular_triple(f_source, x, level=level)
+    best = jacobian.top_singular_triple(f_target, x).s
+    _, across = jax.jvp(f_target, (x,), (source.v,))
+    return source.s[:, None] * source.u, across, best
+
+
+def _finite_effects(f_source: Function, f_target: Function, x: jax.Array, attack: Attack, keys: jax.Array | None):
+    from_source, from_target = (attack(f, x, attacks.own_prediction(f, x), keys) for f in (f_source, f_target))
+    target = f_target(x)
+    own, across = f_source(from_source) - f_source(x), f_target(from_source) - target
+    return own, across, jnp.linalg.norm(f_target(from_target) - target, axis=1)
+
+
+def _moments(own: jax.Array, across: jax.Array, best: jax.Array):
+    """The sums over examples that the taus are made of, and each example's ratio."""
+    length = jnp.linalg.norm(across, axis=1)
+    defined = (jnp.linalg.norm(own, axis=1) > 0) & (best > 0)
+    ratio = jnp.where(defined, length / jnp.where(defined, best, 1), jnp.nan)
+    source = jnp.where(defined[:, None], directions.normalize(own), 0)
+    # An attack that leaves the target where it is has no direction there, and counts as one that agrees with nothing.
+    target = jnp.where((defined & (length > 0))[:, None], directions.normalize(across), 0)
+    weight = jnp.where(defined, ratio, 0)
+    alike = jnp.einsum("nk,nl->kl", source, target, precision="highest")
+    weighted = jnp.einsum("n,nk,nl->kl", weight, source, target, precision="highest")
+    return (defined.sum(), weight.sum(), alike, weighted), ratio
+
+
+def _from_moments(moments, ratio: jax.Array) -> Transferability:
+    count, ratios, alike, weighted = moments
+    return Transferability(ratios / count, jnp.linalg.norm(alike / count), jnp.linalg.norm(weighted / count), ratio)
+
+
+def _matching_moments(source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Products of each example, then their sum: one contraction over both axes would first transpose the Jacobians.
+    return tuple(jnp.einsum("nkd,nld->nkl", of, source).sum(0) for of in (target, source))
+
+
+def _matching_matrix(moments: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """`E[J_T J_S^T] (E[J_S J_S^T])^+`."""
+    across, own = moments
+    return across @ jnp.linalg.pinv(own, hermitian=True)
+
+
+def _matching_residual(matrix: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+    return jnp.sum((target - jnp.einsum("kl,nld->nkd", matrix, source)) ** 2)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from jtrans import findings, results
@@ -55,6 +57,54 @@ def early(workdir: Path) -> Figure:
     for axes in (above, below):
         axes.grid(alpha=0.25)
     return figure
+
+
+def synthetic(workdir: Path) -> Figure:
+    """Every measure over the drift's scale, a row of panels a level, with 95 % intervals over seeds.
+
+    Raises:
+      InputError: the work directory holds no finished run.
+    """
+    columns = results.read_table(workdir / results.SYNTHETIC_TABLE)
+    levels, widths = np.unique(columns["level"]), np.unique(columns["width"])
+    seeds = len(np.unique(columns["seed"]))
+    figure = Figure(figsize=(11, 3.4 * (len(levels) + 1)), layout="constrained")
+    *rows, (loss, distance, key) = figure.subplots(len(levels) + 1, 3)
+    for level, axes in zip(levels, rows, strict=True):
+        for name, panel in zip(("tau1", "tau2", "tau1tau2"), axes, strict=True):
+            for direction, style in (("S_T", "-"), ("T_S", "--")):
+                _lines(panel, columns, f"{name}_{direction}", widths, level, style)
+            title = {"tau1": "tau1: strength", "tau2": "tau2: alignment", "tau1tau2": "tau1 and tau2 combined"}[name]
+            panel.set(ylim=(0, 1.03), ylabel=f"{name.replace('tau1tau2', 'tau1 tau2')} (0 to 1)")
+            panel.set_title(f"{title}, singular vector {level:.0f}", fontsize="medium")
+    for name, panel, title, label in (
+        ("transfer_loss_S", loss, "knowledge: head fitted again", "transfer loss (root mean squared error)"),
+        ("gradient_matching_distance", distance, "gradients", "gradient matching distance\n(output per unit of input)"),
+    ):
+        _lines(panel, columns, name, widths, levels[0], "-")
+        panel.set_title(title, fontsize="medium")
+        panel.set(ylabel=label, ylim=(0, None))
+    for panel in (*np.ravel(rows), loss, distance):
+        panel.set_xlabel("scale of the drift's last step (steps add up)")
+        panel.grid(alpha=0.25)
+    handles = [Line2D([], [], color=f"C{i}", label=f"source of width {w:.0f}") for i, w in enumerate(widths)]
+    handles += [Line2D([], [], color="0.3", linestyle=s, label=f"attack from {d}") for s, d in _DIRECTIONS]
+    if seeds > 1:
+        handles.append(Patch(color="0.3", alpha=0.25, label=f"95 % interval over {seeds} seeds"))
+    key.legend(handles=handles, loc="center")
+    key.axis("off")
+    figure.suptitle("How a drifting source transfers to its target, and back (one-hidden-layer networks)")
+    return figure
+
+
+_DIRECTIONS = (("-", "source to target"), ("--", "target to source"))
+
+
+def _lines(axes, columns, name, widths, level, style) -> None:
+    for i, width in enumerate(widths):
+        scale, interval = findings.over_seeds(columns, name, width, level)
+        axes.plot(scale, interval.mean, f"C{i}", linestyle=style)
+        _band(axes, scale, interval, f"C{i}")
 
 
 def _band(axes, step, interval, colour, label="95 % interval") -> None:

@@ -22,13 +22,9 @@ from jtrans.errors import InputError, one_line
 from jtrans.findings import curves
 from jtrans.population import Trajectory
 
-CONFIG, TRAJECTORY, TABLE, SUMMARY, NETWORKS = (
-    "config.json",
-    "trajectory.npz",
-    "trajectory.csv",
-    "summary.json",
-    "networks",
-)
+CONFIG, SUMMARY, NETWORKS = "config.json", "summary.json", "networks"
+TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.csv", "synthetic.csv"
+RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE)
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -42,7 +38,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         path = workdir / CONFIG
         if path.exists():
             _check_same(workdir, json.loads(path.read_text()), _plain(config))
-        elif held := [name for name in (TRAJECTORY, TABLE, SUMMARY, NETWORKS) if (workdir / name).exists()]:
+        elif held := [name for name in RESULTS if (workdir / name).exists()]:
             raise InputError(f"--workdir: {workdir} holds {held[0]} but no {CONFIG}; name a directory of its own")
         write_json(path, _plain(config))
     except (OSError, json.JSONDecodeError) as error:
@@ -97,11 +93,30 @@ def write_trajectory(workdir: Path, trajectory: Trajectory) -> None:
     for name, interval in over.items():
         columns |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
     columns |= {f"accuracy_{m}": row for m, row in enumerate(trajectory.accuracy)}
+    write_table(workdir / TRAJECTORY_TABLE, columns)
+
+
+def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """A CSV file with a header line."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(columns)
-    rows.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-    write(workdir / TABLE, text.getvalue().encode())
+    rows.writerows(zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True))
+    write(path, text.getvalue().encode())
+
+
+def read_table(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a CSV file of numbers.
+
+    Raises:
+      InputError: the file is missing.
+    """
+    try:
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise InputError(f"--workdir: {path.parent} holds no finished run ({one_line(error)})") from error
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
 def write_figure(workdir: Path, figure) -> None:

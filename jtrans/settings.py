@@ -34,6 +34,11 @@ def whole(default: int, least: int = 1) -> Field:
     return Field(default, lambda v: type(v) is int and v >= least, f"a whole number, {least} or more")
 
 
+def seed() -> Field:
+    """What a run's PRNG keys are made from."""
+    return Field(0, lambda v: type(v) is int and 0 <= v < 2**32, "a whole number from 0 to 2**32 - 1")
+
+
 def one_of(default: str, names: Iterable[str]) -> Field:
     """One of the names."""
     names = tuple(names)
@@ -46,7 +51,7 @@ def yes_no(default: bool) -> Field:
 
 
 def widths(default: tuple[int, ...]) -> Field:
-    """Hidden widths of a fully-connected network."""
+    """Widths of hidden layers."""
     return Field(
         default,
         lambda v: is_tuple(v, lambda w: type(w) is int and w > 0),
@@ -55,7 +60,7 @@ def widths(default: tuple[int, ...]) -> Field:
 
 
 EARLY: Mapping[str, Field] = {
-    "seed": Field(0, lambda v: type(v) is int and 0 <= v < 2**32, "a whole number from 0 to 2**32 - 1"),
+    "seed": seed(),
     # One architecture: every pair of its networks is measured. Two: the pairs across.
     "models": Field(
         ("mlp_deep",),
@@ -91,10 +96,36 @@ EARLY: Mapping[str, Field] = {
 }
 
 
-def early() -> ConfigDict:
-    """The config of `experiments/early.py` with every field at its default."""
+SYNTHETIC: Mapping[str, Field] = {
+    "problem": Field("", lambda v: isinstance(v, str), "an npz file, or '' to generate problems"),
+    "seed": seed(),
+    "num_seeds": whole(10),
+    "scales": Field(
+        tuple(i / 10 for i in range(10)),
+        lambda v: is_tuple(v, lambda s: is_number(s) and s >= 0),
+        "a tuple of numbers, 0 or more",
+    ),
+    "widths": widths((50, 100, 200)),  # of the sources; a given problem brings its own
+    "levels": Field(
+        (0,),
+        lambda v: is_tuple(v, lambda n: type(n) is int and n >= 0),
+        "a tuple of whole numbers, 0 or more, as (0, 1)",
+    ),
+    "target_width": whole(100),
+    "num_points": whole(5000),
+    "input_size": whole(50),
+    "output_size": whole(10),
+    "num_clusters": whole(10),
+    "fit.num_steps": whole(4000),
+    "fit.batch_size": whole(250),
+    "fit.learning_rate": Field(1e-2, lambda v: is_number(v) and v > 0, "a number above 0"),
+}
+
+
+def defaults(table: Mapping[str, Field]) -> ConfigDict:
+    """The config with every field of the table at its default."""
     config = ConfigDict()
-    for name, field in EARLY.items():
+    for name, field in table.items():
         *sections, last = name.split(".")
         inner = config
         for section in sections:
@@ -103,6 +134,16 @@ def early() -> ConfigDict:
             inner = inner[section]
         inner[last] = field.default
     return config
+
+
+def early() -> ConfigDict:
+    """The defaults of `experiments/early.py`."""
+    return defaults(EARLY)
+
+
+def synthetic() -> ConfigDict:
+    """The defaults of `experiments/synthetic.py`."""
+    return defaults(SYNTHETIC)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -141,6 +182,18 @@ def check_early(config: ConfigDict) -> None:
     check(config, EARLY)
     if len(config.models) == 1 and config.num_networks < 2:
         raise InputError("num_networks: got 1; pairs of one architecture take 2 networks or more")
+
+
+def check_synthetic(config: ConfigDict) -> None:
+    """Nothing, if `experiments/synthetic.py` can run the config.
+
+    Raises:
+      InputError: names the first field that is wrong.
+    """
+    check(config, SYNTHETIC)
+    most = min(config.input_size, config.output_size) - 1
+    if not config.problem and max(config.levels) > most:
+        raise InputError(f"levels: got {max(config.levels)}; Jacobians of this size have levels 0 to {most}")
 
 
 def unknown_field(name: str, known: Iterable[str]) -> InputError:

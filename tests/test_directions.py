@@ -66,3 +66,31 @@ def test_loss_gradient_can_be_differentiated_and_vmapped_over_networks():
 def test_one_class_has_no_cross_entropy():
     with pytest.raises(ValueError, match="2 or more"):
         directions.loss_gradient(lambda x: x[:, :1], jnp.ones((3, 4)), jnp.zeros(3, int))
+
+
+def test_the_margin_gradient_points_from_the_label_to_the_nearest_other_class():
+    w = jnp.array(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
+    x, y = jnp.array(np.random.default_rng(1).normal(size=(5, 6)), jnp.float32), jnp.array([0, 1, 2, 3, 0])
+    logits = np.array(x @ w.T)
+    logits[np.arange(5), y] = -np.inf
+    np.testing.assert_allclose(
+        directions.margin_gradient(lambda x: x @ w.T, x, y), w[logits.argmax(1)] - w[y], atol=1e-6
+    )
+
+
+def test_for_two_classes_the_margin_and_the_loss_have_one_direction():
+    f = lambda x: jnp.tanh(x @ jnp.array(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32))
+    x, y = jax.random.normal(jax.random.key(0), (5, 6)), jnp.array([0, 1, 1, 0, 1])
+    margin, loss = (directions.normalize(d(f, x, y)) for d in (directions.margin_gradient, directions.loss_gradient))
+    np.testing.assert_allclose(margin, loss, atol=1e-5)
+
+
+def test_random_directions_are_uniform_and_do_not_depend_on_the_batch():
+    x = jnp.zeros((4000, 2, 2))
+    got = directions.random(jax.random.key(0), x)
+    assert got.shape == x.shape
+    flat = got.reshape(4000, 4)
+    np.testing.assert_allclose(jnp.linalg.norm(flat, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(flat.T @ flat / 4000, np.eye(4) / 4, atol=0.02)
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+        np.testing.assert_allclose(directions.random(key, x[:3]), got[:3], atol=1e-6)

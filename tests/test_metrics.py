@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtrans import metrics
+from jtrans import attacks, jacobian, metrics
 
 
 def pair_at(degrees, dimension, seed=0):
@@ -54,3 +54,227 @@ def test_importing_metrics_imports_no_flax_tfds_or_matplotlib():
     heavy = "{'flax', 'tensorflow_datasets', 'matplotlib', 'sklearn'}"
     code = f"import sys, jtrans.metrics; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def linear(matrix):
+    return lambda x: x.reshape(len(x), -1) @ jnp.array(matrix, jnp.float32).T
+
+
+def networks(seed=0, sizes=((12, 20, 5), (12, 30, 4)), count=30):
+    """Two random tanh networks as float64 weights, and inputs."""
+    rng = np.random.default_rng(seed)
+    weights = [[rng.normal(size=(a, b)) / np.sqrt(a), rng.normal(size=(b, c)) / np.sqrt(b)] for a, b, c in sizes]
+    return weights, rng.normal(size=(count, 3, 4))
+
+
+def function(weights):
+    first, second = (jnp.array(w, jnp.float32) for w in weights)
+    return lambda x: jnp.tanh(x.reshape(len(x), -1) @ first) @ second
+
+
+def float64_jacobian(weights, x):
+    h = np.tanh(x.reshape(len(x), -1) @ weights[0])
+    return np.einsum("hk,nh,dh->nkd", weights[1], 1 - h**2, weights[0])
+
+
+def float64_taus(source, target, level=0):
+    """The definitions, a loop over examples."""
+    ratios, alike, combined = [], 0, 0
+    for js, jt in zip(source, target, strict=True):
+        v = np.linalg.svd(js)[2][level]
+        own, across, best = js @ v, jt @ v, np.linalg.svd(jt)[1][0]
+        ratio = np.linalg.norm(across) / best
+        outer = np.outer(own / np.linalg.norm(own), across / np.linalg.norm(across))
+        ratios.append(ratio)
+        alike, combined = alike + outer, combined + ratio * outer
+    return np.mean(ratios), *(np.linalg.norm(m) / len(source) for m in (alike, combined)), np.array(ratios)
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_the_linearised_taus_agree_with_float64(level):
+    (source, target), x = networks()
+    for one, other in ((source, target), (target, source)):
+        got = metrics.transferability(function(one), function(other), x.astype(np.float32), level=level)
+        want = float64_taus(float64_jacobian(one, x), float64_jacobian(other, x), level)
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+        assert level or (got.tau1_per_example <= 1 + 1e-6).all()
+
+
+def test_linear_networks_that_differ_by_a_rotation_of_outputs_transfer_wholly():
+    rng = np.random.default_rng(0)
+    w, rotation = rng.normal(size=(4, 9)), np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    got = metrics.transferability(linear(w), linear(rotation @ w), jnp.ones((6, 9)))
+    np.testing.assert_allclose(got[:3], 1, atol=1e-5)
+
+
+def test_taus_of_chosen_spectra_in_closed_form():
+    """The source is most sensitive to e0, which the target answers with 2 of its best 5: tau1 = 0.4 and tau2 = 1."""
+    source, target = np.diag([3.0, 1.0, 0.0]), np.diag([2.0, 5.0, 1.0])
+    x = jnp.ones((4, 3))
+    forth = metrics.transferability(linear(source), linear(target), x)
+    back = metrics.transferability(linear(target), linear(source), x)
+    np.testing.assert_allclose([forth.tau1, forth.tau2, forth.tau1_tau2], [0.4, 1, 0.4], rtol=1e-6)
+    np.testing.assert_allclose([back.tau1, back.tau2, back.tau1_tau2], [1 / 3, 1, 1 / 3], rtol=1e-6)
+    second = metrics.transferability(linear(source), linear(target), x, level=1)
+    np.testing.assert_allclose(second.tau1, 1, rtol=1e-6)
+
+
+def test_tau2_falls_where_the_outputs_move_in_unrelated_ways():
+    """Half of the inputs move output 0, half output 1, and the target answers half of the time with a third one."""
+    kinds = np.array([[[1, 0], [0, 0], [0, 0]], [[0, 0], [1, 0], [0, 0]]], np.float32)
+    f = lambda x: jnp.einsum("nkd,nd->nk", jnp.asarray(kinds)[x[:, 1].astype(int)], x)
+    g = lambda x: jnp.stack([x[:, 0], 0 * x[:, 0], 0 * x[:, 0]], 1)
+    x = jnp.array([[1.0, 0.0], [1.0, 1.0]] * 4)
+    got = metrics.transferability(f, g, x)
+    np.testing.assert_allclose([got.tau1, got.tau2], [1, np.sqrt(0.5)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e6])
+def test_scaling_either_network_changes_nothing(scale):
+    (source, target), x = networks()
+    f, g = function(source), function(target)
+    want = metrics.transferability(f, g, x.astype(np.float32))
+    for one, other in ((lambda x: scale * f(x), g), (f, lambda x: scale * g(x))):
+        for a, b in zip(metrics.transferability(one, other, x.astype(np.float32)), want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_a_finite_attack_tends_to_the_linearised_one():
+    (source, target), x = networks()
+    x = x.astype(np.float32)
+    want = metrics.transferability(function(source), function(target), x)
+    errors = []
+    for epsilon in (1.0, 0.1, 0.01):
+        got = metrics.transferability(function(source), function(target), x, attack=attacks.virtual(epsilon))
+        errors.append(np.abs(got.tau1_per_example - want.tau1_per_example).max())
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    assert errors[2] < 0.01
+
+
+def test_finite_attacks_follow_the_definitions():
+    (source, target), x = networks()
+    f, g, x = function(source), function(target), jnp.array(x, jnp.float32)
+    attack, key = attacks.pgd(0.1, 5, 0.04, bounds=None), jax.random.key(0)
+    got = metrics.transferability(f, g, x, attack=attack, key=key)
+    moved, own = (attack(h, x, h(x).argmax(1), key) for h in (f, g))
+    ds, dt, best = (np.float64(a) for a in (f(moved) - f(x), g(moved) - g(x), g(own) - g(x)))
+    ratio = np.linalg.norm(dt, axis=1) / np.linalg.norm(best, axis=1)
+    outer = np.einsum("nk,nl->nkl", *(d / np.linalg.norm(d, axis=1, keepdims=True) for d in (ds, dt)))
+    np.testing.assert_allclose(got.tau1, ratio.mean(), rtol=1e-4)
+    np.testing.assert_allclose(got.tau2, np.linalg.norm(outer.mean(0)), rtol=1e-4)
+    np.testing.assert_allclose(got.tau1_tau2, np.linalg.norm((ratio[:, None, None] * outer).mean(0)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("attack", [None, attacks.pgd(0.1, 3, 0.05, bounds=None)], ids=["linearised", "pgd"])
+@pytest.mark.parametrize("batch_size", [1, 7, 30])
+def test_the_batch_size_does_not_matter(attack, batch_size):
+    (source, target), x = networks()
+    measure = lambda size: metrics.transferability(
+        function(source), function(target), x.astype(np.float32), attack=attack, key=jax.random.key(0), batch_size=size
+    )
+    for a, b in zip(measure(batch_size), measure(None), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_everything_can_be_jitted_and_vmapped_over_networks():
+    x = jax.random.normal(jax.random.key(0), (10, 6))
+    weights = jax.random.normal(jax.random.key(1), (3, 6, 4))
+    target = jax.random.normal(jax.random.key(2), (6, 5))
+    f = lambda w: lambda x: jnp.tanh(x @ w)
+
+    def measure(w, x):
+        return (
+            metrics.transferability(f(w), f(target), x, batch_size=4).tau2,
+            metrics.gradient_matching_distance(f(w), f(target), x, batch_size=4),
+            metrics.function_matching_distance(f(w), f(target), x, batch_size=4),
+        )
+
+    together = jax.jit(jax.vmap(measure, (0, None)))(weights, x)
+    for m in range(3):
+        np.testing.assert_allclose([t[m] for t in together], measure(weights[m], x), rtol=1e-3)
+
+
+def test_a_penalty_on_the_angle_can_be_differentiated():
+    """What controlling transferability needs: a gradient, in the weights, of an angle between input gradients."""
+    from jtrans import directions
+
+    x, y = jax.random.normal(jax.random.key(0), (8, 6)), jnp.array([0, 1] * 4)
+    surrogate, w = jax.random.normal(jax.random.key(1), (2, 6, 2))
+
+    def penalty(w):
+        mine, theirs = (directions.loss_gradient(lambda x, v=v: jnp.tanh(x @ v), x, y) for v in (w, surrogate))
+        return metrics.angles(mine, theirs).mean()
+
+    gradient = jax.grad(penalty)(w)
+    step = 1e-2 * gradient / jnp.linalg.norm(gradient)
+    np.testing.assert_allclose(penalty(w + step) - penalty(w - step), 2 * jnp.sum(step * gradient), rtol=0.02)
+
+
+def test_examples_without_an_effect_are_left_out():
+    f = lambda x: jnp.where(x[:, :1] > 0, x, 0 * x)  # dead for half of the inputs
+    x = jnp.array([[1.0, 2.0], [-1.0, 2.0], [3.0, 1.0]])
+    for one, other in ((f, lambda x: 2 * x), (lambda x: 2 * x, f)):
+        got = metrics.transferability(one, other, x)
+        assert np.isnan(got.tau1_per_example).tolist() == [False, True, False]
+        np.testing.assert_allclose(got.tau1, 1, rtol=1e-5)
+    # A target that does not answer this attack, though it would another, is no missing value: it is a ratio of 0.
+    blind = metrics.transferability(linear(np.diag([2.0, 1.0])), linear([[0.0, 1.0]]), jnp.ones((3, 2)))
+    assert (blind.tau1, blind.tau2, blind.tau1_tau2) == (0, 0, 0)
+
+
+def float64_matching_distance(source, target):
+    """By least squares over all columns at once, rather than from moments."""
+    s, t = (np.moveaxis(j, 1, 0).reshape(j.shape[1], -1) for j in (source, target))
+    a = np.linalg.lstsq(s.T, t.T, rcond=None)[0].T
+    return np.sqrt(((t - a @ s) ** 2).sum() / len(source))
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_the_gradient_matching_distance_agrees_with_float64_least_squares(batch_size):
+    (source, target), x = networks()
+    for one, other in ((source, target), (target, source)):
+        want = float64_matching_distance(float64_jacobian(one, x), float64_jacobian(other, x))
+        got = metrics.gradient_matching_distance(
+            function(one), function(other), x.astype(np.float32), batch_size=batch_size
+        )
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+        jacobians = (jacobian.jacobian(function(w), jnp.array(x, jnp.float32)) for w in (one, other))
+        np.testing.assert_allclose(metrics.jacobian_matching_distance(*jacobians), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("redundant", [False, True])
+def test_matching_distances_are_zero_where_a_map_exists(redundant):
+    (source, _), x = networks()
+    f, x = function(source), jnp.array(x, jnp.float32)
+    twice = lambda x: jnp.concatenate([f(x), f(x)], axis=1)  # outputs of which half are redundant
+    matrix = jnp.array(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+    g = lambda x: f(x) @ matrix + 7
+    own = twice if redundant else f
+    assert metrics.gradient_matching_distance(own, g, x) < 1e-4
+    assert metrics.function_matching_distance(own, g, x) < 1e-4
+    assert metrics.gradient_matching_distance(g, f, x) > 0.1  # 3 outputs cannot give 5
+
+
+def test_the_function_matching_distance_agrees_with_float64_least_squares():
+    (source, target), x = networks()
+    f, g, x = function(source), function(target), x.astype(np.float32)
+    outputs = np.c_[np.float64(f(x)), np.ones(len(x))]
+    residual = np.float64(g(x)) - outputs @ np.linalg.lstsq(outputs, np.float64(g(x)), rcond=None)[0]
+    want = np.sqrt((residual**2).sum(1).mean())
+    for batch_size in (None, 7):
+        np.testing.assert_allclose(metrics.function_matching_distance(f, g, x, batch_size=batch_size), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"level": 1, "attack": attacks.fgsm(0.1)}, "level: got 1 together with an attack"),
+        ({"level": 4}, "level: got 4"),
+        ({"attack": attacks.pgd(0.1, 2, 0.1)}, "key: got None"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    (source, _), x = networks()
+    with pytest.raises(ValueError, match=message):
+        metrics.transferability(lambda x: function(source)(x)[:, :4], function(source), x.astype(np.float32), **options)

@@ -1,0 +1,17 @@
+"""The synthetic experiment: transferability, adversarial and of knowledge, as a source drifts away from its target.
+
+    python experiments/synthetic.py --config=configs/synthetic.py
+
+Ten problems, each with its own target and sources of three widths. COST
+Add `--config.problem=PATH.npz` to measure a given problem instead; `jtrans.synthetic.load` says what it holds.
+Expect tau1 and tau2 to fall and the transfer loss and the gradient matching distance to rise with the drift.
+"""
+
+from ml_collections import ConfigDict
+
+from jtrans import settings
+
+
+def get_config() -> ConfigDict:
+    """The settings, all at their defaults (`jtrans/settings.py`)."""
+    return settings.synthetic()

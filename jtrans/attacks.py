@@ -1,0 +1,184 @@
+"""Attacks: directions turned into bounded perturbed inputs.
+
+An attack is a function `(f, x, y, key) -> adversarial x`, of a pure `f: [N, ...] -> [N, K]`, inputs `[N, ...]`, the
+labels `[N]` to move away from (true ones, or `own_prediction`), and a key that is only needed for a random start (one,
+or one for each example). Epsilon is in the units of `x`: [0, 1] pixels, where the network itself maps them to its own
+range. What comes back is floats: rounding them to pixel values would undo part of the attack.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtrans import directions, loops
+from jtrans.jacobian import Function
+
+Attack = Callable[[Function, jax.Array, jax.Array, jax.Array | None], jax.Array]
+Bounds = tuple[float, float] | None
+
+
+def own_prediction(f: Function, x: jax.Array) -> jax.Array:
+    """The class `[N]` that `f` gives each input."""
+    return f(x).argmax(-1)
+
+
+def fgsm(epsilon: float, *, random_start: bool = False, bounds: Bounds = (0, 1)) -> Attack:
+    """The fast gradient sign method (Goodfellow et al. 2015): one step of L-inf PGD, of size epsilon.
+
+    Args:
+      epsilon: the largest change of an input value, in the units of the input.
+      random_start: begin at a uniformly random point of the ball (as Liang et al. 2021 do), not at `x`.
+      bounds: the range of valid inputs; None for no such range.
+    """
+    return pgd(epsilon, 1, epsilon, random_start=random_start, bounds=bounds)
+
+
+def pgd(
+    epsilon: float,
+    steps: int,
+    step_size: float,
+    *,
+    norm: str = "linf",
+    random_start: bool = True,
+    bounds: Bounds = (0, 1),
+) -> Attack:
+    """Projected gradient ascent on the cross entropy (Madry et al. 2018).
+
+    The result lies in the ball and in the bounds exactly, rounding included.
+
+    Args:
+      epsilon: the ball's radius, in the units of the input.
+      steps: the number of steps.
+      step_size: the length of each, in the same units.
+      norm: `linf` (steps along the sign of the gradient) or `l2` (along the gradient).
+      random_start: begin at a uniformly random point of the ball, example i's from `fold_in(key, i)`.
+      bounds: the range of valid inputs; None for no such range.
+
+    Raises:
+      ValueError: an unknown norm, a negative epsilon; and when it runs, a random start without a key.
+    """
+    if norm not in _BALLS:
+        raise ValueError(f"norm: got {norm!r}; it takes {' or '.join(_BALLS)}")
+    if epsilon < 0:
+        raise ValueError(f"epsilon: got {epsilon}; it takes 0 or more")
+    project, draw, along = _BALLS[norm]
+
+    def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        start = x
+        if random_start:
+            offset = jax.vmap(lambda k: draw(k, x.shape[1:], x.dtype))(directions.example_keys(key, len(x)))
+            start = project(x + epsilon * offset, x, epsilon, bounds)
+
+        def step(adversarial: jax.Array) -> jax.Array:
+            ahead = adversarial + step_size * along(directions.loss_gradient(f, adversarial, y))
+            return project(ahead, x, epsilon, bounds)
+
+        return loops.repeat(steps, step, start)
+
+    return attack
+
+
+def mi_fgsm(epsilon: float, steps: int, step_size: float, *, decay: float = 1.0, bounds: Bounds = (0, 1)) -> Attack:
+    """Momentum iterative FGSM in L-inf (Dong et al. 2018), without a random start.
+
+    Each gradient is divided by its L1 norm, added to `decay` times the sum before, and the step goes along the sign.
+
+    Args:
+      epsilon, steps, step_size, bounds: as `pgd`.
+      decay: the share of the earlier gradients that is kept.
+    """
+
+    def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            adversarial, momentum = carry
+            gradient = directions.loss_gradient(f, adversarial, y)
+            momentum = decay * momentum + gradient / _per_example(_nonzero(_sums(jnp.abs(gradient))), gradient)
+            return _project_linf(adversarial + step_size * jnp.sign(momentum), x, epsilon, bounds), momentum
+
+        return loops.repeat(steps, step, (x, jnp.zeros_like(x)))[0]
+
+    return attack
+
+
+def virtual(epsilon: float, *, level: int = 0, bounds: Bounds = None) -> Attack:
+    """The virtual adversarial attack (Liang et al. 2021): epsilon along the Jacobian's right singular vector.
+
+    It takes no account of the labels. The vector's sign is arbitrary.
+
+    Args:
+      epsilon: the L2 length of the perturbation, in the units of the input.
+      level: 0 for the largest singular value.
+      bounds: the range of valid inputs; None for no such range.
+    """
+
+    def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return _project_l2(x + epsilon * directions.singular_vector(f, x, level=level), x, epsilon, bounds)
+
+    return attack
+
+
+def _within(x: jax.Array, bounds: Bounds) -> jax.Array:
+    return x if bounds is None else jnp.clip(x, *bounds)
+
+
+def _project_linf(adversarial: jax.Array, x: jax.Array, epsilon: float, bounds: Bounds) -> jax.Array:
+    """Into the ball around x, to the last bit: `x +- epsilon` is rounded towards x."""
+    radius = np.asarray(epsilon, x.dtype)
+    radius = radius if radius <= epsilon else np.nextafter(radius, np.asarray(0, x.dtype))
+    high, low = (jnp.where(_rounded_out(x, r), jnp.nextafter(x + r, x), x + r) for r in (radius, -radius))
+    return _within(jnp.clip(adversarial, low, high), bounds)
+
+
+def _rounded_out(x: jax.Array, r: np.ndarray) -> jax.Array:
+    """Whether `x + r` was rounded away from x: the sign of its rounding error, which Knuth's two-sum gives exactly."""
+    total = x + r
+    back = total - x
+    error = (x - (total - back)) + (r - back)
+    return error * np.sign(r) < 0
+
+
+def _project_l2(adversarial: jax.Array, x: jax.Array, epsilon: float, bounds: Bounds) -> jax.Array:
+    """Into the ball around x; the radius leaves room for the rounding of `x + delta` in every input value."""
+    delta = adversarial - x
+    size = np.prod(x.shape[1:])
+    largest = jnp.max(jnp.abs(x)) + epsilon
+    radius = jnp.maximum(epsilon * (1 - 1e-6) - np.sqrt(size) * jnp.finfo(x.dtype).eps * largest / 2, 0)
+    length = jnp.sqrt(_sums(delta**2))
+    delta = delta * _per_example(jnp.minimum(1, radius / _nonzero(length)), x)
+    return _within(x + delta, bounds)
+
+
+def _uniform_in_cube(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype, -1, 1)
+
+
+def _uniform_in_ball(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+    direction, radius = jax.random.split(key)
+    normal = jax.random.normal(direction, shape, dtype)
+    return normal / jnp.linalg.norm(normal.reshape(-1)) * jax.random.uniform(radius, (), dtype) ** (1 / np.prod(shape))
+
+
+def _along_gradient(gradient: jax.Array) -> jax.Array:
+    scaled = gradient / _per_example(_nonzero(jnp.max(jnp.abs(gradient).reshape(len(gradient), -1), axis=1)), gradient)
+    return scaled / _per_example(_nonzero(jnp.sqrt(_sums(scaled**2))), gradient)
+
+
+def _sums(x: jax.Array) -> jax.Array:
+    return x.reshape(len(x), -1).sum(1)
+
+
+def _nonzero(x: jax.Array) -> jax.Array:
+    """1 in place of 0, for a division whose numerator is 0 too."""
+    return jnp.where(x == 0, 1, x)
+
+
+def _per_example(values: jax.Array, like: jax.Array) -> jax.Array:
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+_BALLS = {
+    "linf": (_project_linf, _uniform_in_cube, jnp.sign),
+    "l2": (_project_l2, _uniform_in_ball, _along_gradient),
+}

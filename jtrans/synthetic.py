@@ -1,0 +1,236 @@
+"""The synthetic experiment of Liang et al. (2021): a target network and sources that drift away from it, measured.
+
+Networks have one hidden layer, `f(x) = W2 sigmoid(W1 x + b1) + b2`. All functions take one problem and are pure, to be
+vmapped over seeds.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jtrans import jacobian, metrics, transfer
+from jtrans.errors import InputError, one_line
+
+COLUMNS = (
+    "scale",
+    "tau1_S_T",
+    "tau1_T_S",
+    "tau2_S_T",
+    "tau2_T_S",
+    "tau1tau2_S_T",
+    "tau1tau2_T_S",
+    "transfer_loss_S",
+    "loss_T",
+    "gradient_matching_distance",
+)
+
+
+class Network(NamedTuple):
+    """W1 `[H, D]`, b1 `[H]`, W2 `[K, H]`, b2 `[K]`."""
+
+    W1: jax.Array
+    b1: jax.Array
+    W2: jax.Array
+    b2: jax.Array
+
+
+class Problem(NamedTuple):
+    """Points, their values, the target, and for each width the sources, with the drift's scale as the leading axis."""
+
+    x: jax.Array
+    y: jax.Array
+    scales: np.ndarray
+    target: Network
+    sources: dict[int, Network]
+
+
+class Keys(NamedTuple):
+    """One PRNG key for each purpose."""
+
+    data: jax.Array
+    init: jax.Array
+    order: jax.Array
+    drift: jax.Array
+
+
+def keys(seed: jax.Array | int) -> Keys:
+    """The keys of one problem."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def features(network: Network, x: jax.Array) -> jax.Array:
+    """The hidden layer `[N, H]` at inputs `[N, D]`."""
+    with jax.default_matmul_precision("highest"):
+        return jax.nn.sigmoid(x @ network.W1.T + network.b1[None])
+
+
+def apply(network: Network, x: jax.Array) -> jax.Array:
+    """The outputs `[N, K]` at inputs `[N, D]`."""
+    with jax.default_matmul_precision("highest"):
+        return features(network, x) @ network.W2.T + network.b2[None]
+
+
+def regression(
+    key: jax.Array, num_points: int, input_size: int, output_size: int, num_clusters: int
+) -> tuple[jax.Array, jax.Array]:
+    """A regression problem of radial basis functions: x `[N, D]` from a mixture of Gaussians, y `[N, K]`.
+
+    The Gaussians have centres from `N(0, 0.3^2)` and unit variance; `y = sum_c a_c exp(-|x - center_c|^2 / (2 D))` with
+    normal amplitudes. The paper names the ingredients; the constants are chosen here to give its published problem's
+    scale.
+    """
+    center_key, cluster_key, point_key, amplitude_key = jax.random.split(key, 4)
+    centers = 0.3 * jax.random.normal(center_key, (num_clusters, input_size))
+    cluster = jax.random.randint(cluster_key, (num_points,), 0, num_clusters)
+    x = centers[cluster] + jax.random.normal(point_key, (num_points, input_size))
+    squared = jnp.stack([((x - center[None]) ** 2).sum(1) for center in centers], axis=1)
+    amplitudes = jax.random.normal(amplitude_key, (num_clusters, output_size))
+    return x, jnp.exp(-squared / (2 * input_size)) @ amplitudes
+
+
+def initialize(key: jax.Array, input_size: int, width: int, output_size: int) -> Network:
+    """Uniform in +- 1 / sqrt(fan_in), PyTorch's default."""
+
+    def layer(key: jax.Array, rows: int, columns: int) -> tuple[jax.Array, jax.Array]:
+        weight_key, bias_key = jax.random.split(key)
+        bound = 1 / np.sqrt(columns)
+        draw = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        return draw(weight_key, (rows, columns)), draw(bias_key, (rows,))
+
+    first, second = jax.random.split(key)
+    return Network(*layer(first, width, input_size), *layer(second, output_size, width))
+
+
+def fit(
+    network: Network, key: jax.Array, x: jax.Array, y: jax.Array, num_steps: int, batch_size: int, learning_rate: float
+) -> Network:
+    """The network after training on squared error by Adam, its learning rate decaying to 0 along a cosine."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+
+    def loss(network: Network, x: jax.Array, y: jax.Array) -> jax.Array:
+        return ((apply(network, x) - y) ** 2).sum(1).mean()
+
+    def step(carry, step_key: jax.Array):
+        network, state = carry
+        batch = jax.random.randint(step_key, (batch_size,), 0, len(x))
+        updates, state = optimizer.update(jax.grad(loss)(network, x[batch], y[batch]), state)
+        return (optax.apply_updates(network, updates), state), None
+
+    return jax.lax.scan(step, (network, optimizer.init(network)), jax.random.split(key, num_steps))[0][0]
+
+
+def drift(key: jax.Array, network: Network, scales: np.ndarray) -> Network:
+    """The network moved on, scale after scale, along one random deviation: leading axis S.
+
+    The deviation is uniform in [-0.5, 0.5] for every weight and is added `scale` times at each scale, on top of what
+    was added at the scales before.
+    """
+    leaves, structure = jax.tree.flatten(network)
+    total = jnp.cumsum(jnp.asarray(scales, jnp.float32))
+    moved = [
+        leaf[None]
+        + total.reshape(-1, *[1] * leaf.ndim) * jax.random.uniform(k, leaf.shape, minval=-0.5, maxval=0.5)[None]
+        for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, moved)
+
+
+def measure(target: Network, source: Network, x: jax.Array, y: jax.Array, *, level: int = 0) -> dict[str, jax.Array]:
+    """Every column but the scale, for one source: scalars.
+
+    The two Jacobians are computed once and serve both directions and the matching distance.
+    """
+    networks = {"S": source, "T": target}
+    jacobians = {name: jacobian.jacobian(partial(apply, network), x) for name, network in networks.items()}
+    attack = {name: jacobian.triple_of(matrices, level) for name, matrices in jacobians.items()}
+    best = attack if level == 0 else {name: jacobian.triple_of(matrices) for name, matrices in jacobians.items()}
+
+    def taus(one: str, other: str) -> dict[str, jax.Array]:
+        across = jnp.einsum("nkd,nd->nk", jacobians[other], attack[one].v, precision="highest")
+        got = metrics.taus(attack[one].s[:, None] * attack[one].u, across, best[other].s)
+        values = {"tau1": got.tau1, "tau2": got.tau2, "tau1tau2": got.tau1_tau2}
+        return {f"{name}_{one}_{other}": value for name, value in values.items()}
+
+    return {
+        **taus("S", "T"),
+        **taus("T", "S"),
+        "transfer_loss_S": transfer.transfer_loss(features(source, x), y),
+        "loss_T": transfer.root_mean_squared_error(apply(target, x), y),
+        "gradient_matching_distance": metrics.jacobian_matching_distance(jacobians["S"], jacobians["T"]),
+    }
+
+
+def load(path: str) -> Problem:
+    """A problem from an npz file.
+
+    It holds `X [N, D]`, `Y [N, K]`, `scales [S]`, `target_W1 [H, D]`, `target_b1`, `target_W2 [K, H]`, `target_b2`, and
+    for each width H of the sources `sourceH_W1 [S, H, D]` and so on.
+
+    Raises:
+      InputError: the file is not there, or an array is missing or of another shape.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"problem: {path!r} is no npz file that can be read ({one_line(error)})") from error
+    widths = sorted(int(n[6:-3]) for n in arrays if n.startswith("source") and n.endswith("_W1") and n[6:-3].isdigit())
+    try:
+        x, y, scales = arrays["X"], arrays["Y"], arrays["scales"]
+        target = _network(arrays, "target", (), x.shape[1], y.shape[1])
+        sources = {w: _network(arrays, f"source{w}", scales.shape, x.shape[1], y.shape[1]) for w in widths}
+    except KeyError as error:
+        raise InputError(
+            f"problem: {path!r} has no array {error}; it takes X, Y, scales, target_* and source<H>_*"
+        ) from error
+    if not widths:
+        raise InputError(f"problem: {path!r} has no sources; it takes source<H>_W1, _b1, _W2, _b2 for some width H")
+    return Problem(x, y, scales, target, sources)
+
+
+def _network(arrays: dict, name: str, lead: tuple[int, ...], inputs: int, outputs: int) -> Network:
+    parts = Network(*(arrays[f"{name}_{part}"] for part in Network._fields))
+    width = parts.W1.shape[-2] if parts.W1.ndim > 1 else 0
+    shapes = Network((width, inputs), (width,), (outputs, width), (outputs,))
+    for part, array, shape in zip(Network._fields, parts, shapes, strict=True):
+        if array.size != np.prod(lead + shape, dtype=int):
+            raise InputError(f"problem: {name}_{part} has shape {array.shape}; it takes {lead + shape}")
+    return Network(*(np.float32(a).reshape(lead + s) for a, s in zip(parts, shapes, strict=True)))
+
+
+def generate(
+    seed: jax.Array,
+    scales: np.ndarray,
+    *,
+    widths: tuple[int, ...],
+    target_width: int,
+    num_points: int,
+    input_size: int,
+    output_size: int,
+    num_clusters: int,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+) -> Problem:
+    """A problem from a seed: the points, the fitted target, and for each width a fitted network that drifts.
+
+    The network of the target's width that drifts is the target itself, as in the published problem.
+
+    Returns:
+      Problem; its `sources` are by width.
+    """
+    of = keys(seed)
+    x, y = regression(of.data, num_points, input_size, output_size, num_clusters)
+
+    def fitted(width: int) -> Network:
+        init_key, order_key = (jax.random.fold_in(key, width) for key in (of.init, of.order))
+        start = initialize(init_key, input_size, width, output_size)
+        return fit(start, order_key, x, y, num_steps, batch_size, learning_rate)
+
+    networks = {width: fitted(width) for width in sorted({*widths, target_width})}
+    sources = {width: drift(jax.random.fold_in(of.drift, width), networks[width], scales) for width in widths}
+    return Problem(x, y, jnp.asarray(scales), networks[target_width], sources)

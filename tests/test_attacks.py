@@ -46,12 +46,13 @@ def test_l2_bounds_hold_to_the_last_bit(name):
 
 
 def dongs_mi_fgsm(foolbox):
-    """Foolbox's MI-FGSM adds up the gradients as they are; Dong et al. (2018), equation 6, divides each by its L1 norm."""
+    """Foolbox's MI-FGSM adds up the signs of the gradients; Dong et al. (2018), equation 6, the gradients over their L1
+    norms. With its own function for that in place of the sign, the rest of Foolbox's loop is the paper's."""
+    from foolbox.attacks.gradient_descent_base import normalize_lp_norms
 
     class Dongs(foolbox.attacks.MIFGSM):
-        def get_optimizer(self, x, stepsize):
-            optimizer = super().get_optimizer(x, stepsize)
-            return lambda gradient: optimizer(gradient / gradient.abs().sum(axis=(1, 2, 3), keepdims=True))
+        def normalize(self, gradients, *, x, bounds):
+            return normalize_lp_norms(gradients, p=1)
 
     return Dongs
 

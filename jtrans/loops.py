@@ -26,13 +26,16 @@ def repeat(count: int, body: Callable[[Any], Any], carry: Any) -> Any:
     return carry
 
 
-def in_batches(function: Callable[..., tuple[Any, Any]], batch_size: int, *arrays: jax.Array) -> tuple[Any, Any]:
+def in_batches(
+    function: Callable[..., tuple[Any, Any]], batch_size: int, *arrays: Any, compiled: bool = True
+) -> tuple[Any, Any]:
     """A function of N examples, on `batch_size` of them at a time.
 
     Args:
       function: `arrays -> (total, each)`, pytrees: `total` is a sum over the examples, `each` has one row an example.
       batch_size: at most so many examples are in memory at once.
       arrays: pytrees of arrays with the leading axis N.
+      compiled: compile the function where several batches share it; not for one that `repeat`s, which would be traced.
 
     Returns:
       `(total, each)` of all N examples; the same, but for rounding, whatever the batch size.
@@ -49,6 +52,7 @@ def in_batches(function: Callable[..., tuple[Any, Any]], batch_size: int, *array
         parts = [(total, jax.tree.map(lambda r: r.reshape(whole, *r.shape[2:]), rows))]
         parts += [function(*part(whole, count))] if whole < count else []
     else:
+        function = jax.jit(function) if compiled else function
         starts = range(0, count, batch_size)
         # Waiting for each batch keeps one of them in memory, where dispatch would run ahead.
         parts = [jax.block_until_ready(function(*part(s, min(s + batch_size, count)))) for s in starts]

@@ -98,7 +98,8 @@ def transferability(
         return _moments(*_finite_effects(f_source, f_target, x, attack, keys))
 
     with jax.default_matmul_precision("highest"):
-        moments, ratio = loops.in_batches(batch, batch_size or _batch_size(f_source, f_target, x), x, keys)
+        size = batch_size or _batch_size(f_source, f_target, x)
+        moments, ratio = loops.in_batches(batch, size, x, keys, compiled=attack is None)
     return _from_moments(moments, ratio)
 
 

@@ -2,7 +2,7 @@
 
     python experiments/synthetic.py --config=configs/synthetic.py
 
-Ten problems, each with its own target and sources of three widths. COST
+Ten problems, each with its own target and sources of three widths; a minute on 2 cores.
 Add `--config.problem=PATH.npz` to measure a given problem instead; `jtrans.synthetic.load` says what it holds.
 Expect tau1 and tau2 to fall and the transfer loss and the gradient matching distance to rise with the drift.
 """

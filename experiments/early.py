@@ -17,7 +17,7 @@ REPORTED = {0, 1, 2, 5, 10, 20, 50, *range(100, 10**6, 100)}  # steps that get a
 def main(config: ConfigDict, workdir: Path) -> None:
     """Early transferability: the angle between adversarial directions, and the accuracy, after every optimizer step."""
     settings.check_early(config)
-    results.claim(workdir, config)
+    results.check_workdir(workdir, config)
     started = time.monotonic()
     keys = population.keys(config.seed)
     dataset, test = load(config.data, keys.data, config.num_examples)
@@ -61,6 +61,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     summary["batch_overlap"] = overlap
     summary["seconds"] = {"preparing": ready - started, "running": time.monotonic() - ready}
     summary |= results.environment()
+    results.write_config(workdir, config)
     if config.save_networks:
         results.write_networks(workdir, networks)
     results.write_trajectory(workdir, trajectory)

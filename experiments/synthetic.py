@@ -21,10 +21,11 @@ def main(config: ConfigDict, workdir: Path) -> None:
     given = synthetic.load(config.problem) if config.problem else None
     if given and max(config.levels) >= (most := min(given.x.shape[1], given.y.shape[1])):
         raise InputError(f"levels: got {max(config.levels)}; the problem's Jacobians have levels 0 to {most - 1}")
-    results.claim(workdir, config)
+    results.check_workdir(workdir, config)
     started = time.monotonic()
     problems = [(config.seed, given)] if given else generated(config)
     columns = table(problems, config.levels)
+    results.write_config(workdir, config)
     results.write_table(workdir / results.SYNTHETIC_TABLE, columns)
     summary = findings.summarize_synthetic(columns)
     summary["seconds"] = time.monotonic() - started

@@ -27,22 +27,28 @@ TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.cs
 RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE)
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Make the work directory this config's own, before any compute.
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Nothing, if this config's results can go to the work directory, which is made; called before any compute.
 
     Raises:
       InputError: it cannot be written, or holds the results of another config.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
         path = workdir / CONFIG
         if path.exists():
             _check_same(workdir, json.loads(path.read_text()), _plain(config))
         elif held := [name for name in RESULTS if (workdir / name).exists()]:
             raise InputError(f"--workdir: {workdir} holds {held[0]} but no {CONFIG}; name a directory of its own")
-        write_json(path, _plain(config))
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"--workdir: {workdir} cannot be used ({one_line(error)}); name another") from error
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """`config.json`, written with the results: a run that failed leaves no claim on its work directory."""
+    write_json(workdir / CONFIG, _plain(config))
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

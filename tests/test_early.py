@@ -283,6 +283,12 @@ def test_a_workdir_of_another_config_is_refused_and_kept(finished, capsys):
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
+def test_a_run_that_failed_leaves_no_claim_on_its_workdir(tmp_path):
+    assert run(tmp_path, *SMALL, "--config.data.classes=('0', 'zero')") == 2
+    assert not list(tmp_path.iterdir())
+    assert run(tmp_path, *SMALL, "--config.data.classes=('0', '1')") == 0
+
+
 def test_a_workdir_that_cannot_be_used_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file") == 2

@@ -1,13 +1,18 @@
 # `make early`: the main job on the data that ships with the environment. `make test`: the tests.
 # Both make the environment in .venv first, where it is not there yet.
 
-.PHONY: early test check check-all pins clean
+.PHONY: early test quick check check-all pins clean
 
 early: .venv/base
 	.venv/bin/python experiments/early.py --config=configs/digits.py
 
 test: .venv/dev
 	.venv/bin/python -m pytest -n 2 -m "not slow"
+
+# The inner loop: no experiments, no notebooks.
+quick: .venv/dev
+	.venv/bin/python -m pytest -n 2 -m "not slow" --ignore=tests/test_early.py --ignore=tests/test_synthetic.py \
+	  --ignore=tests/test_notebooks.py
 
 check: .venv/dev
 	.venv/bin/ruff format --check .

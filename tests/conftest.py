@@ -1,15 +1,19 @@
-"""Set before JAX is imported: several CPU devices, and no silent rank promotion."""
+"""Set before JAX is imported: several CPU devices, no silent rank promotion, compiled programs kept between runs."""
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache" / metadata.version("jaxlib")))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
 import pytest
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 

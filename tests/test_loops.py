@@ -25,7 +25,7 @@ def test_batches_give_what_the_whole_gives(wrap, batch_size):
 def test_an_absent_argument_stays_absent():
     seen = []
     loops.in_batches(lambda x, key: (seen.append(key), x), 2, jnp.ones((4, 1)), None)
-    assert seen == [None, None]
+    assert set(seen) == {None}
 
 
 def test_traced_loops_are_compiled_loops():

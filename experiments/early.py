@@ -93,7 +93,7 @@ def follow(run, config: ConfigDict) -> tuple[population.Trajectory, list]:
             measurements.append(measurement)
             over_pairs, accuracy = population.mean_angle(measurement.angle), measurement.accuracy.mean()
             mean_angle = population.mean_angle(over_pairs)
-            bar.set_postfix_str(f"angle {mean_angle:.1f} deg, accuracy {accuracy:.2f}")
+            bar.set_postfix_str(f"angle {mean_angle:.1f} deg, accuracy {accuracy:.2f}", refresh=False)
             bar.update(step - bar.n)
             if bar.disable and (step in REPORTED or step == config.num_steps):
                 print(f"step {step}: angle {mean_angle:.2f} degrees, accuracy {accuracy:.3f}", flush=True)

@@ -209,11 +209,7 @@ def mean_angle(angle: np.ndarray) -> np.ndarray:
 
 def batch_overlap(key: jax.Array, num_groups: int, num_networks: int, num_images: int, batch_size: int) -> float:
     """The share of a network's first batch that is also in the first batch of the other, averaged over pairs."""
-    batches = jnp.concatenate(
-        [
-            jax.vmap(lambda k: training.epoch_order(k, 0, num_images)[:batch_size])(group_keys)
-            for group_keys in network_keys(key, num_groups, num_networks)
-        ]
-    )
+    first = jax.vmap(lambda k: training.epoch_order(k, 0, num_images)[:batch_size])
+    batches = np.concatenate([first(group_keys) for group_keys in network_keys(key, num_groups, num_networks)])
     pair, _ = pairs(num_groups, num_networks)
     return float(np.mean([np.isin(batches[a], batches[b]).mean() for a, b in pair]))

@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -159,18 +160,15 @@ def environment() -> dict[str, Any]:
     """What the numbers were made with: versions, devices, and the commit of the source where there is one."""
     versions = {name: metadata.version(name) for name in ("jtrans", "jax", "jaxlib", "flax", "optax", "numpy")}
     devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
-    describe = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    return {"versions": versions, "devices": devices, "git_commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of this source, with `-dirty` where it was changed; None outside a repository of its own."""
+    source = Path(__file__)
+    git = partial(subprocess.run, capture_output=True, text=True, check=True, cwd=source.parent)
     try:
-        commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+        git(["git", "ls-files", "--error-unmatch", source.name])  # a repository around an installation is not ours
+        return git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {"versions": versions, "devices": devices, "git_commit": commit}
+        return None

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache" / metadata.version("jaxlib")))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import pytest
+import pytest  # noqa: E402 (what is set above must come first)
 
 sys.path.insert(0, str(ROOT / "experiments"))
 

@@ -11,6 +11,16 @@ from jtrans.population import Trajectory
 AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"
 FALL = 15.0  # degrees below the random mean that count as early transferability
 QUANTILE = 0.01  # of random directions, below which a mean angle is called below random
+MEASURES = {
+    "tau1_S_T": "tau1, source to target",
+    "tau1_T_S": "tau1, target to source",
+    "tau2_S_T": "tau2, source to target",
+    "tau2_T_S": "tau2, target to source",
+    "tau1tau2_S_T": "tau1 tau2, source to target",
+    "tau1tau2_T_S": "tau1 tau2, target to source",
+    "transfer_loss_S": "transfer loss",
+    "gradient_matching_distance": "gradient matching distance",
+}
 
 
 def curves(trajectory: Trajectory) -> dict[str, stats.Interval]:
@@ -45,7 +55,7 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
     below = np.flatnonzero(angle < random.quantile(QUANTILE))
 
     def moment(index: int) -> dict[str, Any]:
-        at = {name: {k: float(v[index]) for k, v in interval._asdict().items()} for name, interval in over.items()}
+        at = {name: _plain(stats.Interval(*(v[index] for v in interval))) for name, interval in over.items()}
         return {"step": int(trajectory.step[index]), **at}
 
     lowest_at_chance = _lowest(angle[at_chance])
@@ -114,26 +124,11 @@ def interval_text(interval: dict[str, float], digits: int) -> str:
     return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if known else "")
 
 
-MEASURES = {
-    "tau1_S_T": "tau1, source to target",
-    "tau1_T_S": "tau1, target to source",
-    "tau2_S_T": "tau2, source to target",
-    "tau2_T_S": "tau2, target to source",
-    "tau1tau2_S_T": "tau1 tau2, source to target",
-    "tau1tau2_T_S": "tau1 tau2, target to source",
-    "transfer_loss_S": "transfer loss",
-    "gradient_matching_distance": "gradient matching distance",
-}
-
-
-def over_seeds(
-    columns: dict[str, np.ndarray], name: str, width: float, level: float
-) -> tuple[np.ndarray, stats.Interval]:
-    """The scales, and the mean and 95 % interval of a column over seeds at each of them."""
+def over_seeds(columns: dict[str, np.ndarray], name: str, width: float, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """The scales `[S]` of the drift, and a column of the synthetic table there for each seed, `[seeds, S]`."""
     rows = (columns["width"] == width) & (columns["level"] == level)
-    seeds = np.unique(columns["seed"])
-    values = np.stack([columns[name][rows & (columns["seed"] == seed)] for seed in seeds])
-    return columns["scale"][rows & (columns["seed"] == seeds[0])], stats.mean_ci(values)
+    of_seed = [rows & (columns["seed"] == seed) for seed in np.unique(columns["seed"])]
+    return columns["scale"][of_seed[0]], np.stack([columns[name][r] for r in of_seed])
 
 
 def summarize_synthetic(columns: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -146,25 +141,16 @@ def summarize_synthetic(columns: dict[str, np.ndarray]) -> dict[str, Any]:
     rows = []
     for width, level in sorted({*zip(columns["width"].tolist(), columns["level"].tolist(), strict=True)}):
         for name in MEASURES:
-            _, interval = over_seeds(columns, name, width, level)
-            ends = {k: {f: float(v[i]) for f, v in interval._asdict().items()} for k, i in (("first", 0), ("last", -1))}
-            rows.append(
-                {
-                    "width": width,
-                    "level": level,
-                    "measure": name,
-                    **ends,
-                    "spearman": _ranks(columns, name, width, level),
-                }
-            )
+            scale, values = over_seeds(columns, name, width, level)
+            ranks = np.array([scipy.stats.spearmanr(scale, of_seed).statistic for of_seed in values])
+            found = {"first": values[:, 0], "last": values[:, -1], "spearman": ranks}
+            intervals = {key: _plain(stats.mean_ci(seeds)) for key, seeds in found.items()}
+            rows.append({"width": width, "level": level, "measure": name, **intervals})
     return {"num_seeds": len(np.unique(columns["seed"])), "rows": rows}
 
 
-def _ranks(columns: dict[str, np.ndarray], name: str, width: float, level: float) -> dict[str, float]:
-    rows = (columns["width"] == width) & (columns["level"] == level)
-    of_seed = [rows & (columns["seed"] == seed) for seed in np.unique(columns["seed"])]
-    values = [scipy.stats.spearmanr(columns["scale"][r], columns[name][r]).statistic for r in of_seed]
-    return {k: float(v) for k, v in stats.mean_ci(np.array(values))._asdict().items()}
+def _plain(interval: stats.Interval) -> dict[str, float]:
+    return {key: float(value) for key, value in interval._asdict().items()}
 
 
 def describe_synthetic(summary: dict[str, Any]) -> str:

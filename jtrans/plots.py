@@ -102,7 +102,8 @@ _DIRECTIONS = (("-", "source to target"), ("--", "target to source"))
 
 def _lines(axes, columns, name, widths, level, style) -> None:
     for i, width in enumerate(widths):
-        scale, interval = findings.over_seeds(columns, name, width, level)
+        scale, values = findings.over_seeds(columns, name, width, level)
+        interval = mean_ci(values)
         axes.plot(scale, interval.mean, f"C{i}", linestyle=style)
         _band(axes, scale, interval, f"C{i}")
 

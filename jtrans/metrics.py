@@ -78,7 +78,8 @@ def transferability(
     Args:
       f_source, f_target: `[N, ...] -> [N, K]`.
       x: `[N, ...]`; with an attack, in the units of its epsilon.
-      attack: one of `jtrans.attacks`, or any `(f, x, y, key) -> adversarial x`.
+      attack: one of `jtrans.attacks`, or any `(f, x, y, key) -> adversarial x`; it gets a batch, and as `key` an array
+        of one key an example (None where there is none).
       key: for an attack that starts at random; example i's draws come from `fold_in(key, i)`, for both networks.
       level: the source's singular vector, 0 for the largest singular value; only without `attack`.
       batch_size: how many examples are in memory at once; chosen from the sizes when None. The result does not depend

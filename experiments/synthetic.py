@@ -12,15 +12,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jtrans import cli, findings, plots, results, settings, synthetic
-from jtrans.errors import InputError
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """The synthetic experiment: every transferability measure, both ways, as a source drifts away from its target."""
     settings.check_synthetic(config)
     given = synthetic.load(config.problem) if config.problem else None
-    if given and max(config.levels) >= (most := min(given.x.shape[1], given.y.shape[1])):
-        raise InputError(f"levels: got {max(config.levels)}; the problem's Jacobians have levels 0 to {most - 1}")
+    if given:
+        settings.check_levels(config.levels, given.x.shape[1], given.y.shape[1])
     results.check_workdir(workdir, config)
     started = time.monotonic()
     problems = [(config.seed, given)] if given else generated(config)

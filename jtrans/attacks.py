@@ -161,8 +161,8 @@ def _uniform_in_ball(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array
 
 
 def _along_gradient(gradient: jax.Array) -> jax.Array:
-    scaled = gradient / _per_example(_nonzero(jnp.max(jnp.abs(gradient).reshape(len(gradient), -1), axis=1)), gradient)
-    return scaled / _per_example(_nonzero(jnp.sqrt(_sums(scaled**2))), gradient)
+    unit = directions.normalize(gradient).reshape(gradient.shape)
+    return jnp.where(gradient == 0, 0, unit)  # where there is no gradient there is no step, rather than NaN
 
 
 def _sums(x: jax.Array) -> jax.Array:

@@ -54,9 +54,9 @@ def output_size(f: Function, x: jax.Array) -> int:
     return shape[1]
 
 
-def batch_size_for(*sizes: int) -> int:
+def batch_size_for(entries: int) -> int:
     """How many examples to take at once, where one example has so many Jacobian entries in all."""
-    return max(1, BATCH_VALUES.get(jax.default_backend(), BATCH_VALUES_ELSEWHERE) // sum(sizes))
+    return max(1, BATCH_VALUES.get(jax.default_backend(), BATCH_VALUES_ELSEWHERE) // entries)
 
 
 def jacobian(f: Function, x: jax.Array) -> jax.Array:
@@ -101,18 +101,14 @@ def top_singular_triple(f: Function, x: jax.Array, *, level: int = 0) -> Singula
         raise ValueError(
             f"level: got {level}; a Jacobian of {outputs} x {values} has levels 0 to {min(outputs, values) - 1}"
         )
-    if outputs <= DENSE_OUTPUTS:
-        triple = lambda x: (None, shaped(triple_of(jacobian(f, x), level), x))
-        batch_size = batch_size_for(outputs * values)
-    else:
-        triple = lambda x: (None, shaped(_krylov_triple(f, x, level), x))
-        batch_size = batch_size_for((KRYLOV_STEPS + level) * (outputs + 2 * values))
-    return loops.in_batches(triple, batch_size, x)[1]
+    dense = outputs <= DENSE_OUTPUTS
+    entries = outputs * values if dense else (KRYLOV_STEPS + level) * (outputs + 2 * values)
 
+    def batch(x: jax.Array) -> tuple[None, SingularTriple]:
+        triple = triple_of(jacobian(f, x), level) if dense else _krylov_triple(f, x, level)
+        return None, triple._replace(v=triple.v.reshape(x.shape))
 
-def shaped(triple: SingularTriple, x: jax.Array) -> SingularTriple:
-    """The triple with `v` shaped like the input."""
-    return triple._replace(v=triple.v.reshape(x.shape))
+    return loops.in_batches(batch, batch_size_for(entries), x)[1]
 
 
 def triple_of(matrices: jax.Array, level: int = 0) -> SingularTriple:
@@ -149,12 +145,13 @@ def _krylov_triple(f: Function, x: jax.Array, level: int) -> SingularTriple:
         pull = jax.linear_transpose(push, flat)
         # Any start that is no singular vector will do; a fixed one keeps the result a function of its arguments.
         start = jnp.array(np.random.default_rng(0).normal(size=flat.size), flat.dtype)
-        scale = jnp.max(jnp.abs(push(start)))
+        response = push(start)
+        scale = jnp.max(jnp.abs(response))
         safe = jnp.where(scale == 0, 1, scale)
         # The Krylov space of a Jacobian of low rank ends early, in 0 / 0. A small identity below the rows of J keeps it
         # going, with the same right singular vectors in the same order.
         padded = lambda v: (push(v) / safe, 0.01 * v)
-        steps = min(KRYLOV_STEPS + level, push(start).size, flat.size)
+        steps = min(KRYLOV_STEPS + level, response.size, flat.size)
         _, _, v = eig.svd_partial(decomp.bidiag(steps))(padded, start)
         # A space that ended early repeats its first vectors: keep what is perpendicular to the levels before.
         basis = jnp.linalg.qr(v[: level + 1].T)[0]
@@ -162,8 +159,7 @@ def _krylov_triple(f: Function, x: jax.Array, level: int) -> SingularTriple:
         length = jnp.linalg.norm(pushed, axis=1)
         vanishes = (scale == 0) | (length[1] <= 1e-6 * length[0])  # nothing there but rounding
         u = jnp.where(vanishes, 0, pushed[1] / length[1])[None]
-        into, back = lambda v: (push(v[0]) / safe)[None], lambda u: pull(u[0])[0][None] / safe
-        triple = _triple(u, back(u), into, safe[None])
+        triple = _triple(u, pull(u[0])[0][None] / safe, lambda v: (push(v[0]) / safe)[None], safe[None])
         return jax.tree.map(lambda a: a[0], triple)
 
     with jax.default_matmul_precision("highest"):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtrans import attacks, directions, jacobian, loops, transfer
+from jtrans import directions, jacobian, loops, transfer
 from jtrans.attacks import Attack
 from jtrans.jacobian import Function, SingularTriple
 
@@ -176,9 +176,10 @@ def _linearised_effects(f_source: Function, f_target: Function, x: jax.Array, le
 
 
 def _finite_effects(f_source: Function, f_target: Function, x: jax.Array, attack: Attack, keys: jax.Array | None):
-    from_source, from_target = (attack(f, x, attacks.own_prediction(f, x), keys) for f in (f_source, f_target))
-    target = f_target(x)
-    own, across = f_source(from_source) - f_source(x), f_target(from_source) - target
+    source, target = f_source(x), f_target(x)
+    from_source = attack(f_source, x, source.argmax(-1), keys)
+    from_target = attack(f_target, x, target.argmax(-1), keys)
+    own, across = f_source(from_source) - source, f_target(from_source) - target
     return own, across, jnp.linalg.norm(f_target(from_target) - target, axis=1)
 
 

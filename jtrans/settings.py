@@ -191,9 +191,19 @@ def check_synthetic(config: ConfigDict) -> None:
       InputError: names the first field that is wrong.
     """
     check(config, SYNTHETIC)
-    most = min(config.input_size, config.output_size) - 1
-    if not config.problem and max(config.levels) > most:
-        raise InputError(f"levels: got {max(config.levels)}; Jacobians of this size have levels 0 to {most}")
+    if not config.problem:
+        check_levels(config.levels, config.input_size, config.output_size)
+
+
+def check_levels(levels: tuple[int, ...], input_size: int, output_size: int) -> None:
+    """Nothing, if Jacobians of that size have all the levels.
+
+    Raises:
+      InputError: names the largest, where they have not.
+    """
+    most = min(input_size, output_size) - 1
+    if max(levels) > most:
+        raise InputError(f"levels: got {max(levels)}; Jacobians of this size have levels 0 to {most}")
 
 
 def unknown_field(name: str, known: Iterable[str]) -> InputError:

@@ -41,17 +41,23 @@ def main(config: ConfigDict, workdir: Path) -> None:
         for name in config.models
     ]
     optimizer = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
-    networks = population.initialize(built, optimizer, keys.init, config.num_networks)
+    most = max(config.batch_size, config.num_examples)
+    sizes = [config.group_size or population.group_size(m, shape, most, config.num_networks) for m in built]
+    for name, size in zip(config.models, sizes, strict=True):
+        if size < config.num_networks:
+            print(f"{name}: {config.num_networks} networks, {size} at a time")
+    networks = population.initialize(built, optimizer, keys.init, config.num_networks, sizes)
     run = population.trajectory(
         built,
         optimizer,
         networks,
-        keys.order,
+        keys,
         dataset.train,
         test,
         batch_size=config.batch_size,
         num_steps=config.num_steps,
         measure_every=config.measure_every,
+        batch_statistics=config.batch_statistics,
     )
     ready = time.monotonic()
     trajectory, networks = follow(run, config)

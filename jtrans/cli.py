@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jtrans import settings
+from jtrans import runtime, settings
 from jtrans.errors import InputError, one_line
 
 USAGE = """usage: {program} --config=FILE.py[:ARGUMENT] [--workdir=DIR] [--config.FIELD=VALUE ...]
@@ -32,6 +32,7 @@ def run(main: Callable[[ConfigDict, Path], None], argv: Sequence[str] | None = N
     if {"-h", "--help"} & set(argv[1:]):
         print(USAGE.format(program=program, description=(main.__doc__ or "").strip()), end="")
         return 0
+    runtime.prepare()
     try:
         main(*parse(argv))
     except InputError as error:

@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from jtrans import runtime
 from jtrans.errors import InputError, one_line
 
 TEST_SHARE = 5  # where a source has no test split, one image in five of each class is held out
@@ -148,7 +149,7 @@ def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str
     if not source.fingerprint:
         return _decode(source, classes, image_size)
     wanted = hashlib.sha256(repr((source.fingerprint, classes, image_size)).encode()).hexdigest()[:20]
-    root = Path(os.environ.get("JTRANS_CACHE", Path.home() / ".cache" / "jtrans"))
+    root = runtime.cache()
     path = root / f"{name.replace('/', '-')}-{wanted}.npz"
     try:
         with np.load(path) as kept:

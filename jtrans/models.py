@@ -1,70 +1,277 @@
-"""The networks of both papers, by name, as pairs of pure functions.
+"""The networks of both papers, by name, as pure functions.
 
-Images come in as floats in [0, 1]; the network itself maps them to its pixel range.
+Images come in as floats in [0, 1]; the network itself maps them to its pixel range. Layers stand in the order of the
+PyTorch modules they stand for, and flatten as PyTorch does, channels first.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-Variables = Any  # a pytree of arrays
+from jtrans import layers
 
-# Hidden widths. The paper's Figure 6, which listed its own, is lost: one hidden layer, and four.
-WIDTHS: Mapping[str, tuple[int, ...]] = {"mlp_shallow": (256,), "mlp_deep": (1024, 512, 256, 128)}
+Variables = dict[str, Any]  # `params`, which are trained, and with BatchNorm `batch_stats`: pytrees of arrays
+
+
+class Convolution(NamedTuple):
+    """How one convolution of a `CONVOLUTIONAL` network moves over its input, and what follows it before the ReLU."""
+
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    batch_norm: bool = False
+    pool: bool = False  # a 2 x 2 max-pool after the ReLU
+
+
+# Convolutions one after another, each with its ReLU; then linear layers. Conv A and conv B: BenShmuel (2022), Appendix
+# B.2. LeNet and AlexNet: the CIFAR forms of Liang et al. (2021). VGG11: Simonyan and Zisserman (2015), Table 1.
+CONVOLUTIONAL: Mapping[str, tuple[Convolution, ...]] = {
+    "conv_a": (Convolution(5, 2, 1),) * 4,
+    "conv_b": (*[Convolution(3, 1, 1, True, pool) for pool in (False, True) * 3], Convolution(3, 1, 0, True, True)),
+    "lenet": (Convolution(5, pool=True),) * 2,
+    "alexnet": (
+        Convolution(11, 4, 5, pool=True),
+        Convolution(5, 1, 2, pool=True),
+        *[Convolution(3, 1, 1, pool=pool) for pool in (False, False, True)],
+    ),
+    "vgg11": tuple(Convolution(3, 1, 1, pool=pool) for pool in (True, True, *(False, True) * 3)),
+}
+# Residual blocks in each of the four stages, and whether they are bottlenecks: He et al. (2016), with the CIFAR stem.
+RESIDUAL: Mapping[str, tuple[tuple[int, ...], bool]] = {
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet50": ((3, 4, 6, 3), True),
+}
+# Sizes of the hidden layers, from the input on. The early paper's Figure 6, which listed those of its fully-connected
+# networks, is lost: one hidden layer, and four.
+WIDTHS: Mapping[str, tuple[int, ...]] = {
+    "mlp_shallow": (256,),
+    "mlp_deep": (1024, 512, 256, 128),
+    "fcnet": (1176, 400, 120, 84),
+    "conv_a": (128, 128, 256, 256),
+    "conv_b": (128, 128, 256, 256, 512, 512, 1024),
+    "lenet": (6, 16, 120, 84),
+    "alexnet": (64, 192, 384, 256, 256),
+    "vgg11": (64, 128, 256, 256, 512, 512, 512, 512),
+    "resnet18": (64, 128, 256, 512),
+    "resnet50": (64, 128, 256, 512),
+}
+IMAGENET_SIZE = 224
+IMAGENET_WIDTHS: Mapping[str, tuple[int, ...]] = {"vgg11": (*WIDTHS["vgg11"], 4096, 4096)}
 INITIALIZERS = ("pytorch", "flax")
+TRUNCATED_STD = 0.87962566  # the standard deviation of a normal distribution cut off at two standard deviations
 
 
 class Model(NamedTuple):
-    """A network as pure functions.
+    """A network as pure functions; images are `[N, H, W, C]` floats in [0, 1], logits `[N, K]`.
 
     init: `key -> variables`.
-    apply: `(variables, images [N, H, W, C] floats in [0, 1]) -> logits [N, K]`.
+    apply: `(variables, images) -> logits`, in evaluation mode: BatchNorm by its running statistics, no dropout.
+    train: `(variables, images, key) -> (logits, variables)`, in training mode: BatchNorm by the batch's statistics,
+      which move the running ones; the key draws the dropout, where there is one.
+    calibrate: `(variables, images) -> variables` whose running statistics are exactly those of the images, so that
+      `apply` then measures the network by batch statistics, held constant.
     """
 
     init: Callable[[jax.Array], Variables]
     apply: Callable[[Variables, jax.Array], jax.Array]
+    train: Callable[[Variables, jax.Array, jax.Array], tuple[jax.Array, Variables]]
+    calibrate: Callable[[Variables, jax.Array], Variables]
 
 
-def _within(bound: float) -> nn.initializers.Initializer:
-    """Uniform in [-bound, bound]."""
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+def _start(shapes: Mapping[tuple[str, ...], tuple[int, ...]], initializer: str, key: jax.Array) -> Variables:
+    """A network before training, from the shapes of its arrays by path.
+
+    PyTorch draws a layer's weights and biases from `U(-1/sqrt(fan_in), 1/sqrt(fan_in))`. Flax's weights have a standard
+    deviation of `1/sqrt(fan_in)`, sqrt(3) times larger, from a truncated normal distribution, and its biases are zero.
+    """
+    draw = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+    if initializer == "flax":
+        draw = lambda key, shape: jax.random.truncated_normal(key, -2, 2, shape) / TRUNCATED_STD
+    # One draw, cut in pieces: a draw for each array takes ten times as long to compile.
+    names = sorted(shapes)
+    sizes = [math.prod(shapes[name]) for name in names]
+    pieces = jax.lax.split(draw(key, (sum(sizes),)), sizes)
+
+    def start(path: tuple[str, ...], piece: jax.Array) -> jax.Array:
+        *layer, leaf = path
+        if leaf in ("scale", "var"):
+            return jnp.ones(shapes[path])
+        kernel = shapes.get((*layer, "kernel"))  # BatchNorm has none
+        if kernel is None or (leaf == "bias" and initializer == "flax"):
+            return jnp.zeros(shapes[path])
+        return piece.reshape(shapes[path]) / math.sqrt(math.prod(kernel[:-1]))
+
+    return unflatten_dict({path: start(path, piece) for path, piece in zip(names, pieces, strict=True)})
+
+
+zeros = nn.initializers.zeros  # the modules say which arrays there are, `_start` what they begin as
 
 
 class Dense(nn.Module):
-    """A fully-connected layer with the default initialisation of PyTorch or of Flax.
-
-    PyTorch draws weights and biases from `U(-1/sqrt(fan_in), 1/sqrt(fan_in))`. Flax's weights are sqrt(3) times
-    larger, and its biases are zero.
-    """
+    """A fully-connected layer."""
 
     features: int
-    initializer: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.initializer == "flax":
-            return nn.Dense(self.features)(x)
-        uniform = _within(1 / math.sqrt(x.shape[-1]))
-        return nn.Dense(self.features, kernel_init=uniform, bias_init=uniform)(x)
+        kernel = self.param("kernel", zeros, (x.shape[-1], self.features))
+        return x @ kernel + self.param("bias", zeros, (self.features,))[None]
+
+
+class Conv(nn.Module):
+    """A convolution with a square kernel."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        x = layers.convolve(x, self.param("kernel", zeros, shape), stride=self.stride, padding=self.padding)
+        return x + self.param("bias", zeros, (self.features,))[None, None, None] if self.use_bias else x
+
+
+class BatchNorm(nn.Module):
+    """Each channel to mean 0 and variance 1, then scaled and shifted: PyTorch's, whose running variance is unbiased.
+
+    mode: `apply`, by the running statistics; `train`, by the batch's, towards which the running ones move by a tenth;
+      `calibrate`, by the batch's, which become the running ones.
+    """
+
+    mode: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-1:]
+        scale, bias = self.param("scale", zeros, shape), self.param("bias", zeros, shape)
+        running_mean, running_var = (self.variable("batch_stats", name, jnp.zeros, shape) for name in ("mean", "var"))
+        if self.mode == "apply" or self.is_initializing():
+            mean, var = running_mean.value, running_var.value
+        else:
+            mean = x.mean((0, 1, 2))
+            var = jnp.square(x - mean[None, None, None]).mean((0, 1, 2))
+            count = math.prod(x.shape[:-1])
+            share, unbiased = (1.0, var) if self.mode == "calibrate" else (0.1, var * count / max(count - 1, 1))
+            running_mean.value += share * (mean - running_mean.value)
+            running_var.value += share * (unbiased - running_var.value)
+        factor = scale * jax.lax.rsqrt(var + 1e-5)
+        return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """`[N, H, W, C]` to `[N, C H W]`, channels first."""
+    return jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
 
 
 class MLP(nn.Module):
-    """Fully-connected layers of the given hidden widths, each followed by a ReLU, and a linear layer to the logits."""
+    """Fully-connected layers of the given widths, each with its ReLU, and a linear layer to the logits."""
 
     widths: Sequence[int]
     num_classes: int
-    initializer: str
+    mode: str = "apply"
+    dropout: float = 0.0  # after each ReLU, when training
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.reshape(len(x), -1)
+        x = flatten(x)
         for width in self.widths:
-            x = nn.relu(Dense(width, self.initializer)(x))
-        return Dense(self.num_classes, self.initializer)(x)
+            x = nn.relu(Dense(width)(x))
+            x = nn.Dropout(self.dropout, deterministic=self.mode != "train")(x)
+        return Dense(self.num_classes)(x)
+
+
+class Convolutional(nn.Module):
+    """Convolutions as planned, each with its ReLU, and linear layers: hidden ones of the widths beyond the plan's."""
+
+    plan: Sequence[Convolution]
+    widths: Sequence[int]
+    num_classes: int
+    mode: str = "apply"
+    average: int = 0  # pixels along either side, to which the features are averaged before the linear layers; 0: as is
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for width, (kernel, stride, padding, batch_norm, pool) in zip(self.widths, self.plan, strict=False):
+            x = Conv(width, kernel, stride, padding)(x)
+            x = nn.relu(BatchNorm(self.mode)(x) if batch_norm else x)
+            x = layers.max_pool(x) if pool else x
+        x = layers.average_pool(x, self.average) if self.average else x
+        return MLP(self.widths[len(self.plan) :], self.num_classes, self.mode, self.dropout)(x)
+
+
+class Block(nn.Module):
+    """A residual block: two 3 x 3 convolutions, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1 to four times the width."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    mode: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = partial(Conv, use_bias=False)
+        norm = partial(BatchNorm, self.mode)
+        features = 4 * self.width if self.bottleneck else self.width
+        if self.bottleneck:
+            y = nn.relu(norm()(conv(self.width, 1)(x)))
+            y = nn.relu(norm()(conv(self.width, 3, stride=self.stride, padding=1)(y)))
+            y = norm()(conv(features, 1)(y))
+        else:
+            y = nn.relu(norm()(conv(self.width, 3, stride=self.stride, padding=1)(x)))
+            y = norm()(conv(features, 3, padding=1)(y))
+        if self.stride > 1 or x.shape[-1] != features:
+            x = norm()(conv(features, 1, stride=self.stride)(x))
+        return nn.relu(y + x)
+
+
+class Residual(nn.Module):
+    """A 3 x 3 stem, stages of residual blocks, the mean over the pixels, a linear layer."""
+
+    counts: Sequence[int]  # blocks in each stage
+    bottleneck: bool
+    widths: Sequence[int]
+    num_classes: int
+    mode: str = "apply"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = Conv(self.widths[0], 3, padding=1, use_bias=False)(x)
+        x = nn.relu(BatchNorm(self.mode)(x))
+        for stage, (width, count) in enumerate(zip(self.widths, self.counts, strict=True)):
+            for i in range(count):
+                stride = 2 if stage and not i else 1
+                x = Block(width, stride, self.bottleneck, self.mode)(x)
+        return Dense(self.num_classes)(x.mean((1, 2)))
+
+
+def _module(name: str, widths: Sequence[int], num_classes: int) -> Callable[[str], nn.Module]:
+    """The named network in a given mode."""
+    if name in RESIDUAL:
+        return partial(Residual, *RESIDUAL[name], widths, num_classes)
+    if name not in CONVOLUTIONAL:
+        return partial(MLP, widths, num_classes)
+    plan = CONVOLUTIONAL[name]
+    module = partial(Convolutional, plan, widths, num_classes)
+    # torchvision's head; without hidden layers the one that is usual for CIFAR's small images.
+    return partial(module, average=7 if len(widths) > len(plan) else 1, dropout=0.5) if name == "vgg11" else module
+
+
+def takes_widths(name: str, widths: Sequence[int]) -> bool:
+    """Whether the named network can have so many layers."""
+    if name in RESIDUAL:
+        return len(widths) == len(WIDTHS[name])
+    return len(widths) >= len(CONVOLUTIONAL.get(name, (None,)))
 
 
 def build(
@@ -79,27 +286,118 @@ def build(
     """The named architecture as pure functions.
 
     Args:
-      name: `mlp_shallow` or `mlp_deep`, the fully-connected networks of BenShmuel (2022), Appendix B.1.
+      name: a name in `WIDTHS`: `mlp_shallow`, `mlp_deep`, `conv_a` and `conv_b` are those of BenShmuel (2022), Appendix
+        B; `fcnet`, `lenet` and `alexnet` those of Liang et al. (2021) for CIFAR; `resnet18` and `resnet50` have the
+        CIFAR stem; `vgg11` has torchvision's two hidden linear layers, or none of them.
       image_shape: `(height, width, channels)`.
       num_classes: K, the number of logits.
-      widths: hidden widths, from the input on; `WIDTHS[name]` when None.
+      widths: sizes of the hidden layers, from the input on: those of fully-connected layers, of convolutions (and of
+        hidden linear layers after them), or of a residual network's four stages. `WIDTHS[name]` when None; for
+        `vgg11` on images of 224 pixels or more, `IMAGENET_WIDTHS`.
       initializer: whose defaults the weights start from, `pytorch` (as in the papers) or `flax`.
       pixel_range: what the network maps pixels 0 and 1 to before its first layer.
 
     Raises:
-      ValueError: an unknown name or initializer.
+      ValueError: an unknown name or initializer, or too few widths or (where the number is fixed) too many. `init`
+        raises it for images too small for the network.
     """
     if name not in WIDTHS:
         raise ValueError(f"name: got {name!r}; the models are {', '.join(WIDTHS)}")
     if initializer not in INITIALIZERS:
         raise ValueError(f"initializer: got {initializer!r}; it takes {' or '.join(INITIALIZERS)}")
-    module = MLP(tuple(widths or WIDTHS[name]), num_classes, initializer)
+    if widths is None:
+        large = min(image_shape[:2]) >= IMAGENET_SIZE
+        widths = IMAGENET_WIDTHS.get(name, WIDTHS[name]) if large else WIDTHS[name]
+    if not takes_widths(name, widths):
+        raise ValueError(f"widths: got {len(widths)} of them; {name} takes as many as {WIDTHS[name]}")
+    module = _module(name, tuple(widths), num_classes)
     low, high = pixel_range
 
     def init(key: jax.Array) -> Variables:
-        return module.init(key, jnp.zeros((1, *image_shape)))
+        abstract = jax.eval_shape(module().init, key, jnp.zeros((1, *image_shape)))
+        return _start({path: leaf.shape for path, leaf in flatten_dict(abstract).items()}, initializer, key)
 
-    def apply(variables: Variables, images: jax.Array) -> jax.Array:
-        return module.apply(variables, low + (high - low) * images)
+    def run(mode: str, variables: Variables, images: jax.Array, **options: Any) -> Any:
+        return module(mode=mode).apply(variables, low + (high - low) * images, **options)
 
-    return Model(init, apply)
+    def train(variables: Variables, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Variables]:
+        logits, moved = run("train", variables, images, rngs={"dropout": key}, mutable=["batch_stats"])
+        return logits, {**variables, **moved}
+
+    def calibrate(variables: Variables, images: jax.Array) -> Variables:
+        return {**variables, **run("calibrate", variables, images, mutable=["batch_stats"])[1]}
+
+    return Model(init, partial(run, "apply"), train, calibrate)
+
+
+def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:
+    """A PyTorch network's weights as the variables of the architecture of that name.
+
+    Layers are matched in the order of the state dict, which is the order in which the modules were made, whatever
+    their names; torchvision's classes and the usual CIFAR ones have the order that is needed.
+
+    Args:
+      name: as in `build`, whose `apply` takes what comes back, for images of the size the network was trained on.
+      state_dict: PyTorch's names to arrays, as `{k: v.numpy() for k, v in network.state_dict().items()}`.
+
+    Returns:
+      The variables, float32.
+
+    Raises:
+      ValueError: an unknown name, or layers in other numbers or of other shapes than the architecture's.
+    """
+    if name not in WIDTHS:
+        raise ValueError(f"name: got {name!r}; the models are {', '.join(WIDTHS)}")
+    modules: dict[str, dict[str, np.ndarray]] = {}
+    for full, array in state_dict.items():
+        module, _, leaf = full.rpartition(".")
+        if leaf != "num_batches_tracked":
+            modules.setdefault(module, {})[leaf] = np.asarray(array, np.float32)
+    given = [(module, _translate(leaves)) for module, leaves in modules.items()]
+    wanted = _layers(name, [leaves["weight"].shape for leaves in modules.values() if "weight" in leaves])
+    if len(given) != len(wanted):
+        raise ValueError(f"state_dict: got {len(given)} layers with weights; {name} has {len(wanted)}")
+    variables, free = {}, True
+    for (module, arrays), (path, shapes) in zip(given, wanted, strict=True):
+        if "bias" in shapes:
+            arrays.setdefault("bias", np.zeros(shapes["bias"], np.float32))
+        got = {leaf: array.shape for leaf, array in arrays.items()}
+        if free and len(got.get("kernel", ())) == 2:  # the first linear layer's input depends on the image's size
+            shapes, free = {**shapes, "kernel": (got["kernel"][0], *shapes["kernel"][1:])}, False
+        if got != shapes:
+            raise ValueError(f"state_dict: {module!r} holds {got}; {name} has {shapes} there ({'/'.join(path)})")
+        for leaf, array in arrays.items():
+            collection = "batch_stats" if leaf in ("mean", "var") else "params"
+            variables[(collection, *path, leaf)] = jnp.asarray(array)
+    return unflatten_dict(variables)
+
+
+def _translate(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One PyTorch module's arrays with the names and axes that they have here."""
+    names = {"running_mean": "mean", "running_var": "var", "weight": "scale" if "running_mean" in leaves else "kernel"}
+    arrays = {names.get(leaf, leaf): array for leaf, array in leaves.items()}
+    if "kernel" in arrays:  # [F, C, kh, kw] to [kh, kw, C, F], [F, C] to [C, F]
+        arrays["kernel"] = np.moveaxis(arrays["kernel"], (1, 0), (-2, -1))
+    return arrays
+
+
+def _layers(name: str, weights: Sequence[tuple[int, ...]]) -> list[tuple[tuple[str, ...], dict[str, tuple[int, ...]]]]:
+    """The path and the arrays' shapes of each layer, in order, of the network that has weights of these shapes."""
+    weights = [shape for shape in weights if len(shape) > 1]
+    if not weights:
+        raise ValueError(f"state_dict: it holds no weights; {name} has some")
+    sizes = [shape[0] for shape in weights]
+    widths = [width * sizes[0] // WIDTHS[name][0] for width in WIDTHS[name]] if name in RESIDUAL else sizes[:-1]
+    side = 32 if len(weights[0]) == 4 else 1
+    init = _module(name, tuple(widths), sizes[-1])().init
+    found: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
+
+    def record(*arguments: jax.Array) -> None:
+        # Here, inside, the dictionaries still have the order in which the layers were made; JAX gives them back sorted.
+        for (_, *path, leaf), array in flatten_dict(init(*arguments)).items():
+            found.setdefault(tuple(path), {})[leaf] = array.shape
+
+    if not takes_widths(name, widths):
+        raise ValueError(f"state_dict: got {len(weights)} layers with weights; {name} has {len(WIDTHS[name]) + 1}")
+    jax.eval_shape(record, jax.random.key(0), jnp.zeros((1, side, side, weights[0][1])))
+    return list(found.items())

@@ -1,9 +1,11 @@
 """The trajectory: many networks trained side by side, every pair of them measured after every step.
 
 M networks of one architecture give M (M - 1) / 2 pairs; M networks of each of two architectures give the M x M pairs
-across. Networks of one architecture are one pytree with a leading axis M.
+across. The networks of one architecture are a list of groups, each one pytree with a leading axis, which one compiled
+step takes on together; where there are several, those at rest wait in the host's memory.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,8 +17,11 @@ import optax
 
 from jtrans import directions, training
 from jtrans.data import Split
-from jtrans.models import Model
+from jtrans.models import Model, Variables
 from jtrans.training import Network
+
+# Memory that the networks of a group may take together. On a CPU larger groups are no faster. Elsewhere: half of it.
+CPU_BYTES = 2**30
 
 
 class Keys(NamedTuple):
@@ -25,6 +30,19 @@ class Keys(NamedTuple):
     data: jax.Array
     init: jax.Array
     order: jax.Array
+    dropout: jax.Array
+
+
+class Observation(NamedTuple):
+    """M networks of one architecture on N test images of D values.
+
+    unit: `[M, N, D]` adversarial directions; NaN where a network has none.
+    accuracy, loss: `[M]`, shares of 1 and nats.
+    """
+
+    unit: jax.Array
+    accuracy: jax.Array
+    loss: jax.Array
 
 
 class Measurement(NamedTuple):
@@ -92,32 +110,79 @@ def pairs(num_groups: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
     return pair, np.repeat(np.arange(num_groups), num_networks)
 
 
+def join(groups: Sequence) -> jax.Array:
+    """The groups, pytrees with a leading axis each, as one."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *groups)
+
+
+def split_like(groups: Sequence, values: jax.Array) -> list[jax.Array]:
+    """What belongs to each network, `[M, ...]`, in groups of the same sizes."""
+    sizes = [len(jax.tree.leaves(group)[0]) for group in groups]
+    return jnp.split(values, np.cumsum(sizes)[:-1])
+
+
+def group_size(model: Model, image_shape: Sequence[int], num_images: int, num_networks: int) -> int:
+    """How many networks one compiled step takes on together: a divisor of their number, so that one program serves all.
+
+    Args:
+      num_images: images in a batch, or measured, whichever are more.
+    """
+    device = jax.local_devices()[0]
+    budget = CPU_BYTES if device.platform == "cpu" else device.memory_stats()["bytes_limit"] // 2
+    size = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    key = jax.random.key(0)
+    variables = jax.eval_shape(model.init, key)
+    forward = jax.make_jaxpr(model.train)(variables, jax.ShapeDtypeStruct((num_images, *image_shape), jnp.float32), key)
+    # What every operation puts out, half of which is fused away; parameters, their gradient, and Adam's two averages.
+    needed = size([out.aval for equation in forward.eqns for out in equation.outvars]) // 2 + 4 * size(variables)
+    fit = max(1, min(num_networks, budget // needed))
+    return max(n for n in range(1, fit + 1) if num_networks % n == 0)
+
+
 def initialize(
-    models: Sequence[Model], optimizer: optax.GradientTransformation, key: jax.Array, num_networks: int
-) -> list[Network]:
-    """The networks of each architecture before training."""
-    all_keys = network_keys(key, len(models), num_networks)
-    return [
-        jax.jit(jax.vmap(partial(training.initialize, model, optimizer)))(group_keys)
-        for model, group_keys in zip(models, all_keys, strict=True)
-    ]
+    models: Sequence[Model],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    num_networks: int,
+    group_sizes: Sequence[int] | None = None,
+) -> list[list[Network]]:
+    """The networks of each architecture before training, in groups of the given sizes; all in one when None."""
+    sizes = group_sizes or [num_networks] * len(models)
+    groups = []
+    for model, size, all_keys in zip(models, sizes, network_keys(key, len(models), num_networks), strict=True):
+        start = jax.jit(jax.vmap(partial(training.initialize, model, optimizer)))
+        groups.append([start(all_keys[i : i + size]) for i in range(0, num_networks, size)])
+    return groups
 
 
-def measure(models: Sequence[Model], networks: Sequence[Network], images: jax.Array, labels: jax.Array) -> Measurement:
-    """Every pair's angles, every network's accuracy and loss (images uint8 `[N, H, W, C]`, labels `[N]`)."""
+def observe(
+    model: Model, networks: Network, images: jax.Array, labels: jax.Array, *, batch_statistics: bool = False
+) -> Observation:
+    """What a group of networks does on the test images (uint8 `[N, H, W, C]`, labels `[N]`).
 
-    def one(model: Model, network: Network) -> tuple[jax.Array, jax.Array, jax.Array]:
-        f = partial(model.apply, network.variables)
+    Args:
+      batch_statistics: BatchNorm goes by the statistics of these images, held constant, instead of its running ones.
+    """
+
+    def one(variables: Variables, images: jax.Array) -> Observation:
         x = training.pixels(images)
+        f = partial(model.apply, model.calibrate(variables, x) if batch_statistics else variables)
         logits = f(x)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        accuracy = (logits.argmax(1) == labels).mean()
-        return directions.normalize(directions.loss_gradient(f, x, labels)), accuracy, loss
+        unit = directions.normalize(directions.loss_gradient(f, x, labels))
+        return Observation(unit, (logits.argmax(1) == labels).mean(), loss)
 
-    groups = [jax.vmap(partial(one, model))(group) for model, group in zip(models, networks, strict=True)]
-    unit, accuracy, loss = zip(*groups, strict=True)
+    # A copy of the images for each network: shared ones would turn the first layer into one wide product, whose
+    # operands and result have to be transposed, which takes longer than the product.
+    count = len(jax.tree.leaves(networks)[0])
+    return jax.vmap(one)(networks.variables, jnp.broadcast_to(images, (count, *images.shape)))
+
+
+def compare(observations: Sequence[Observation]) -> Measurement:
+    """Every pair's angles, every network's accuracy and loss, from what the networks of each architecture do."""
+    unit, accuracy, loss = zip(*observations, strict=True)
     num_networks = len(accuracy[0])
-    pair, _ = pairs(len(models), num_networks)
+    pair, _ = pairs(len(observations), num_networks)
     first, second = pair.T
     # float32 cosines are good to 1e-3 degrees above 1 degree, which is enough here; metrics.angles is good everywhere.
     cosine = jnp.einsum("and,bnd->abn", unit[0], unit[-1], precision="highest")[first, second % num_networks]
@@ -129,15 +194,16 @@ def measure(models: Sequence[Model], networks: Sequence[Network], images: jax.Ar
 def trajectory(
     models: Sequence[Model],
     optimizer: optax.GradientTransformation,
-    networks: Sequence[Network],
-    key: jax.Array,
+    networks: Sequence[Sequence[Network]],
+    keys: Keys,
     train: Split,
     test: Split,
     *,
     batch_size: int,
     num_steps: int,
     measure_every: int = 1,
-) -> Iterator[tuple[int, list[Network], Measurement]]:
+    batch_statistics: bool = False,
+) -> Iterator[tuple[int, list[list[Network]], Measurement]]:
     """Train all networks and measure them before training, after every `measure_every` steps, and after the last.
 
     Every network goes through the training images in its own order, a new one each epoch; the images that do not fill a
@@ -146,39 +212,56 @@ def trajectory(
     Args:
       models: one architecture, or two for the pairs across.
       networks: their networks, as `initialize` makes them. They are used up: the first step writes over them.
-      key: draws the orders.
+      keys: `order` and `dropout` are used.
       train, test: images uint8 `[N, H, W, C]` and labels `[N]`, kept on the device as they are.
+      batch_statistics: as in `observe`.
 
     Yields:
       `(step, networks, measurement)`; the networks are the generator's own until it is asked for the next.
     """
     train, test = jax.device_put((tuple(train), tuple(test)))
     num_images = len(train[1])
-    num_networks = len(jax.tree.leaves(networks[0])[0])
-    order_keys = network_keys(key, len(models), num_networks)
+    num_networks = sum(len(jax.tree.leaves(group)[0]) for group in networks[0])
 
-    def one_step(model, network, order, position, images, labels):
+    def one_step(model, network, order, key, step, position, images, labels):
         batch = jax.lax.dynamic_slice(order, (position,), (batch_size,))
-        return training.train_step(model, optimizer, network, images[batch], labels[batch])
+        key = jax.random.fold_in(key, step)
+        return training.train_step(model, optimizer, network, images[batch], labels[batch], key)
 
-    steps = [
-        jax.jit(jax.vmap(partial(one_step, model), (0, 0, None, None, None)), donate_argnums=0) for model in models
-    ]
+    each = (0, 0, 0, None, None, None, None)
+    steps = [jax.jit(jax.vmap(partial(one_step, model), each), donate_argnums=0) for model in models]
+    looks = [jax.jit(partial(observe, model, batch_statistics=batch_statistics)) for model in models]
     shuffle = jax.jit(jax.vmap(training.epoch_order, (0, None, None)), static_argnums=2)
-    measured = jax.jit(partial(measure, models))
+    compared = jax.jit(lambda seen: compare([join(groups) for groups in seen]))
 
-    networks = list(networks)
-    yield 0, networks, measured(networks, *test)
+    networks = [list(groups) for groups in networks]
+    order_keys, dropout_keys = (
+        [
+            split_like(groups, own)
+            for groups, own in zip(networks, network_keys(key, len(models), num_networks), strict=True)
+        ]
+        for key in (keys.order, keys.dropout)
+    )
+
+    def advance(take, groups, orders, dropout_keys, *at):
+        for i, per_group in enumerate(zip(groups, orders, dropout_keys, strict=True)):
+            group = take(*per_group, *at, *train)
+            groups[i] = jax.device_get(group) if len(groups) > 1 else group
+
+    def measured():
+        return compared(
+            [[look(group, *test) for group in groups] for look, groups in zip(looks, networks, strict=True)]
+        )
+
+    yield 0, networks, measured()
     for step in range(1, num_steps + 1):
         epoch, batch = divmod(step - 1, num_images // batch_size)
         if batch == 0:
-            orders = [shuffle(group_keys, epoch, num_images) for group_keys in order_keys]
-        networks = [
-            take(group, order, batch * batch_size, *train)
-            for take, group, order in zip(steps, networks, orders, strict=True)
-        ]
+            orders = [[shuffle(key, epoch, num_images) for key in groups] for groups in order_keys]
+        for own in zip(steps, networks, orders, dropout_keys, strict=True):
+            advance(*own, step, batch * batch_size)
         if step % measure_every == 0 or step == num_steps:
-            yield step, networks, measured(networks, *test)
+            yield step, networks, measured()
 
 
 def collect(

@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ from jtrans import settings
 from jtrans.errors import InputError, one_line
 from jtrans.findings import curves
 from jtrans.population import Trajectory
+from jtrans.training import Network
 
 CONFIG, SUMMARY, NETWORKS = "config.json", "summary.json", "networks"
 TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.csv", "synthetic.csv"
@@ -134,11 +135,11 @@ def write_figure(workdir: Path, figure) -> None:
         write(workdir / f"figure.{suffix}", buffer.getvalue())
 
 
-def write_networks(workdir: Path, groups) -> None:
+def write_networks(workdir: Path, networks: Sequence[Sequence[Network]]) -> None:
     """`networks/`: for each architecture, in order, the variables of all its networks, as an Orbax checkpoint."""
-    ocp.save(
-        (workdir / NETWORKS).resolve(), {str(i): group.variables for i, group in enumerate(groups)}, overwrite=True
-    )
+    whole = lambda *parts: np.concatenate(parts)
+    variables = [jax.tree.map(whole, *(group.variables for group in groups)) for groups in networks]
+    ocp.save((workdir / NETWORKS).resolve(), {str(i): v for i, v in enumerate(variables)}, overwrite=True)
 
 
 def read(workdir: Path) -> tuple[dict[str, Any], Trajectory, dict[str, Any]]:

@@ -3,12 +3,14 @@
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from jtrans import models, training
-from jtrans.errors import InputError
+from jtrans.errors import InputError, one_line
 
 
 class Field(NamedTuple):
@@ -50,12 +52,12 @@ def yes_no(default: bool) -> Field:
     return Field(default, lambda v: isinstance(v, bool), "True or False")
 
 
-def widths(default: tuple[int, ...]) -> Field:
-    """Widths of hidden layers."""
+def widths(default: tuple[int, ...], number: Callable[[tuple[int, ...]], bool] = bool) -> Field:
+    """Sizes of hidden layers, of which there may be such a number."""
     return Field(
         default,
-        lambda v: is_tuple(v, lambda w: type(w) is int and w > 0),
-        "a tuple of whole numbers, 1 or more, as (256, 128)",
+        lambda v: is_tuple(v, lambda w: type(w) is int and w > 0) and number(v),
+        f"a tuple of whole numbers, 1 or more, as {default}",
     )
 
 
@@ -67,13 +69,15 @@ EARLY: Mapping[str, Field] = {
         lambda v: is_tuple(v, lambda name: name in models.WIDTHS, range(1, 3)),
         f"one or two of {', '.join(models.WIDTHS)}, as a tuple",
     ),
-    **{f"widths.{name}": widths(default) for name, default in models.WIDTHS.items()},
+    **{f"widths.{name}": widths(v, partial(models.takes_widths, name)) for name, v in models.WIDTHS.items()},
     "initializer": one_of("pytorch", models.INITIALIZERS),
     "num_networks": whole(16),  # of each architecture
     "num_steps": whole(50),
     "measure_every": whole(1),
     "num_examples": whole(200),  # test images measured
     "batch_size": whole(128),
+    "group_size": whole(0, least=0),  # networks that one compiled step takes on together; 0: as memory allows
+    "batch_statistics": yes_no(False),  # measure BatchNorm by the measured images' statistics, not its running ones
     "optimizer.name": one_of("adam", training.OPTIMIZERS),
     "optimizer.learning_rate": Field(1e-3, lambda v: is_number(v) and v > 0, "a number above 0"),
     "data.name": Field(
@@ -182,6 +186,12 @@ def check_early(config: ConfigDict) -> None:
     check(config, EARLY)
     if len(config.models) == 1 and config.num_networks < 2:
         raise InputError("num_networks: got 1; pairs of one architecture take 2 networks or more")
+    for name in config.models:
+        size = config.data.image_size
+        try:
+            jax.eval_shape(models.build(name, (size, size, 3), 2, widths=config.widths[name]).init, jax.random.key(0))
+        except ValueError as error:
+            raise InputError(f"data.image_size: got {size}, too small for {name} ({one_line(error)})") from error
 
 
 def check_synthetic(config: ConfigDict) -> None:

@@ -29,7 +29,7 @@ class Network(NamedTuple):
 def initialize(model: Model, optimizer: optax.GradientTransformation, key: jax.Array) -> Network:
     """A network before training."""
     variables = model.init(key)
-    return Network(variables, optimizer.init(variables))
+    return Network(variables, optimizer.init(variables["params"]))
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
@@ -42,16 +42,27 @@ def pixels(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255
 
 
-def mean_loss(model: Model, variables: Variables, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean negative log-likelihood, in nats."""
-    logits = model.apply(variables, pixels(images))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
 def train_step(
-    model: Model, optimizer: optax.GradientTransformation, network: Network, images: jax.Array, labels: jax.Array
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    network: Network,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
 ) -> Network:
-    """The network after one optimizer step on one batch (images uint8 `[B, H, W, C]`, labels `[B]`)."""
-    gradient = jax.grad(mean_loss, argnums=1)(model, network.variables, images, labels)
-    updates, state = optimizer.update(gradient, network.optimizer_state, network.variables)
-    return Network(optax.apply_updates(network.variables, updates), state)
+    """The network after one optimizer step on the mean negative log-likelihood of one batch.
+
+    Args:
+      images: uint8 `[B, H, W, C]`.
+      labels: `[B]`.
+      key: draws the dropout, where the model has one.
+    """
+
+    def mean_loss(params):
+        logits, variables = model.train({**network.variables, "params": params}, pixels(images), key)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), variables
+
+    params = network.variables["params"]
+    gradient, variables = jax.grad(mean_loss, has_aux=True)(params)
+    updates, state = optimizer.update(gradient, network.optimizer_state, params)
+    return Network({**variables, "params": optax.apply_updates(params, updates)}, state)

@@ -17,6 +17,10 @@ import pytest  # noqa: E402 (what is set above must come first)
 sys.path.insert(0, str(ROOT / "experiments"))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--pytorch_python", default=sys.executable, help="an interpreter that has PyTorch, for its tests")
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path_factory):
     """Tests share no cached images with the user or with each other."""

@@ -114,9 +114,22 @@ def test_two_architectures_kept_examples_and_saved_networks(tmp_path):
     assert trajectory.angle_examples.shape == (9, 5, 40)
     np.testing.assert_allclose(trajectory.angle_examples.mean(-1, dtype=np.float64), trajectory.angle)
     saved = ocp.load(tmp_path / "networks")
-    assert saved["0"]["params"]["Dense_0"]["Dense_0"]["kernel"].shape == (3, 64, 32)
+    assert saved["0"]["params"]["Dense_0"]["kernel"].shape == (3, 64, 32)
     labels = [text.get_text() for text in plots.early(tmp_path).axes[1].get_legend().get_texts()]
     assert labels[0].startswith("mlp_shallow, mean of 3")
+
+
+def test_convolutional_networks_in_groups_by_batch_statistics(tmp_path, capsys):
+    flags = ["--config.models=('conv_b', 'resnet18')", "--config.widths.conv_b=(4, 4, 4, 4, 4, 4, 4)"]
+    flags += ["--config.widths.resnet18=(4, 4, 4, 4)", "--config.data.image_size=32", "--config.num_networks=2"]
+    flags += ["--config.num_steps=2", "--config.num_examples=20", "--config.batch_size=8", "--config.group_size=1"]
+    assert run(tmp_path / "running", *flags, "--config.save_networks") == 0
+    assert "conv_b: 2 networks, 1 at a time" in capsys.readouterr().out
+    assert run(tmp_path / "batch", *flags, "--config.batch_statistics") == 0
+    running, batch = (results.read(tmp_path / name)[1] for name in ("running", "batch"))
+    assert running.angle.shape == (4, 3)
+    assert np.isfinite(running.angle[:, 1:]).all()  # so narrow a network may begin without any direction
+    assert not np.allclose(running.angle[:, 1:], batch.angle[:, 1:])
 
 
 @pytest.mark.parametrize("name", ["noise", "digits"])
@@ -191,6 +204,10 @@ def get_config():
 
 FLAGS = [
     ("--config.models=('mlp_dep',)", "models: got ('mlp_dep',); it takes one or two of mlp_shallow, mlp_deep"),
+    ("--config.models=('conv_a',)", "data.image_size: got 8, too small for conv_a"),
+    ("--config.widths.resnet18=(8, 8)", "widths.resnet18: got (8, 8); it takes a tuple of whole numbers"),
+    ("--config.widths.conv_b=(8, 8)", "widths.conv_b: got (8, 8)"),
+    ("--config.group_size=-1", "group_size: got -1; it takes a whole number, 0 or more"),
     ("--config.models=('mlp_deep', 'mlp_deep', 'mlp_deep')", "one or two of"),
     ("--config.data.classes=('3',)", "data.classes: got only 3"),
     ("--config.data.classes=('3', 'three')", "data.classes: unknown class 'three'"),

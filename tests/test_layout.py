@@ -7,7 +7,9 @@ from conftest import ROOT
 
 ORDER = [
     "errors",
+    "runtime",
     "data",
+    "layers",
     "models",
     "training",
     "loops",

@@ -1,9 +1,11 @@
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from jtrans import models
 
@@ -26,21 +28,67 @@ def test_widths_and_parameter_counts(name, widths):
 
 
 def test_pytorch_initialisation_is_uniform_within_one_over_root_fan_in():
-    model = models.build("mlp_deep", SHAPE, 10)
-    for layer in jax.vmap(model.init)(jax.random.split(jax.random.key(0), 4))["params"].values():
-        bound = 1 / np.sqrt(layer["Dense_0"]["kernel"].shape[1])
-        for array in layer["Dense_0"].values():
-            assert np.abs(array).max() <= bound
+    for name in ("mlp_deep", "conv_a", "resnet18"):
+        variables = jax.vmap(models.build(name, SHAPE, 10).init)(jax.random.split(jax.random.key(0), 4))
+        for path, array in flatten_dict(variables["params"]).items():
+            if path[-1] == "scale" or "BatchNorm" in path[-2]:
+                assert (array == (path[-1] == "scale")).all()
+                continue
+            kernel = flatten_dict(variables["params"])[(*path[:-1], "kernel")]
+            bound = 1 / np.sqrt(np.prod(kernel.shape[1:-1]))
+            assert np.abs(array).max() <= bound * (1 + 1e-6)
             assert np.abs(array).max() > 0.8 * bound
-        assert layer["Dense_0"]["kernel"].std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
+            if path[-1] == "kernel":
+                assert array.std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
 
 
 def test_flax_initialisation_is_sqrt_3_times_larger_with_zero_biases():
     ours = models.build("mlp_shallow", SHAPE, 10).init(jax.random.key(0))
     flax = models.build("mlp_shallow", SHAPE, 10, initializer="flax").init(jax.random.key(0))
     for a, b in zip(layers(ours), layers(flax), strict=True):
-        assert b["Dense_0"]["kernel"].std() / a["Dense_0"]["kernel"].std() == pytest.approx(np.sqrt(3), rel=0.05)
-        assert not b["Dense_0"]["bias"].any()
+        assert b["kernel"].std() / a["kernel"].std() == pytest.approx(np.sqrt(3), rel=0.05)
+        assert not b["bias"].any()
+        reference = nn.initializers.lecun_normal()(jax.random.key(1), b["kernel"].shape)
+        assert b["kernel"].std() == pytest.approx(float(reference.std()), rel=0.05)
+        assert np.abs(b["kernel"]).max() == pytest.approx(float(np.abs(reference).max()), rel=0.1)
+
+
+# Layer by layer: parameters of the convolutions (with the BatchNorms after them), then of the linear layers.
+COUNTS = {
+    "fcnet": 3072 * 1176 + 1176 + 1176 * 400 + 400 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10,
+    "conv_a": 25 * (3 * 128 + 128 * 128 + 128 * 256 + 256 * 256) + 128 + 128 + 256 + 256 + 256 * 10 + 10,
+    "conv_b": 9 * (3 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512 + 512 * 1024)
+    + 3 * (128 + 128 + 256 + 256 + 512 + 512 + 1024)
+    + 1024 * 10
+    + 10,
+    "lenet": 25 * (3 * 6 + 6 * 16) + 6 + 16 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10,
+    "alexnet": 121 * 3 * 64 + 25 * 64 * 192 + 9 * (192 * 384 + 384 * 256 + 256 * 256) + 64 + 192 + 384 + 512 + 2570,
+    "vgg11": 9 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 3 * 512 * 512) + 2752 + 5130,
+    "resnet18": 11_173_962,  # the usual counts of the CIFAR forms with ten classes
+    "resnet50": 23_520_842,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_are_counted_against_the_listings(name):
+    model = models.build(name, SHAPE, 10)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[name]
+    logits = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32))
+    assert logits.shape == (2, 10)
+
+
+def test_vgg11_on_large_images_is_torchvisions():
+    model = models.build("vgg11", (224, 224, 3), 1000)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 132_863_336
+
+
+def test_conv_a_takes_32_pixels_to_one_and_others_are_too_small():
+    kernel = jax.eval_shape(models.build("conv_a", SHAPE, 2).init, jax.random.key(0))["params"]["MLP_0"]["Dense_0"]
+    assert kernel["kernel"].shape == (256, 2)
+    with pytest.raises(ValueError, match="a kernel of 5 x 5 takes a larger one"):
+        models.build("conv_a", (8, 8, 3), 2).init(jax.random.key(0))
 
 
 def test_the_network_maps_pixels_to_its_range_and_agrees_with_numpy():
@@ -49,12 +97,50 @@ def test_the_network_maps_pixels_to_its_range_and_agrees_with_numpy():
     x = np.random.default_rng(0).uniform(size=(6, 2, 2, 1))
     h = 2 * x.reshape(6, 4) - 1
     for i, layer in enumerate(layers(variables)):
-        h = h @ np.float64(layer["Dense_0"]["kernel"]) + np.float64(layer["Dense_0"]["bias"])
+        h = h @ np.float64(layer["kernel"]) + np.float64(layer["bias"])
         h = np.maximum(h, 0) if i < 2 else h
     np.testing.assert_allclose(model.apply(variables, jnp.array(x, jnp.float32)), h, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"name": "resnet"}, {"initializer": "glorot"}])
-def test_unknown_names_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong.values()))):
+@pytest.mark.parametrize("wrong", [{"name": "resnet"}, {"initializer": "glorot"}, {"name": "conv_a", "widths": (3, 3)}])
+def test_unknown_names_and_numbers_of_layers_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"name: got 'resnet'|initializer: got 'glorot'|conv_a takes as many as"):
         models.build(**{"name": "mlp_deep", "image_shape": SHAPE, "num_classes": 2, **wrong})
+
+
+def small_state(**changes):
+    """A conv A of two channels as PyTorch would hand it over."""
+    rng = np.random.default_rng(0)
+    state, sizes = {}, (3, 2, 2, 2, 2)
+    for i in range(4):
+        state[f"{2 * i}.weight"] = rng.normal(size=(sizes[i + 1], sizes[i], 5, 5))
+        state[f"{2 * i}.bias"] = rng.normal(size=2)
+    state |= {"9.weight": rng.normal(size=(2, 2)), "9.bias": rng.normal(size=2)}
+    return {k: v for k, v in (state | changes).items() if v is not None}
+
+
+def test_a_state_dict_is_taken_in_order_whatever_its_names():
+    variables = models.from_pytorch("conv_a", small_state())
+    renamed = {f"module.layer{k}": v for k, v in small_state().items()}
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, models.from_pytorch("conv_a", renamed)))
+    model = models.build("conv_a", SHAPE, 2, widths=(2, 2, 2, 2))
+    assert model.apply(variables, jnp.zeros((1, *SHAPE))).shape == (1, 2)
+    without = models.from_pytorch("conv_a", small_state(**{"0.bias": None}))
+    assert not without["params"]["Conv_0"]["bias"].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("conv_a", {"9.weight": None, "9.bias": None}, "conv_a has 5"),
+        ("conv_a", {"2.weight": np.zeros((2, 2, 3, 3))}, "state_dict: '2' holds"),
+        ("conv_b", {}, "state_dict: got 5 layers"),
+        ("resnet18", {}, "state_dict: got 5 layers"),
+        ("convA", {}, "name: got 'convA'"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_is_refused(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        models.from_pytorch(name, small_state(**changes))
+    with pytest.raises(ValueError, match="holds no weights"):
+        models.from_pytorch("conv_a", {})

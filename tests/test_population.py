@@ -26,15 +26,15 @@ def build(names, widths=(16, 8)):
     return [models.build(name, SHAPE, CLASSES, widths=widths) for name in names]
 
 
-def run(seed=0, *, names=("mlp_deep",), num_networks=2, num_steps=7, measure_every=1, keys=None):
+def run(seed=0, *, names=("mlp_deep",), num_networks=2, num_steps=7, measure_every=1, keys=None, group_sizes=None):
     keys = keys or population.keys(seed)
     built, optimizer = build(names), training.OPTIMIZERS["adam"](1e-2)
-    networks = population.initialize(built, optimizer, keys.init, num_networks)
+    networks = population.initialize(built, optimizer, keys.init, num_networks, group_sizes)
     steps = population.trajectory(
         built,
         optimizer,
         networks,
-        keys.order,
+        keys,
         TRAIN,
         TEST,
         batch_size=BATCH,
@@ -53,7 +53,7 @@ def looped(seed, num_steps):
     gradients, accuracies, losses = [], [], []
     for m in range(2):
         variables = model.init(init_keys[m])
-        state = optimizer.init(variables)
+        state = optimizer.init(variables["params"])
         history = []
         for step in range(num_steps + 1):
             x = jnp.array(TEST.images, jnp.float32) / 255
@@ -71,11 +71,11 @@ def looped(seed, num_steps):
             chosen = order[batch * BATCH : (batch + 1) * BATCH]
             batch_images, batch_labels = jnp.array(TRAIN.images[chosen], jnp.float32) / 255, TRAIN.labels[chosen]
 
-            def batch_loss(variables, x=batch_images, y=batch_labels):
-                return -jax.nn.log_softmax(model.apply(variables, x))[jnp.arange(BATCH), y].mean()
+            def batch_loss(params, x=batch_images, y=batch_labels):
+                return -jax.nn.log_softmax(model.apply({"params": params}, x))[jnp.arange(BATCH), y].mean()
 
-            updates, state = optimizer.update(jax.grad(batch_loss)(variables), state)
-            variables = optax.apply_updates(variables, updates)
+            updates, state = optimizer.update(jax.grad(batch_loss)(variables["params"]), state)
+            variables = {"params": optax.apply_updates(variables["params"], updates)}
         gradient, accuracy, loss = zip(*history, strict=True)
         gradients.append(gradient)
         accuracies.append(accuracy)
@@ -116,6 +116,49 @@ def test_a_network_does_not_depend_on_how_many_there_are():
     np.testing.assert_allclose(few.angle[0], many.angle[0], atol=0.02)  # pair (0, 1) is the first of both
 
 
+@pytest.mark.parametrize("sizes", [[1], [2], [3]])
+def test_groups_give_what_all_at_once_gives(sizes):
+    whole, grouped = run(num_networks=5), run(num_networks=5, group_sizes=sizes)
+    np.testing.assert_allclose(grouped.loss, whole.loss, rtol=1e-4)
+    np.testing.assert_allclose(grouped.angle, whole.angle, atol=0.02)
+
+
+def test_the_group_size_divides_and_follows_the_memory(monkeypatch):
+    (model,) = build(["mlp_deep"])
+    assert population.group_size(model, SHAPE, 100, 12) == 12
+    sizes = []
+    for budget in (2**16, 2**17, 2**21):
+        monkeypatch.setattr(population, "CPU_BYTES", budget)
+        sizes.append(population.group_size(model, SHAPE, 100, 12))
+    assert sizes == sorted(set(sizes))
+    assert all(12 % size == 0 for size in sizes)
+    monkeypatch.setattr(population, "CPU_BYTES", 1)
+    assert population.group_size(model, SHAPE, 100, 12) == 1
+
+
+def test_batch_statistics_are_those_of_the_measured_images_held_constant():
+    model = models.build("conv_b", (32, 32, 1), 2, widths=(4, 4, 4, 4, 4, 4, 4))
+    optimizer = training.OPTIMIZERS["adam"](1e-2)
+    ((group,),) = population.initialize([model], optimizer, jax.random.key(0), 2)
+    pictures = np.random.default_rng(0).integers(256, size=(6, 32, 32, 1), dtype=np.uint8)
+    labels = jnp.arange(6) % 2
+    got = population.observe(model, group, pictures, labels, batch_statistics=True)
+    x = jnp.float32(pictures) / 255
+    for m in range(2):
+        variables = jax.tree.map(lambda leaf, m=m: leaf[m], group.variables)
+        logits, _ = model.train(variables, x, jax.random.key(0))  # normalises by the batch, in training mode
+        assert float(got.loss[m]) == pytest.approx(
+            optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        )
+        fixed = model.calibrate(variables, x)
+        margin = lambda x, v=fixed: (model.apply(v, x) @ jnp.array([1.0, -1.0])) * (2 * labels - 1)
+        gradient = jax.grad(lambda x, margin=margin: margin(x).sum())(x)
+        angle = metrics.angles(gradient, got.unit[m].reshape(x.shape))
+        np.testing.assert_allclose(angle, 0, atol=0.05)
+    running = population.observe(model, group, pictures, labels)
+    assert not np.allclose(running.loss, got.loss)
+
+
 def test_measuring_less_often_measures_the_same():
     every, third = run(), run(measure_every=3)
     assert third.step.tolist() == [0, 3, 6, 7]
@@ -132,6 +175,11 @@ def test_two_architectures_give_the_pairs_across():
     assert not np.allclose(*run(names=("mlp_deep", "mlp_deep"), num_networks=1).loss)
 
 
+def measure(built, groups):
+    test = jnp.array(TEST.images), jnp.array(TEST.labels)
+    return population.compare([population.observe(m, group, *test) for m, group in zip(built, groups, strict=True)])
+
+
 @pytest.mark.parametrize("names", [("mlp_deep",), ("mlp_deep", "mlp_deep")])
 def test_population_angles_agree_with_float64(names):
     built = build(names)
@@ -139,12 +187,12 @@ def test_population_angles_agree_with_float64(names):
     networks = population.initialize(built, optimizer, jax.random.key(0), 3)
     # Pull one network towards another, so that the angles range from small to near 90 degrees.
     nearer = lambda last, first: last.at[1].set(first[0] + 0.1 * last[1])
-    networks[-1] = jax.tree.map(nearer, networks[-1], networks[0])
-    got = population.measure(built, networks, jnp.array(TEST.images), jnp.array(TEST.labels))
+    networks[-1][0] = jax.tree.map(nearer, networks[-1][0], networks[0][0])
+    got = measure(built, [groups[0] for groups in networks])
 
     gradients = []
     x = jnp.array(TEST.images, jnp.float32) / 255
-    for model, group in zip(built, networks, strict=True):
+    for model, (group,) in zip(built, networks, strict=True):
         for m in range(3):
             variables = jax.tree.map(lambda leaf, m=m: leaf[m], group.variables)
             loss = lambda x, model=model, variables=variables: (
@@ -164,11 +212,9 @@ def test_population_angles_agree_with_float64(names):
 
 def test_a_dead_network_has_no_direction_and_is_left_out_and_counted():
     built, optimizer = build(["mlp_deep"]), training.OPTIMIZERS["sgd"](0.1)
-    networks = population.initialize(built, optimizer, jax.random.key(0), 3)
-    dead = networks[0]._replace(
-        variables=jax.tree.map(lambda leaf: leaf.at[2].set(jnp.zeros_like(leaf[2])), networks[0].variables)
-    )
-    values = jax.device_get(population.measure(built, [dead], jnp.array(TEST.images), jnp.array(TEST.labels)))
+    ((group,),) = population.initialize(built, optimizer, jax.random.key(0), 3)
+    dead = group._replace(variables=jax.tree.map(lambda leaf: leaf.at[2].set(jnp.zeros_like(leaf[2])), group.variables))
+    values = jax.device_get(measure(built, [dead]))
     assert values.undirected.tolist() == [0, 0, 12]
     got = population.collect([0], [values], 1)
     assert np.isnan(got.angle[:, 0]).tolist() == [False, True, True]
@@ -183,17 +229,20 @@ def test_step_and_measurement_are_traced_once():
     traces = []
     (model,) = build(["mlp_deep"])
 
-    def counted(variables, x):
+    def apply(variables, x):
         traces.append(x.shape)
         return model.apply(variables, x)
+
+    def train(variables, x, key):
+        traces.append(x.shape)
+        return model.train(variables, x, key)
 
     optimizer = training.OPTIMIZERS["adam"](1e-2)
     keys = population.keys(0)
     networks = population.initialize([model], optimizer, keys.init, 2)
     settings = {"batch_size": BATCH, "num_steps": 11}
-    for _ in population.trajectory(
-        [model._replace(apply=counted)], optimizer, networks, keys.order, TRAIN, TEST, **settings
-    ):
+    counted = model._replace(apply=apply, train=train)
+    for _ in population.trajectory([counted], optimizer, networks, keys, TRAIN, TEST, **settings):
         pass
     assert sorted(set(traces)) == [(BATCH, *SHAPE), (12, *SHAPE)]
     assert len(traces) <= 3  # the measurement evaluates and differentiates
@@ -202,11 +251,11 @@ def test_step_and_measurement_are_traced_once():
 def test_images_are_arguments_of_the_compiled_step_not_constants():
     (model,), optimizer = build(["mlp_deep"]), training.OPTIMIZERS["adam"](1e-2)
     network = training.initialize(model, optimizer, jax.random.key(0))
-    step = jax.make_jaxpr(partial(training.train_step, model, optimizer))(network, TRAIN.images, TRAIN.labels)
+    step = partial(training.train_step, model, optimizer)
+    step = jax.make_jaxpr(step)(network, TRAIN.images, TRAIN.labels, jax.random.key(0))
     assert sum(np.size(c) for c in step.consts) < 100
-    measured = jax.make_jaxpr(partial(population.measure, [model]))(
-        population.initialize([model], optimizer, jax.random.key(0), 2), TEST.images, TEST.labels
-    )
+    ((group,),) = population.initialize([model], optimizer, jax.random.key(0), 2)
+    measured = jax.make_jaxpr(partial(population.observe, model))(group, TEST.images, TEST.labels)
     assert all(np.size(c) < TEST.images.size for c in measured.consts)
 
 

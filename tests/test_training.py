@@ -41,12 +41,10 @@ def test_a_train_step_of_a_linear_network_in_closed_form():
     images, labels = rng.integers(256, size=(8, 2, 2, 1), dtype=np.uint8), rng.integers(3, size=8)
     optimizer = training.OPTIMIZERS["sgd"](0.5)
     before = training.initialize(model, optimizer, jax.random.key(0))
-    after = training.train_step(model, optimizer, before, jnp.array(images), jnp.array(labels))
+    after = training.train_step(model, optimizer, before, jnp.array(images), jnp.array(labels), jax.random.key(1))
 
-    hidden, output = (
-        {k: np.float64(v) for k, v in layer["Dense_0"].items()} for layer in before.variables["params"].values()
-    )
-    x = images.reshape(8, 4) / 255
+    hidden, output = ({k: np.float64(v) for k, v in layer.items()} for layer in before.variables["params"].values())
+    x = images.reshape(8, 4) / 255  # one channel: channels first or last are the same
     h = np.maximum(x @ hidden["kernel"] + hidden["bias"], 0)
     logits = h @ output["kernel"] + output["bias"]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -58,7 +56,7 @@ def test_a_train_step_of_a_linear_network_in_closed_form():
     ]
     for layer, arrays in zip(after.variables["params"].values(), want, strict=True):
         for name, array in arrays.items():
-            np.testing.assert_allclose(layer["Dense_0"][name], array, atol=1e-6)
+            np.testing.assert_allclose(layer[name], array, atol=1e-6)
 
 
 def test_each_epoch_has_its_own_order_of_all_images():
@@ -66,3 +64,28 @@ def test_each_epoch_has_its_own_order_of_all_images():
     orders = [training.epoch_order(key, epoch, 50) for epoch in range(3)]
     assert all(sorted(order.tolist()) == list(range(50)) for order in orders)
     assert len({tuple(order.tolist()) for order in orders}) == 3
+
+
+def test_running_statistics_move_as_pytorchs_do():
+    """mean <- 0.9 mean + 0.1 batch mean; the variance alike, by its unbiased estimate."""
+    model = models.build("resnet18", (8, 8, 2), 3, widths=(4, 4, 4, 4))
+    optimizer = training.OPTIMIZERS["sgd"](0.1)
+    before = training.initialize(model, optimizer, jax.random.key(0))
+    images = np.random.default_rng(0).integers(256, size=(5, 8, 8, 2), dtype=np.uint8)
+    after = training.train_step(model, optimizer, before, jnp.array(images), jnp.zeros(5, int), jax.random.key(1))
+    kernel = np.float64(before.variables["params"]["Conv_0"]["kernel"])
+    x = np.pad(images / 255, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y = sum(np.tensordot(x[:, i : i + 8, j : j + 8], kernel[i, j], 1) for i in range(3) for j in range(3))
+    stats = after.variables["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * y.mean((0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * y.var((0, 1, 2), ddof=1), atol=1e-6)
+
+
+def test_dropout_follows_its_key_and_is_off_outside_training():
+    model = models.build("vgg11", (32, 32, 1), 2, widths=(2,) * 8 + (16, 16))
+    variables = model.init(jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (3, 32, 32, 1))
+    first, again, other = (model.train(variables, x, jax.random.key(k))[0] for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    np.testing.assert_array_equal(model.apply(variables, x), model.apply(variables, x))

@@ -1,0 +1,22 @@
+"""Early transferability of a convolutional network: conv B on CIFAR-10's cats and dogs (BenShmuel 2022, Figure 2).
+
+    python experiments/early.py --config=configs/conv_b.py --config.data.dir=DIRECTORY
+
+DIRECTORY is a TFDS data directory that holds cifar10. The paper does not give the learning rate and batch size.
+"""
+
+from ml_collections import ConfigDict
+
+from jtrans import settings
+
+
+def get_config() -> ConfigDict:
+    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
+    config = settings.early()
+    config.data.name = "cifar10"
+    config.data.classes = ("cat", "dog")
+    config.models = ("conv_b",)
+    config.num_networks = 8
+    config.num_examples = 100
+    config.num_steps = 20
+    return config

@@ -1,0 +1,43 @@
+"""What an experiment sets up in its process before JAX starts; where jtrans keeps what it can make again."""
+
+import ctypes
+import os
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+# glibc's malloc.h: the numbers of mallopt's parameters.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+
+
+def cache() -> Path:
+    """The folder for decoded images and compiled programs: `$JTRANS_CACHE`, or `~/.cache/jtrans`."""
+    return Path(os.environ.get("JTRANS_CACHE", Path.home() / ".cache" / "jtrans"))
+
+
+def prepare() -> None:
+    """Keep compiled programs between runs, and memory between steps."""
+    keep_programs()
+    keep_memory()
+
+
+def keep_programs() -> None:
+    """JAX's persistent compilation cache in a folder for each jaxlib, unless JAX_COMPILATION_CACHE_DIR names one."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = cache() / "programs" / metadata.version("jaxlib")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def keep_memory() -> None:
+    """Let glibc hold on to memory that was freed; elsewhere nothing.
+
+    A compiled step on a CPU takes its scratch memory anew at each call. malloc would get so large a piece from the
+    kernel, page by page, and give it back at the end: a quarter of the time of a step (`benchmarks/README.md`).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mallopt(M_ARENA_MAX, 1)  # only the first arena can keep large pieces
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 2**26)

@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jtrans import layers
+
+# [height, width, channels], features, kernel, stride, padding: both methods, odd sizes, every kind of layer there is
+CASES = [
+    ((8, 8, 16), 5, 3, 1, 1),
+    ((7, 5, 16), 5, 3, 1, 1),
+    ((6, 9, 17), 4, 3, 1, 0),
+    ((3, 3, 16), 4, 3, 1, 0),
+    ((8, 8, 3), 5, 3, 1, 1),
+    ((15, 15, 4), 6, 5, 2, 1),
+    ((9, 8, 4), 6, 3, 2, 1),
+    ((13, 13, 3), 2, 11, 4, 5),
+    ((6, 6, 20), 3, 1, 2, 0),
+]
+
+
+def direct(x, kernel, stride, padding):
+    """The definition, in float64."""
+    x, kernel = np.float64(x), np.float64(kernel)
+    x = np.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
+    size = kernel.shape[0]
+    rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])
+    y = np.empty((len(x), rows, columns, kernel.shape[-1]))
+    for i in range(rows):
+        for j in range(columns):
+            window = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
+            y[:, i, j] = np.tensordot(window, kernel, 3)
+    return y
+
+
+def draw(shape, features, size, networks=()):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (*networks, 2, *shape))
+    return x, jax.random.normal(keys[1], (*networks, size, size, shape[-1], features))
+
+
+@pytest.mark.parametrize(("shape", "features", "size", "stride", "padding"), CASES)
+def test_convolution_agrees_with_the_definition_and_its_gradients_with_xlas(shape, features, size, stride, padding):
+    x, kernel = draw(shape, features, size)
+    y, pull_back = jax.vjp(lambda x, k: layers.convolve(x, k, stride=stride, padding=padding), x, kernel)
+    want = direct(x, kernel, stride, padding)
+    assert y.shape == want.shape
+    np.testing.assert_allclose(y, want, atol=2e-6 * np.abs(want).max())
+
+    def reference(x, kernel):
+        pads, names = [(padding, padding)] * 2, ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,) * 2, pads, dimension_numbers=names, precision="highest"
+        )
+
+    cotangent = jax.random.normal(jax.random.key(1), y.shape)
+    for ours, theirs in zip(pull_back(cotangent), jax.vjp(reference, x, kernel)[1](cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=3e-6 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("shape", "features", "size", "stride", "padding"), [CASES[1], CASES[5]])
+def test_networks_at_once_equal_one_after_another(shared, shape, features, size, stride, padding):
+    x, kernel = draw(shape, features, size, (3,))
+    x = x[0] if shared else x
+    convolve = lambda x, k: layers.convolve(x, k, stride=stride, padding=padding)
+    got = jax.vmap(convolve, (None if shared else 0, 0))(x, kernel)
+    for m in range(3):
+        want = convolve(x if shared else x[m], kernel[m])
+        np.testing.assert_allclose(got[m], want, atol=2e-6 * np.abs(want).max())
+
+
+def test_a_second_derivative_exists():
+    x, kernel = draw((6, 6, 16), 2, 3)
+    energy = lambda x: jnp.sum(layers.convolve(x, kernel, padding=1) ** 3)
+    direction = jax.random.normal(jax.random.key(2), x.shape)
+    _, second = jax.jvp(jax.grad(energy), (x,), (direction,))
+    step = 1e-2
+    difference = (jax.grad(energy)(x + step * direction) - jax.grad(energy)(x - step * direction)) / (2 * step)
+    np.testing.assert_allclose(second, difference, atol=1e-3 * np.abs(second).max())
+
+
+def test_an_image_smaller_than_the_kernel_is_refused():
+    with pytest.raises(ValueError, match="got an image of 2 x 8 pixels with 1 of padding"):
+        layers.convolve(jnp.zeros((1, 2, 8, 3)), jnp.zeros((5, 5, 3, 2)), padding=1)
+
+
+def test_max_pool_leaves_out_what_fills_no_square():
+    x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
+    want = x[:, :4, :6].reshape(2, 2, 2, 3, 2, 3).max((2, 4))
+    np.testing.assert_array_equal(layers.max_pool(jnp.array(x)), want)
+    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.array(x))
+    assert gradient.sum() == want.size
+    assert (np.asarray(gradient)[:, :4, :6] == (x[:, :4, :6] == want.repeat(2, 1).repeat(2, 2))).all()
+
+
+@pytest.mark.parametrize(("length", "size"), [(7, 7), (14, 7), (2, 7), (10, 7), (5, 1)])
+def test_average_pool_covers_the_image_as_pytorch_documents(length, size):
+    x = np.random.default_rng(0).normal(size=(2, length, 3, 4))
+    got = layers.average_pool(jnp.array(x, jnp.float32), size)
+    starts = [(i * length) // size for i in range(size)]
+    stops = [-((-(i + 1) * length) // size) for i in range(size)]
+    rows = np.stack([x[:, a:b].mean(1) for a, b in zip(starts, stops, strict=True)], 1)
+    columns = [rows[:, :, (j * 3) // size : -((-(j + 1) * 3) // size)].mean(2) for j in range(size)]
+    np.testing.assert_allclose(got, np.stack(columns, 2), atol=1e-6)

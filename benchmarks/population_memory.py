@@ -27,7 +27,7 @@ def measure(name: str, batch: int, networks: int, size: int) -> None:
     model, optimizer = models.build(name, SHAPE, 2), training.OPTIMIZERS["adam"](1e-3)
     size = size or population.group_size(model, SHAPE, max(batch, NUM_TEST), networks)
     groups = population.initialize([model], optimizer, jax.random.key(0), networks, [size])
-    settings = {"batch_size": batch, "num_steps": 2}
+    settings = {"batch_size": batch, "num_steps": 1}
     started = time.perf_counter()
     for _, _, measurement in population.trajectory(
         [model], optimizer, groups, population.keys(0), draw(4 * batch), draw(NUM_TEST), **settings

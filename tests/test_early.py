@@ -204,7 +204,7 @@ def get_config():
 
 FLAGS = [
     ("--config.models=('mlp_dep',)", "models: got ('mlp_dep',); it takes one or two of mlp_shallow, mlp_deep"),
-    ("--config.models=('conv_a',)", "data.image_size: got 8, too small for conv_a"),
+    ("--config.models=('conv_a',) --config.data.image_size=8", "data.image_size: got 8, too small for conv_a"),
     ("--config.widths.resnet18=(8, 8)", "widths.resnet18: got (8, 8); it takes a tuple of whole numbers"),
     ("--config.widths.conv_b=(8, 8)", "widths.conv_b: got (8, 8)"),
     ("--config.group_size=-1", "group_size: got -1; it takes a whole number, 0 or more"),

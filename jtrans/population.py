@@ -110,6 +110,11 @@ def pairs(num_groups: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
     return pair, np.repeat(np.arange(num_groups), num_networks)
 
 
+def count(group) -> int:
+    """How many networks a group holds: the length of the leading axis that all its arrays share."""
+    return len(jax.tree.leaves(group)[0])
+
+
 def join(groups: Sequence) -> jax.Array:
     """The groups, pytrees with a leading axis each, as one."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *groups)
@@ -117,8 +122,7 @@ def join(groups: Sequence) -> jax.Array:
 
 def split_like(groups: Sequence, values: jax.Array) -> list[jax.Array]:
     """What belongs to each network, `[M, ...]`, in groups of the same sizes."""
-    sizes = [len(jax.tree.leaves(group)[0]) for group in groups]
-    return jnp.split(values, np.cumsum(sizes)[:-1])
+    return jnp.split(values, np.cumsum([count(group) for group in groups])[:-1])
 
 
 def group_size(model: Model, image_shape: Sequence[int], num_images: int, num_networks: int) -> int:
@@ -174,8 +178,7 @@ def observe(
 
     # A copy of the images for each network: shared ones would turn the first layer into one wide product, whose
     # operands and result have to be transposed, which takes longer than the product.
-    count = len(jax.tree.leaves(networks)[0])
-    return jax.vmap(one)(networks.variables, jnp.broadcast_to(images, (count, *images.shape)))
+    return jax.vmap(one)(networks.variables, jnp.broadcast_to(images, (count(networks), *images.shape)))
 
 
 def compare(observations: Sequence[Observation]) -> Measurement:
@@ -221,7 +224,7 @@ def trajectory(
     """
     train, test = jax.device_put((tuple(train), tuple(test)))
     num_images = len(train[1])
-    num_networks = sum(len(jax.tree.leaves(group)[0]) for group in networks[0])
+    num_networks = sum(map(count, networks[0]))
 
     def one_step(model, network, order, key, step, position, images, labels):
         batch = jax.lax.dynamic_slice(order, (position,), (batch_size,))
@@ -235,13 +238,8 @@ def trajectory(
     compared = jax.jit(lambda seen: compare([join(groups) for groups in seen]))
 
     networks = [list(groups) for groups in networks]
-    order_keys, dropout_keys = (
-        [
-            split_like(groups, own)
-            for groups, own in zip(networks, network_keys(key, len(models), num_networks), strict=True)
-        ]
-        for key in (keys.order, keys.dropout)
-    )
+    grouped_keys = lambda key: list(map(split_like, networks, network_keys(key, len(models), num_networks)))
+    order_keys, dropout_keys = grouped_keys(keys.order), grouped_keys(keys.dropout)
 
     def advance(take, groups, orders, dropout_keys, *at):
         for i, per_group in enumerate(zip(groups, orders, dropout_keys, strict=True)):

@@ -24,15 +24,20 @@ USAGE = """usage: {program} --config=FILE.py[:ARGUMENT] [--workdir=DIR] [--confi
 def run(main: Callable[[ConfigDict, Path], None], argv: Sequence[str] | None = None) -> int:
     """Parse the command line and call `main(config, workdir)`.
 
+    Args:
+      argv: in place of the process's own command line.
+
     Returns:
       The exit status: 0; 2 after one line on stderr where the input cannot be used; 130 when interrupted.
     """
-    argv = list(sys.argv if argv is None else argv)
+    if argv is None:  # a process of its own, not a test or a notebook
+        runtime.prepare()
+        argv = sys.argv
+    argv = list(argv)
     program = os.path.basename(argv[0])
     if {"-h", "--help"} & set(argv[1:]):
         print(USAGE.format(program=program, description=(main.__doc__ or "").strip()), end="")
         return 0
-    runtime.prepare()
     try:
         main(*parse(argv))
     except InputError as error:

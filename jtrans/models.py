@@ -1,7 +1,6 @@
 """The networks of both papers, by name, as pure functions.
 
-Images come in as floats in [0, 1]; the network itself maps them to its pixel range. Layers stand in the order of the
-PyTorch modules they stand for, and flatten as PyTorch does, channels first.
+Images come in as floats in [0, 1]; the network itself maps them to its pixel range.
 """
 
 import math
@@ -15,20 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jtrans import layers
+from jtrans import modules
+from jtrans.modules import Convolution
 
 Variables = dict[str, Any]  # `params`, which are trained, and with BatchNorm `batch_stats`: pytrees of arrays
-
-
-class Convolution(NamedTuple):
-    """How one convolution of a `CONVOLUTIONAL` network moves over its input, and what follows it before the ReLU."""
-
-    kernel: int
-    stride: int = 1
-    padding: int = 0
-    batch_norm: bool = False
-    pool: bool = False  # a 2 x 2 max-pool after the ReLU
-
 
 # Convolutions one after another, each with its ReLU; then linear layers. Conv A and conv B: BenShmuel (2022), Appendix
 # B.2. LeNet and AlexNet: the CIFAR forms of Liang et al. (2021). VGG11: Simonyan and Zisserman (2015), Table 1.
@@ -106,163 +95,20 @@ def _start(shapes: Mapping[tuple[str, ...], tuple[int, ...]], initializer: str, 
         kernel = shapes.get((*layer, "kernel"))  # BatchNorm has none
         if kernel is None or (leaf == "bias" and initializer == "flax"):
             return jnp.zeros(shapes[path])
-        return piece.reshape(shapes[path]) / math.sqrt(math.prod(kernel[:-1]))
+        fan_in = kernel[1] if len(kernel) == 2 else math.prod(kernel[:-1])
+        return piece.reshape(shapes[path]) / math.sqrt(fan_in)
 
     return unflatten_dict({path: start(path, piece) for path, piece in zip(names, pieces, strict=True)})
-
-
-zeros = nn.initializers.zeros  # the modules say which arrays there are, `_start` what they begin as
-
-
-class Dense(nn.Module):
-    """A fully-connected layer."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", zeros, (x.shape[-1], self.features))
-        return x @ kernel + self.param("bias", zeros, (self.features,))[None]
-
-
-class Conv(nn.Module):
-    """A convolution with a square kernel."""
-
-    features: int
-    kernel: int
-    stride: int = 1
-    padding: int = 0
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        x = layers.convolve(x, self.param("kernel", zeros, shape), stride=self.stride, padding=self.padding)
-        return x + self.param("bias", zeros, (self.features,))[None, None, None] if self.use_bias else x
-
-
-class BatchNorm(nn.Module):
-    """Each channel to mean 0 and variance 1, then scaled and shifted: PyTorch's, whose running variance is unbiased.
-
-    mode: `apply`, by the running statistics; `train`, by the batch's, towards which the running ones move by a tenth;
-      `calibrate`, by the batch's, which become the running ones.
-    """
-
-    mode: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = x.shape[-1:]
-        scale, bias = self.param("scale", zeros, shape), self.param("bias", zeros, shape)
-        running_mean, running_var = (self.variable("batch_stats", name, jnp.zeros, shape) for name in ("mean", "var"))
-        if self.mode == "apply" or self.is_initializing():
-            mean, var = running_mean.value, running_var.value
-        else:
-            mean = x.mean((0, 1, 2))
-            var = jnp.square(x - mean[None, None, None]).mean((0, 1, 2))
-            count = math.prod(x.shape[:-1])
-            share, unbiased = (1.0, var) if self.mode == "calibrate" else (0.1, var * count / max(count - 1, 1))
-            running_mean.value += share * (mean - running_mean.value)
-            running_var.value += share * (unbiased - running_var.value)
-        factor = scale * jax.lax.rsqrt(var + 1e-5)
-        return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]
-
-
-def flatten(x: jax.Array) -> jax.Array:
-    """`[N, H, W, C]` to `[N, C H W]`, channels first."""
-    return jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
-
-
-class MLP(nn.Module):
-    """Fully-connected layers of the given widths, each with its ReLU, and a linear layer to the logits."""
-
-    widths: Sequence[int]
-    num_classes: int
-    mode: str = "apply"
-    dropout: float = 0.0  # after each ReLU, when training
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = flatten(x)
-        for width in self.widths:
-            x = nn.relu(Dense(width)(x))
-            x = nn.Dropout(self.dropout, deterministic=self.mode != "train")(x)
-        return Dense(self.num_classes)(x)
-
-
-class Convolutional(nn.Module):
-    """Convolutions as planned, each with its ReLU, and linear layers: hidden ones of the widths beyond the plan's."""
-
-    plan: Sequence[Convolution]
-    widths: Sequence[int]
-    num_classes: int
-    mode: str = "apply"
-    average: int = 0  # pixels along either side, to which the features are averaged before the linear layers; 0: as is
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for width, (kernel, stride, padding, batch_norm, pool) in zip(self.widths, self.plan, strict=False):
-            x = Conv(width, kernel, stride, padding)(x)
-            x = nn.relu(BatchNorm(self.mode)(x) if batch_norm else x)
-            x = layers.max_pool(x) if pool else x
-        x = layers.average_pool(x, self.average) if self.average else x
-        return MLP(self.widths[len(self.plan) :], self.num_classes, self.mode, self.dropout)(x)
-
-
-class Block(nn.Module):
-    """A residual block: two 3 x 3 convolutions, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1 to four times the width."""
-
-    width: int
-    stride: int
-    bottleneck: bool
-    mode: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        conv = partial(Conv, use_bias=False)
-        norm = partial(BatchNorm, self.mode)
-        features = 4 * self.width if self.bottleneck else self.width
-        if self.bottleneck:
-            y = nn.relu(norm()(conv(self.width, 1)(x)))
-            y = nn.relu(norm()(conv(self.width, 3, stride=self.stride, padding=1)(y)))
-            y = norm()(conv(features, 1)(y))
-        else:
-            y = nn.relu(norm()(conv(self.width, 3, stride=self.stride, padding=1)(x)))
-            y = norm()(conv(features, 3, padding=1)(y))
-        if self.stride > 1 or x.shape[-1] != features:
-            x = norm()(conv(features, 1, stride=self.stride)(x))
-        return nn.relu(y + x)
-
-
-class Residual(nn.Module):
-    """A 3 x 3 stem, stages of residual blocks, the mean over the pixels, a linear layer."""
-
-    counts: Sequence[int]  # blocks in each stage
-    bottleneck: bool
-    widths: Sequence[int]
-    num_classes: int
-    mode: str = "apply"
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = Conv(self.widths[0], 3, padding=1, use_bias=False)(x)
-        x = nn.relu(BatchNorm(self.mode)(x))
-        for stage, (width, count) in enumerate(zip(self.widths, self.counts, strict=True)):
-            for i in range(count):
-                stride = 2 if stage and not i else 1
-                x = Block(width, stride, self.bottleneck, self.mode)(x)
-        return Dense(self.num_classes)(x.mean((1, 2)))
 
 
 def _module(name: str, widths: Sequence[int], num_classes: int) -> Callable[[str], nn.Module]:
     """The named network in a given mode."""
     if name in RESIDUAL:
-        return partial(Residual, *RESIDUAL[name], widths, num_classes)
+        return partial(modules.Residual, *RESIDUAL[name], widths, num_classes)
     if name not in CONVOLUTIONAL:
-        return partial(MLP, widths, num_classes)
+        return partial(modules.MLP, widths, num_classes)
     plan = CONVOLUTIONAL[name]
-    module = partial(Convolutional, plan, widths, num_classes)
+    module = partial(modules.Convolutional, plan, widths, num_classes)
     # torchvision's head; without hidden layers the one that is usual for CIFAR's small images.
     return partial(module, average=7 if len(widths) > len(plan) else 1, dropout=0.5) if name == "vgg11" else module
 
@@ -348,13 +194,13 @@ def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:
     """
     if name not in WIDTHS:
         raise ValueError(f"name: got {name!r}; the models are {', '.join(WIDTHS)}")
-    modules: dict[str, dict[str, np.ndarray]] = {}
+    arrays_of: dict[str, dict[str, np.ndarray]] = {}
     for full, array in state_dict.items():
         module, _, leaf = full.rpartition(".")
         if leaf != "num_batches_tracked":
-            modules.setdefault(module, {})[leaf] = np.asarray(array, np.float32)
-    given = [(module, _translate(leaves)) for module, leaves in modules.items()]
-    wanted = _layers(name, [leaves["weight"].shape for leaves in modules.values() if "weight" in leaves])
+            arrays_of.setdefault(module, {})[leaf] = np.asarray(array, np.float32)
+    given = [(module, _translate(leaves)) for module, leaves in arrays_of.items()]
+    wanted = _layers(name, [leaves["weight"].shape for leaves in arrays_of.values() if "weight" in leaves])
     if len(given) != len(wanted):
         raise ValueError(f"state_dict: got {len(given)} layers with weights; {name} has {len(wanted)}")
     variables, free = {}, True
@@ -363,7 +209,7 @@ def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:
             arrays.setdefault("bias", np.zeros(shapes["bias"], np.float32))
         got = {leaf: array.shape for leaf, array in arrays.items()}
         if free and len(got.get("kernel", ())) == 2:  # the first linear layer's input depends on the image's size
-            shapes, free = {**shapes, "kernel": (got["kernel"][0], *shapes["kernel"][1:])}, False
+            shapes, free = {**shapes, "kernel": (shapes["kernel"][0], got["kernel"][1])}, False
         if got != shapes:
             raise ValueError(f"state_dict: {module!r} holds {got}; {name} has {shapes} there ({'/'.join(path)})")
         for leaf, array in arrays.items():
@@ -375,10 +221,8 @@ def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:
 def _translate(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One PyTorch module's arrays with the names and axes that they have here."""
     names = {"running_mean": "mean", "running_var": "var", "weight": "scale" if "running_mean" in leaves else "kernel"}
-    arrays = {names.get(leaf, leaf): array for leaf, array in leaves.items()}
-    if "kernel" in arrays:  # [F, C, kh, kw] to [kh, kw, C, F], [F, C] to [C, F]
-        arrays["kernel"] = np.moveaxis(arrays["kernel"], (1, 0), (-2, -1))
-    return arrays
+    axes = lambda array: np.moveaxis(array, (1, 0), (-2, -1)) if array.ndim == 4 else array  # to [kh, kw, C, F]
+    return {names.get(leaf, leaf): axes(array) for leaf, array in leaves.items()}
 
 
 def _layers(name: str, weights: Sequence[tuple[int, ...]]) -> list[tuple[tuple[str, ...], dict[str, tuple[int, ...]]]]:

@@ -114,7 +114,7 @@ def test_two_architectures_kept_examples_and_saved_networks(tmp_path):
     assert trajectory.angle_examples.shape == (9, 5, 40)
     np.testing.assert_allclose(trajectory.angle_examples.mean(-1, dtype=np.float64), trajectory.angle)
     saved = ocp.load(tmp_path / "networks")
-    assert saved["0"]["params"]["Dense_0"]["kernel"].shape == (3, 64, 32)
+    assert saved["0"]["params"]["Dense_0"]["kernel"].shape == (3, 32, 64)
     labels = [text.get_text() for text in plots.early(tmp_path).axes[1].get_legend().get_texts()]
     assert labels[0].startswith("mlp_shallow, mean of 3")
 

@@ -10,6 +10,7 @@ ORDER = [
     "runtime",
     "data",
     "layers",
+    "modules",
     "models",
     "training",
     "loops",

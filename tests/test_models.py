@@ -35,7 +35,7 @@ def test_pytorch_initialisation_is_uniform_within_one_over_root_fan_in():
                 assert (array == (path[-1] == "scale")).all()
                 continue
             kernel = flatten_dict(variables["params"])[(*path[:-1], "kernel")]
-            bound = 1 / np.sqrt(np.prod(kernel.shape[1:-1]))
+            bound = 1 / np.sqrt(kernel[0, 0].size if kernel.ndim == 3 else np.prod(kernel.shape[1:-1]))
             assert np.abs(array).max() <= bound * (1 + 1e-6)
             assert np.abs(array).max() > 0.8 * bound
             if path[-1] == "kernel":
@@ -48,7 +48,7 @@ def test_flax_initialisation_is_sqrt_3_times_larger_with_zero_biases():
     for a, b in zip(layers(ours), layers(flax), strict=True):
         assert b["kernel"].std() / a["kernel"].std() == pytest.approx(np.sqrt(3), rel=0.05)
         assert not b["bias"].any()
-        reference = nn.initializers.lecun_normal()(jax.random.key(1), b["kernel"].shape)
+        reference = nn.initializers.lecun_normal()(jax.random.key(1), b["kernel"].T.shape)
         assert b["kernel"].std() == pytest.approx(float(reference.std()), rel=0.05)
         assert np.abs(b["kernel"]).max() == pytest.approx(float(np.abs(reference).max()), rel=0.1)
 
@@ -86,7 +86,7 @@ def test_vgg11_on_large_images_is_torchvisions():
 
 def test_conv_a_takes_32_pixels_to_one_and_others_are_too_small():
     kernel = jax.eval_shape(models.build("conv_a", SHAPE, 2).init, jax.random.key(0))["params"]["MLP_0"]["Dense_0"]
-    assert kernel["kernel"].shape == (256, 2)
+    assert kernel["kernel"].shape == (2, 256)
     with pytest.raises(ValueError, match="a kernel of 5 x 5 takes a larger one"):
         models.build("conv_a", (8, 8, 3), 2).init(jax.random.key(0))
 
@@ -97,7 +97,7 @@ def test_the_network_maps_pixels_to_its_range_and_agrees_with_numpy():
     x = np.random.default_rng(0).uniform(size=(6, 2, 2, 1))
     h = 2 * x.reshape(6, 4) - 1
     for i, layer in enumerate(layers(variables)):
-        h = h @ np.float64(layer["kernel"]) + np.float64(layer["bias"])
+        h = h @ np.float64(layer["kernel"].T) + np.float64(layer["bias"])
         h = np.maximum(h, 0) if i < 2 else h
     np.testing.assert_allclose(model.apply(variables, jnp.array(x, jnp.float32)), h, atol=1e-6)
 

@@ -45,14 +45,14 @@ def test_a_train_step_of_a_linear_network_in_closed_form():
 
     hidden, output = ({k: np.float64(v) for k, v in layer.items()} for layer in before.variables["params"].values())
     x = images.reshape(8, 4) / 255  # one channel: channels first or last are the same
-    h = np.maximum(x @ hidden["kernel"] + hidden["bias"], 0)
-    logits = h @ output["kernel"] + output["bias"]
+    h = np.maximum(x @ hidden["kernel"].T + hidden["bias"], 0)
+    logits = h @ output["kernel"].T + output["bias"]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     g = (p - np.eye(3)[labels]) / 8
-    gh = (g @ output["kernel"].T) * (h > 0)
+    gh = (g @ output["kernel"]) * (h > 0)
     want = [
-        {"kernel": hidden["kernel"] - 0.5 * x.T @ gh, "bias": hidden["bias"] - 0.5 * gh.sum(0)},
-        {"kernel": output["kernel"] - 0.5 * h.T @ g, "bias": output["bias"] - 0.5 * g.sum(0)},
+        {"kernel": hidden["kernel"] - 0.5 * gh.T @ x, "bias": hidden["bias"] - 0.5 * gh.sum(0)},
+        {"kernel": output["kernel"] - 0.5 * g.T @ h, "bias": output["bias"] - 0.5 * g.sum(0)},
     ]
     for layer, arrays in zip(after.variables["params"].values(), want, strict=True):
         for name, array in arrays.items():

@@ -1,0 +1,168 @@
+"""The layers and networks as Flax modules, in the order of the PyTorch modules they stand for.
+
+Images are `[N, H, W, C]`; they are flattened as PyTorch flattens them, channels first.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jtrans import layers
+
+zeros = nn.initializers.zeros  # the modules say which arrays there are, `_start` what they begin as
+
+
+class Dense(nn.Module):
+    """A fully-connected layer; its kernel is `[F, C]`, which with small batches is read faster than `[C, F]`."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", zeros, (self.features, x.shape[-1]))
+        return x @ kernel.T + self.param("bias", zeros, (self.features,))[None]
+
+
+class Conv(nn.Module):
+    """A convolution with a square kernel."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        x = layers.convolve(x, self.param("kernel", zeros, shape), stride=self.stride, padding=self.padding)
+        return x + self.param("bias", zeros, (self.features,))[None, None, None] if self.use_bias else x
+
+
+class BatchNorm(nn.Module):
+    """Each channel to mean 0 and variance 1, then scaled and shifted: PyTorch's, whose running variance is unbiased.
+
+    mode: `apply`, by the running statistics; `train`, by the batch's, towards which the running ones move by a tenth;
+      `calibrate`, by the batch's, which become the running ones.
+    """
+
+    mode: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-1:]
+        scale, bias = self.param("scale", zeros, shape), self.param("bias", zeros, shape)
+        running_mean, running_var = (self.variable("batch_stats", name, jnp.zeros, shape) for name in ("mean", "var"))
+        if self.mode == "apply" or self.is_initializing():
+            mean, var = running_mean.value, running_var.value
+        else:
+            mean = x.mean((0, 1, 2))
+            var = jnp.square(x - mean[None, None, None]).mean((0, 1, 2))
+            count = math.prod(x.shape[:-1])
+            share, unbiased = (1.0, var) if self.mode == "calibrate" else (0.1, var * count / max(count - 1, 1))
+            running_mean.value += share * (mean - running_mean.value)
+            running_var.value += share * (unbiased - running_var.value)
+        factor = scale * jax.lax.rsqrt(var + 1e-5)
+        return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """`[N, H, W, C]` to `[N, C H W]`, channels first."""
+    return jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
+
+
+class MLP(nn.Module):
+    """Fully-connected layers of the given widths, each with its ReLU, and a linear layer to the logits."""
+
+    widths: Sequence[int]
+    num_classes: int
+    mode: str = "apply"
+    dropout: float = 0.0  # after each ReLU, when training
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = flatten(x)
+        for width in self.widths:
+            x = nn.relu(Dense(width)(x))
+            x = nn.Dropout(self.dropout, deterministic=self.mode != "train")(x)
+        return Dense(self.num_classes)(x)
+
+
+class Convolution(NamedTuple):
+    """How one convolution of a `CONVOLUTIONAL` network moves over its input, and what follows it before the ReLU."""
+
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    batch_norm: bool = False
+    pool: bool = False  # a 2 x 2 max-pool after the ReLU
+
+
+class Convolutional(nn.Module):
+    """Convolutions as planned, each with its ReLU, and linear layers: hidden ones of the widths beyond the plan's."""
+
+    plan: Sequence[Convolution]
+    widths: Sequence[int]
+    num_classes: int
+    mode: str = "apply"
+    average: int = 0  # pixels along either side, to which the features are averaged before the linear layers; 0: as is
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for width, (kernel, stride, padding, batch_norm, pool) in zip(self.widths, self.plan, strict=False):
+            x = Conv(width, kernel, stride, padding)(x)
+            x = nn.relu(BatchNorm(self.mode)(x) if batch_norm else x)
+            x = layers.max_pool(x) if pool else x
+        x = layers.average_pool(x, self.average) if self.average else x
+        return MLP(self.widths[len(self.plan) :], self.num_classes, self.mode, self.dropout)(x)
+
+
+class Block(nn.Module):
+    """A residual block: two 3 x 3 convolutions, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1 to four times the width."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    mode: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = partial(Conv, use_bias=False)
+        norm = partial(BatchNorm, self.mode)
+        features = 4 * self.width if self.bottleneck else self.width
+        if self.bottleneck:
+            y = nn.relu(norm()(conv(self.width, 1)(x)))
+            y = nn.relu(norm()(conv(self.width, 3, stride=self.stride, padding=1)(y)))
+            y = norm()(conv(features, 1)(y))
+        else:
+            y = nn.relu(norm()(conv(self.width, 3, stride=self.stride, padding=1)(x)))
+            y = norm()(conv(features, 3, padding=1)(y))
+        if self.stride > 1 or x.shape[-1] != features:
+            x = norm()(conv(features, 1, stride=self.stride)(x))
+        return nn.relu(y + x)
+
+
+class Residual(nn.Module):
+    """A 3 x 3 stem, stages of residual blocks, the mean over the pixels, a linear layer."""
+
+    counts: Sequence[int]  # blocks in each stage
+    bottleneck: bool
+    widths: Sequence[int]
+    num_classes: int
+    mode: str = "apply"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = Conv(self.widths[0], 3, padding=1, use_bias=False)(x)
+        x = nn.relu(BatchNorm(self.mode)(x))
+        for stage, (width, count) in enumerate(zip(self.widths, self.counts, strict=True)):
+            for i in range(count):
+                stride = 2 if stage and not i else 1
+                x = Block(width, stride, self.bottleneck, self.mode)(x)
+        return Dense(self.num_classes)(x.mean((1, 2)))

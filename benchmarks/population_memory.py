@@ -1,41 +1,45 @@
-"""Peak memory of the process that trains and measures convolutional networks, by their number and group size.
+"""Peak memory of the process that trains and measures networks, by their number, those at a time, and test images.
 
 python benchmarks/population_memory.py [--model=conv_b] [--batch=128]
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 
-from jtrans import models, population, runtime, training
+from jtrans import devices, models, population, runtime, training
 from jtrans.data import Split
 
-NETWORKS = ((1, 0), (4, 0), (8, 0), (64, 1))  # and how many at a time; 0: by jtrans's own rule
-SHAPE, NUM_TEST = (32, 32, 3), 100
+SHAPE = (32, 32, 3)
+# Networks, how many at a time (0: by jtrans's own rule), test images.
+CASES = ((2, 0, 200), (8, 0, 200), (8, 0, 2000), (32, 0, 200))
 
 
-def measure(name: str, batch: int, networks: int, size: int) -> None:
-    """One step and its measurement in this process."""
+def measure(name: str, batch: int, networks: int, size: int, examples: int) -> None:
+    """A step and its measurement in this process."""
     runtime.prepare()
     rng = np.random.default_rng(0)
     draw = lambda n: Split(rng.integers(256, size=(n, *SHAPE), dtype=np.uint8), rng.integers(2, size=n))
     model, optimizer = models.build(name, SHAPE, 2), training.OPTIMIZERS["adam"](1e-3)
-    size = size or population.group_size(model, SHAPE, max(batch, NUM_TEST), networks)
-    groups = population.initialize([model], optimizer, jax.random.key(0), networks, [size])
-    settings = {"batch_size": batch, "num_steps": 1}
+    block = population.block_size(examples, networks, np.prod(SHAPE))
+    placement = population.place(model, SHAPE, max(batch, block), networks, size=size)
+    keys = population.keys(0)
+    groups = population.initialize([model], optimizer, keys.init, [placement])
     started = time.perf_counter()
-    for _, _, measurement in population.trajectory(
-        [model], optimizer, groups, population.keys(0), draw(4 * batch), draw(NUM_TEST), **settings
+    for _ in population.trajectory(
+        [model], optimizer, groups, [placement], keys, draw(4 * batch), draw(examples), batch_size=batch, num_steps=1
     ):
-        jax.block_until_ready(measurement)
+        pass
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{name} {networks:3} networks, {size} at a time: {peak:5.2f} GiB, {seconds:6.1f} s", flush=True)
+    peak, _ = devices.memory()
+    print(
+        f"{name} {networks:3} networks, {placement.size} at a time, {examples:4} test images: {peak / 2**30:5.2f} GiB, "
+        f"{seconds:6.1f} s",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -44,13 +48,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--networks", type=int)
     parser.add_argument("--group_size", type=int, default=0)
+    parser.add_argument("--examples", type=int, default=200)
     options = parser.parse_args()
     if options.networks:
-        measure(options.model, options.batch, options.networks, options.group_size)
+        measure(options.model, options.batch, options.networks, options.group_size, options.examples)
         return
-    for networks, size in NETWORKS:
+    for networks, size, examples in CASES:
         flags = [f"--model={options.model}", f"--batch={options.batch}", f"--networks={networks}"]
-        subprocess.run([sys.executable, __file__, *flags, f"--group_size={size}"], check=True)
+        flags += [f"--group_size={size}", f"--examples={examples}"]
+        subprocess.run([sys.executable, __file__, *flags], check=True)
 
 
 if __name__ == "__main__":

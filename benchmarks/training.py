@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtrans import models, population, runtime, training
+from jtrans import devices, models, population, runtime, training
 from jtrans.data import Split
 
 PEER = Path(__file__).with_name("pytorch_peer.py")
@@ -78,17 +78,14 @@ class Peer:
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
 
-    def networks(self, model: str, optimizer, size: int) -> list[training.Network]:
-        """Its networks as they were before the first step, in groups."""
+    def networks(self, model: str, optimizer) -> training.Network:
+        """Its networks as they were before the first step, `[M, ...]`."""
         with np.load(self.directory / "before.npz") as arrays:
             names = sorted({int(name.split("/")[0]) for name in arrays})
             states = [{k.split("/")[1]: arrays[k] for k in arrays if int(k.split("/")[0]) == i} for i in names]
         variables = [models.from_pytorch(model, state) for state in states]
         networks = [training.Network(v, optimizer.init(v["params"])) for v in variables]
-        return [
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks[i : i + size])
-            for i in range(0, len(networks), size)
-        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
 
 
 def check(peer: Peer, model, name: str, optimizer, batch: int, size: int) -> None:
@@ -96,13 +93,14 @@ def check(peer: Peer, model, name: str, optimizer, batch: int, size: int) -> Non
     images, labels = peer.train.images[:batch], peer.train.labels[:batch]
     step = jax.jit(jax.vmap(partial(training.train_step, model, optimizer), (0, None, None, None)))
     look = jax.jit(partial(population.observe, model))
-    seen = [
-        look(step(group, images, labels, jax.random.key(0)), *peer.test)
-        for group in peer.networks(name, optimizer, size)
-    ]
-    angle = population.compare([jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)]).angle.mean(-1)
-    theirs = np.load(peer.directory / "angle.npy")[np.triu_indices(sum(len(s.loss) for s in seen), 1)]
-    apart = float(np.abs(angle - theirs).max())
+    networks = peer.networks(name, optimizer)
+    count = len(jax.tree.leaves(networks)[0])
+    groups = [jax.tree.map(lambda leaf, i=i: leaf[i : i + size], networks) for i in range(0, count, size)]
+    unit = [look(step(group, images, labels, jax.random.key(0)), *peer.test).unit for group in groups]
+    first, second = np.triu_indices(count, 1)
+    unit = np.concatenate(unit).astype(np.float64)
+    angle = np.rad2deg(np.arccos(np.abs((unit[first] * unit[second]).sum(-1)))).mean(-1)
+    apart = float(np.abs(angle - np.load(peer.directory / "angle.npy")[first, second]).max())
     if not apart < AGREE:
         raise SystemExit(f"{name}: angles differ by {apart:.3f} degrees after one step; nothing was timed")
     print(f"{name}: angles agree to {apart:.4f} degrees after one step", file=sys.stderr, flush=True)
@@ -112,19 +110,26 @@ def measure(python: str, style: str, rounds: int, peak: float, name: str, networ
     """One row of the table."""
     model = models.build(name, SHAPE, CLASSES)
     optimizer = training.OPTIMIZERS["adam"](LEARNING_RATE)
-    size = population.group_size(model, SHAPE, max(batch, NUM_TEST), networks)
+    placement = population.place(model, SHAPE, max(batch, NUM_TEST), networks)
     with tempfile.TemporaryDirectory() as directory:
         peer = Peer(python, style, Path(directory), name, networks, batch)
         peer.step()
-        check(peer, model, name, optimizer, batch, size)
-        groups = [peer.networks(name, optimizer, size)]
+        check(peer, model, name, optimizer, batch, placement.size)
         run = population.trajectory(
-            [model], optimizer, groups, population.keys(0), peer.train, peer.test, batch_size=batch, num_steps=10**6
+            [model],
+            optimizer,
+            [devices.split(peer.networks(name, optimizer), placement)],
+            [placement],
+            population.keys(0),
+            peer.train,
+            peer.test,
+            batch_size=batch,
+            num_steps=10**6,
         )
         ours, theirs = [], []
         for number in range(rounds + 2):  # the first two compile
             started = time.perf_counter()
-            jax.block_until_ready(next(run))
+            next(run)
             if number >= 2:
                 ours.append((time.perf_counter() - started) / networks * 1e3)
                 theirs.append(peer.step() / networks * 1e3)

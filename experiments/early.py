@@ -5,19 +5,41 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from jtrans import cli, data, findings, models, plots, population, results, settings, training
+from jtrans import (
+    checkpoints,
+    cli,
+    data,
+    devices,
+    findings,
+    models,
+    plots,
+    population,
+    results,
+    runs,
+    settings,
+    training,
+)
 from jtrans.errors import InputError
-
-REPORTED = {0, 1, 2, 5, 10, 20, 50, *range(100, 10**6, 100)}  # steps that get a line where there is no progress bar
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Early transferability: the angle between adversarial directions, and the accuracy, after every optimizer step."""
     settings.check_early(config)
-    results.check_workdir(workdir, config)
+    with results.claimed(workdir, config) as finished:
+        if finished:
+            print(f"{workdir} holds the results of this config already")
+        else:
+            measure(config, workdir)
+        if devices.is_first():
+            _, _, summary = results.read(workdir)
+            print(f"\n{findings.describe(summary)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+
+
+def measure(config: ConfigDict, workdir: Path) -> None:
+    """The run, from where it stopped where it was begun before, and its results."""
     started = time.monotonic()
     keys = population.keys(config.seed)
     dataset, test = load(config.data, keys.data, config.num_examples)
@@ -29,28 +51,27 @@ def main(config: ConfigDict, workdir: Path) -> None:
         f"{config.data.name}: {num_images} training images of {num_classes} classes; test images from {dataset.origin}"
     )
 
-    built = [
-        models.build(
-            name,
-            shape,
-            num_classes,
-            widths=config.widths[name],
-            initializer=config.initializer,
-            pixel_range=config.data.pixel_range,
-        )
-        for name in config.models
-    ]
+    built = [build(config, name, shape, num_classes) for name in config.models]
     optimizer = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
-    most = max(config.batch_size, config.num_examples)
-    sizes = [config.group_size or population.group_size(m, shape, most, config.num_networks) for m in built]
-    for name, size in zip(config.models, sizes, strict=True):
-        if size < config.num_networks:
-            print(f"{name}: {config.num_networks} networks, {size} at a time")
-    networks = population.initialize(built, optimizer, keys.init, config.num_networks, sizes)
-    run = population.trajectory(
+    placements = [place(config, model, test.images) for model in built]
+    for name, placement in zip(config.models, placements, strict=True):
+        if placement.num_groups > 1 or len(placement.devices) > 1:
+            on = f"each of {len(placement.devices)} {placement.devices[0].platform} devices"
+            print(f"{name}: {config.num_networks} networks, {placement.size} at a time on {on}")
+
+    saves = checkpoints.Checkpoints(workdir)
+    shapes = population.shapes(built, optimizer, config.num_networks)
+    reached = runs.restore(saves, shapes, config)
+    if reached:
+        networks = list(map(devices.split, reached.networks, placements))
+    else:
+        networks = population.initialize(built, optimizer, keys.init, placements)
+    reached = reached or runs.Progress(0, shapes, [], [])
+    steps = population.trajectory(
         built,
         optimizer,
         networks,
+        placements,
         keys,
         dataset.train,
         test,
@@ -58,22 +79,17 @@ def main(config: ConfigDict, workdir: Path) -> None:
         num_steps=config.num_steps,
         measure_every=config.measure_every,
         batch_statistics=config.batch_statistics,
+        first_step=reached.step,
     )
     ready = time.monotonic()
-    trajectory, networks = follow(run, config)
-
-    summary = findings.summarize(trajectory, test.images[0].size, num_classes)
-    overlap = population.batch_overlap(keys.order, len(built), config.num_networks, num_images, config.batch_size)
-    summary["batch_overlap"] = overlap
-    summary["seconds"] = {"preparing": ready - started, "running": time.monotonic() - ready}
-    summary |= results.environment()
-    results.write_config(workdir, config)
-    if config.save_networks:
-        results.write_networks(workdir, networks)
-    results.write_trajectory(workdir, trajectory)
-    results.write_json(workdir / results.SUMMARY, summary)
-    results.write_figure(workdir, plots.early(workdir))
-    print(f"\n{findings.describe(summary)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+    trajectory, trained = runs.follow(steps, placements, reached, saves, config, workdir, config.num_examples)
+    if devices.is_first():
+        summary = findings.summarize(trajectory, test.images[0].size, num_classes)
+        overlap = population.batch_overlap(keys.order, len(built), config.num_networks, num_images, config.batch_size)
+        summary["batch_overlap"] = overlap
+        summary["seconds"] = {"preparing": ready - started, "running": time.monotonic() - ready}
+        results.write_run(workdir, config, trajectory, summary, plots.early(config, trajectory, summary), trained)
+    saves.wait()
 
 
 def load(config: ConfigDict, key: jax.Array, num_examples: int) -> tuple[data.Dataset, data.Split]:
@@ -89,22 +105,18 @@ def load(config: ConfigDict, key: jax.Array, num_examples: int) -> tuple[data.Da
     return dataset, data.balanced(dataset.test, num_examples)
 
 
-def follow(run, config: ConfigDict) -> tuple[population.Trajectory, list]:
-    """Go through the run, showing the mean angle and accuracy on the way: a bar on a terminal, else lines."""
-    steps, measurements = [], []
-    with tqdm(total=config.num_steps, unit="step", disable=None) as bar:
-        for step, networks, values in run:  # noqa: B007 (the last networks are returned)
-            measurement = jax.device_get(values)
-            steps.append(step)
-            measurements.append(measurement)
-            over_pairs, accuracy = population.mean_angle(measurement.angle), measurement.accuracy.mean()
-            mean_angle = population.mean_angle(over_pairs)
-            bar.set_postfix_str(f"angle {mean_angle:.1f} deg, accuracy {accuracy:.2f}", refresh=False)
-            bar.update(step - bar.n)
-            if bar.disable and (step in REPORTED or step == config.num_steps):
-                print(f"step {step}: angle {mean_angle:.2f} degrees, accuracy {accuracy:.3f}", flush=True)
-    trajectory = population.collect(steps, measurements, len(config.models), keep_examples=config.keep_examples)
-    return trajectory, networks
+def build(config: ConfigDict, name: str, shape: tuple[int, ...], num_classes: int) -> models.Model:
+    """The architecture of that name, as the config has it."""
+    options = {"initializer": config.initializer, "pixel_range": config.data.pixel_range}
+    return models.build(name, shape, num_classes, widths=config.widths[name], **options)
+
+
+def place(config: ConfigDict, model: models.Model, images: np.ndarray) -> devices.Placement:
+    """Where its networks lie, for batches and measured blocks of such images."""
+    count, *shape = images.shape
+    block = population.block_size(count, config.num_networks * len(config.models), images[0].size)
+    most = max(config.batch_size, count if config.batch_statistics else block)
+    return population.place(model, shape, most, config.num_networks, size=config.group_size)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
     given = synthetic.load(config.problem) if config.problem else None
     if given:
         settings.check_levels(config.levels, given.x.shape[1], given.y.shape[1])
-    results.check_workdir(workdir, config)
+    with results.claimed(workdir, config):
+        measure(config, workdir, given)
+
+
+def measure(config: ConfigDict, workdir: Path, given: synthetic.Problem | None) -> None:
+    """The given problem, or else those of the seeds: every measure, the table, the figure."""
     started = time.monotonic()
     problems = [(config.seed, given)] if given else generated(config)
     columns = table(problems, config.levels)
@@ -28,8 +33,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     results.write_table(workdir / results.SYNTHETIC_TABLE, columns)
     summary = findings.summarize_synthetic(columns)
     summary["seconds"] = time.monotonic() - started
-    results.write_json(workdir / results.SUMMARY, summary | results.environment())
     results.write_figure(workdir, plots.synthetic(workdir))
+    results.write_summary(workdir, config, summary)
     print(f"{findings.describe_synthetic(summary)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 

@@ -1,15 +1,16 @@
 """The command line of every experiment: `--config=FILE.py[:ARGUMENT] [--workdir=DIR] [--config.FIELD=VALUE ...]`."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jtrans import runtime, settings
-from jtrans.errors import InputError, one_line
+from jtrans import devices, runtime, settings
+from jtrans.errors import InputError, Interrupted, one_line
 
 USAGE = """usage: {program} --config=FILE.py[:ARGUMENT] [--workdir=DIR] [--config.FIELD=VALUE ...]
 
@@ -18,53 +19,96 @@ USAGE = """usage: {program} --config=FILE.py[:ARGUMENT] [--workdir=DIR] [--confi
   --config         the experiment's settings; the files in configs/ say what each shows and costs
   --config.FIELD   overrides one field, as --config.num_networks=64 or --config.data.classes="('cat', 'dog')"
   --workdir        where the results go (default: runs/ and the config's name)
+{more}
+One run on several machines, the same command on each (under Slurm and the like without these):
+
+  --coordinator    HOST:PORT of the first process
+  --num_processes  how many there are
+  --process_id     which of them this is, from 0 on
 """
 
 
-def run(main: Callable[[ConfigDict, Path], None], argv: Sequence[str] | None = None) -> int:
+def run(main: Callable[..., None], argv: Sequence[str] | None = None, options: Mapping[str, str] | None = None) -> int:
     """Parse the command line and call `main(config, workdir)`.
 
     Args:
       argv: in place of the process's own command line.
+      options: further flags of this experiment, and what they say; `main` takes their texts by these names.
 
     Returns:
       The exit status: 0; 2 after one line on stderr where the input cannot be used; 130 when interrupted.
     """
-    if argv is None:  # a process of its own, not a test or a notebook
-        runtime.prepare()
-        argv = sys.argv
-    argv = list(argv)
+    options = options or {}
+    own_process = argv is None  # not a test or a notebook
+    argv = list(sys.argv if own_process else argv)
     program = os.path.basename(argv[0])
     if {"-h", "--help"} & set(argv[1:]):
-        print(USAGE.format(program=program, description=(main.__doc__ or "").strip()), end="")
+        more = "".join(f"  --{name:<16}{text}\n" for name, text in options.items())
+        print(USAGE.format(program=program, description=(main.__doc__ or "").strip(), more=more), end="")
         return 0
     try:
-        main(*parse(argv))
+        values, rest = parse(argv, options)
+        if own_process:
+            runtime.prepare()
+            connect(values)
+        with contextlib.ExitStack() as stack:
+            if not devices.is_first():
+                stack.enter_context(contextlib.redirect_stdout(None))  # the first process speaks for all
+            config, workdir = load(program, values, rest)
+            main(config, workdir, **{name: values[name].value for name in options})
     except InputError as error:
         print(f"{program}: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; no results were written", file=sys.stderr)
+    except (KeyboardInterrupt, Interrupted) as stop:
+        print(f"{program}: {stop or 'interrupted; no results were written'}", file=sys.stderr)
         return 130
     return 0
 
 
-def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path]:
-    """The config and the work directory that the command line names.
+def parse(argv: Sequence[str], options: Mapping[str, str]) -> tuple[flags.FlagValues, list[str]]:
+    """The values of the flags, and the overrides of config fields.
 
     Raises:
-      InputError: the config cannot be read, or a field or flag is unknown or has a wrong value.
+      InputError: a flag is unknown or has a wrong value.
     """
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    for name in ("config", "workdir", "coordinator", *options):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    for name in ("num_processes", "process_id"):
+        flags.DEFINE_integer(name, None, "", lower_bound=0, flag_values=values)
     try:
-        program, *rest = values(list(argv), known_only=True)
+        _, *rest = values(list(argv), known_only=True)
     except flags.Error as error:
         raise InputError(error) from error
     for argument in rest:
         if not argument.startswith("--config."):
-            raise InputError(f"argument {argument!r}: not known; it takes --config, --workdir and --config.FIELD=VALUE")
+            known = ", ".join(f"--{name}" for name in ("config", "workdir", *options))
+            raise InputError(f"argument {argument!r}: not known; it takes {known} and --config.FIELD=VALUE")
+    return values, rest
+
+
+def connect(values: flags.FlagValues) -> None:
+    """Join the other processes of the job, where there are any.
+
+    Raises:
+      InputError: the flags do not name all of it, or the others cannot be reached.
+    """
+    given = {name: values[name].value for name in ("coordinator", "num_processes", "process_id")}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise InputError(f"--{missing[0]}: missing; --coordinator, --num_processes and --process_id go together")
+    try:
+        devices.connect(*given.values())
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"--coordinator: no job of several processes ({one_line(error)[:200]})") from error
+
+
+def load(program: str, values: flags.FlagValues, rest: Sequence[str]) -> tuple[ConfigDict, Path]:
+    """The config and the work directory that the command line names.
+
+    Raises:
+      InputError: the config cannot be read, or a field is unknown or has a wrong value.
+    """
     path, _, argument = (values.config or "").partition(":")
     if not path.endswith(".py") or not Path(path).is_file():
         raise InputError(f"--config: got {path!r}, which is no Python file; name one, as --config=configs/digits.py")

@@ -1,4 +1,4 @@
-"""The one error that means "what you gave cannot be run"."""
+"""The errors that end an experiment in one line."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,10 @@ class InputError(ValueError):
     The message is one line: the field, what was given, and what would do. Experiments print it and exit with
     status 2, so it is raised before any compute.
     """
+
+
+class Interrupted(Exception):  # noqa: N818 (nothing is wrong)
+    """A run was asked to stop, and did; the message says what to do to go on."""
 
 
 def one_line(text: object) -> str:

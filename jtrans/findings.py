@@ -1,5 +1,6 @@
 """What a run shows, in numbers and in words."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
       `lowest_at_chance` (among the steps before the mean accuracy first leaves chance) and `first_below_random` (the
       first below the quantile; None if there is none), `early_transferability` (whether `lowest_at_chance` is `FALL`
       degrees or more below the random mean), and the counts of what was left out: `undirected` directions (of
-      `directions`) and `non_finite_losses`.
+      `directions`) and `non_finite`: the networks whose loss stopped being finite, with the step where that was seen.
     """
     random = stats.random_angle(dimension)
     over = curves(trajectory)
@@ -74,7 +75,11 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
         "early_transferability": bool(angle[lowest_at_chance] <= random.mean() - FALL),
         "directions": int(trajectory.accuracy.size * trajectory.num_examples),
         "undirected": int(trajectory.undirected.sum()),
-        "non_finite_losses": int((~np.isfinite(trajectory.loss)).sum()),
+        "non_finite": [
+            {"network": int(network), "step": int(trajectory.step[np.argmin(finite)])}
+            for network, finite in enumerate(np.isfinite(trajectory.loss))
+            if not finite.all()
+        ],
     }
 
 
@@ -105,6 +110,9 @@ def describe(summary: dict[str, Any]) -> str:
     if summary["undirected"]:
         counted = f"{summary['undirected']} of {summary['directions']}"
         lines.append(f"{counted} input gradients were zero or not finite and are left out")
+    if summary["non_finite"]:
+        listed = ", ".join(f"{lost['network']} (from step {lost['step']} on)" for lost in summary["non_finite"])
+        lines.append(f"networks whose loss is not finite: {listed}")
     lowest = summary["lowest_at_chance"]
     drop = f"{random['mean_angle'] - lowest['angle']['mean']:.1f} degrees below that of random directions"
     while_at_chance = f"while the accuracy was still at chance ({chance:.2f} +- {AT_CHANCE:.2f})."
@@ -119,8 +127,8 @@ def describe(summary: dict[str, Any]) -> str:
 
 def interval_text(interval: dict[str, float], digits: int) -> str:
     """`mean [low, high]`, or the mean alone where there is no interval."""
-    mean, low, high = interval["mean"], interval["low"], interval["high"]
-    known = not (np.isnan(low) or np.isnan(high))
+    mean, low, high = (math.nan if interval[key] is None else interval[key] for key in ("mean", "low", "high"))
+    known = not (math.isnan(low) or math.isnan(high))
     return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if known else "")
 
 

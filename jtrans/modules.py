@@ -25,7 +25,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", zeros, (self.features, x.shape[-1]))
-        return x @ kernel.T + self.param("bias", zeros, (self.features,))[None]
+        return jnp.einsum("nc,fc->nf", x, kernel) + self.param("bias", zeros, (self.features,))[None]
 
 
 class Conv(nn.Module):

@@ -1,6 +1,8 @@
 """Figures, from results alone."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,21 +11,21 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from jtrans import findings, results
+from jtrans.population import Trajectory
 from jtrans.stats import mean_ci
 
 COLOURS = ("C0", "C1")
 
 
-def early(workdir: Path) -> Figure:
+def early(config: Mapping[str, Any], trajectory: Trajectory, summary: Mapping[str, Any]) -> Figure:
     """The layout of BenShmuel (2022), Figure 1: the angle above, the accuracies below, over optimizer steps.
 
     Shaded bands are 95 % intervals (over pairs by a jackknife over networks; over networks by Student's t). A single
     pair has none, and none is drawn.
 
-    Raises:
-      InputError: the work directory holds no finished run.
+    Args:
+      config, trajectory, summary: as `results.read` gives them.
     """
-    config, trajectory, summary = results.read(workdir)
     step, random = trajectory.step, summary["random"]
     figure = Figure(figsize=(7.5, 6.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -113,7 +115,7 @@ def _band(axes, step, interval, colour, label="95 % interval") -> None:
         axes.fill_between(step, interval.low, interval.high, color=colour, alpha=0.25, linewidth=0, label=label)
 
 
-def _title(config: dict, trajectory) -> str:
+def _title(config: Mapping[str, Any], trajectory: Trajectory) -> str:
     data, optimizer = config["data"], config["optimizer"]
     classes = f" ({' / '.join(data['classes'])})" if 0 < len(data["classes"]) <= 3 else ""
     shuffled = ", shuffled labels" if data["shuffle_labels"] else ""

@@ -1,11 +1,9 @@
 """The trajectory: many networks trained side by side, every pair of them measured after every step.
 
 M networks of one architecture give M (M - 1) / 2 pairs; M networks of each of two architectures give the M x M pairs
-across. The networks of one architecture are a list of groups, each one pytree with a leading axis, which one compiled
-step takes on together; where there are several, those at rest wait in the host's memory.
+across. How they lie on the devices is for `devices.py`; what stands here is one network's share, or one device's.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtrans import directions, training
+from jtrans import devices, directions, training
 from jtrans.data import Split
+from jtrans.devices import Group, Placement
 from jtrans.models import Model, Variables
 from jtrans.training import Network
 
-# Memory that the networks of a group may take together. On a CPU larger groups are no faster. Elsewhere: half of it.
-CPU_BYTES = 2**30
+# Test images are measured so many at a time at most, and fewer where the directions of all networks would take more.
+BLOCK = 200
+DIRECTIONS_BYTES = 2**29
 
 
 class Keys(NamedTuple):
@@ -34,29 +34,31 @@ class Keys(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """M networks of one architecture on N test images of D values.
+    """M networks of one architecture on n test images of D values.
 
-    unit: `[M, N, D]` adversarial directions; NaN where a network has none.
-    accuracy, loss: `[M]`, shares of 1 and nats.
+    unit: `[M, n, D]` adversarial directions; NaN where a network has none.
+    correct, loss: `[M, n]`, whether the label is predicted, and the negative log-likelihood in nats.
     """
 
     unit: jax.Array
-    accuracy: jax.Array
+    correct: jax.Array
     loss: jax.Array
 
 
 class Measurement(NamedTuple):
     """All networks and pairs after one step, on N test images.
 
-    angle: `[P, N]` degrees in [0, 90]; NaN where either network has no direction.
-    accuracy, loss: `[M]`, shares of 1 and nats, on the same images.
+    angle: `[P]`, the mean over the images of the folded angle, in degrees; NaN where no image has one.
+    accuracy, loss: `[M]`, shares of 1 and nats, means over the same images.
     undirected: `[M]`, the number of images at which the network's input gradient is zero or not finite.
+    angle_examples: `[P, N]`, each image's angle; NaN where either network has no direction there.
     """
 
-    angle: jax.Array
-    accuracy: jax.Array
-    loss: jax.Array
-    undirected: jax.Array
+    angle: np.ndarray
+    accuracy: np.ndarray
+    loss: np.ndarray
+    undirected: np.ndarray
+    angle_examples: np.ndarray | None
 
 
 class Trajectory(NamedTuple):
@@ -88,81 +90,87 @@ def keys(seed: int) -> Keys:
     return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
-def network_keys(key: jax.Array, num_groups: int, num_networks: int) -> list[jax.Array]:
+def network_keys(key: jax.Array, num_models: int, num_networks: int) -> list[jax.Array]:
     """For each architecture the keys `[M]` of its networks; a network's key does not depend on how many there are."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
-    return [fold(jax.random.fold_in(key, group), jnp.arange(num_networks)) for group in range(num_groups)]
+    return [fold(jax.random.fold_in(key, model), jnp.arange(num_networks)) for model in range(num_models)]
 
 
-def pairs(num_groups: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
+def pairs(num_models: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
     """Which networks are compared: `pair [P, 2]`, and the architecture of each network, `model`.
 
     Raises:
       ValueError: other than one or two architectures.
     """
-    if num_groups == 1:
+    if num_models == 1:
         pair = np.stack(np.triu_indices(num_networks, 1), axis=1)
-    elif num_groups == 2:
+    elif num_models == 2:
         first, second = np.indices((num_networks, num_networks)).reshape(2, -1)
         pair = np.stack([first, num_networks + second], axis=1)
     else:
-        raise ValueError(f"num_groups: got {num_groups}; it takes 1 or 2")
-    return pair, np.repeat(np.arange(num_groups), num_networks)
+        raise ValueError(f"num_models: got {num_models}; it takes 1 or 2")
+    return pair, np.repeat(np.arange(num_models), num_networks)
 
 
-def count(group) -> int:
-    """How many networks a group holds: the length of the leading axis that all its arrays share."""
-    return len(jax.tree.leaves(group)[0])
-
-
-def join(groups: Sequence) -> jax.Array:
-    """The groups, pytrees with a leading axis each, as one."""
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *groups)
-
-
-def split_like(groups: Sequence, values: jax.Array) -> list[jax.Array]:
-    """What belongs to each network, `[M, ...]`, in groups of the same sizes."""
-    return jnp.split(values, np.cumsum([count(group) for group in groups])[:-1])
-
-
-def group_size(model: Model, image_shape: Sequence[int], num_images: int, num_networks: int) -> int:
-    """How many networks one compiled step takes on together: a divisor of their number, so that one program serves all.
+def block_size(num_examples: int, num_networks: int, image_size: int) -> int:
+    """How many test images are measured at a time: blocks of one size, the last of which may overlap the one before.
 
     Args:
-      num_images: images in a batch, or measured, whichever are more.
+      num_networks: of all architectures, whose directions on a block are held together on every device.
+      image_size: values in an image.
     """
-    device = jax.local_devices()[0]
-    budget = CPU_BYTES if device.platform == "cpu" else device.memory_stats()["bytes_limit"] // 2
-    size = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    most = max(1, min(BLOCK, DIRECTIONS_BYTES // (4 * image_size * num_networks)))
+    return -(-num_examples // -(-num_examples // most))
+
+
+def place(
+    model: Model,
+    image_shape: Sequence[int],
+    num_images: int,
+    num_networks: int,
+    *,
+    size: int = 0,
+    on: Sequence[jax.Device] | None = None,
+) -> Placement:
+    """The networks of one architecture over the devices, as many at a time as their memory allows.
+
+    Args:
+      num_images: images in a batch, or in a measured block, whichever are more.
+      size: networks that a device takes on at a time; 0: as many as fit.
+      on: the devices; all when None.
+    """
     key = jax.random.key(0)
     variables = jax.eval_shape(model.init, key)
     forward = jax.make_jaxpr(model.train)(variables, jax.ShapeDtypeStruct((num_images, *image_shape), jnp.float32), key)
     # What every operation puts out, half of which is fused away; parameters, their gradient, and Adam's two averages.
-    needed = size([out.aval for equation in forward.eqns for out in equation.outvars]) // 2 + 4 * size(variables)
-    fit = max(1, min(num_networks, budget // needed))
-    return max(n for n in range(1, fit + 1) if num_networks % n == 0)
+    outputs = devices.num_bytes([out.aval for equation in forward.eqns for out in equation.outvars])
+    state = 3 * devices.num_bytes(variables)
+    return devices.place(num_networks, outputs // 2 + state * 4 // 3, state, size=size, devices=on)
 
 
 def initialize(
-    models: Sequence[Model],
-    optimizer: optax.GradientTransformation,
-    key: jax.Array,
-    num_networks: int,
-    group_sizes: Sequence[int] | None = None,
-) -> list[list[Network]]:
-    """The networks of each architecture before training, in groups of the given sizes; all in one when None."""
-    sizes = group_sizes or [num_networks] * len(models)
+    models: Sequence[Model], optimizer: optax.GradientTransformation, key: jax.Array, placements: Sequence[Placement]
+) -> list[list[Group]]:
+    """The networks of each architecture before training, in groups."""
     groups = []
-    for model, size, all_keys in zip(models, sizes, network_keys(key, len(models), num_networks), strict=True):
-        start = jax.jit(jax.vmap(partial(training.initialize, model, optimizer)))
-        groups.append([start(all_keys[i : i + size]) for i in range(0, num_networks, size)])
+    all_keys = network_keys(key, len(models), placements[0].num_networks)
+    for model, keys, placement in zip(models, all_keys, placements, strict=True):
+        start = devices.program(jax.vmap(partial(training.initialize, model, optimizer)), placement.devices)
+        made = map(start, devices.split(keys, placement))
+        groups.append([jax.device_get(group) if placement.rest_on_host else group for group in made])
     return groups
+
+
+def shapes(models: Sequence[Model], optimizer: optax.GradientTransformation, num_networks: int) -> list[Network]:
+    """The networks of each architecture, `[M, ...]`, as the shapes of their arrays."""
+    keys = jax.random.split(jax.random.key(0), num_networks)
+    return [jax.eval_shape(jax.vmap(partial(training.initialize, model, optimizer)), keys) for model in models]
 
 
 def observe(
     model: Model, networks: Network, images: jax.Array, labels: jax.Array, *, batch_statistics: bool = False
 ) -> Observation:
-    """What a group of networks does on the test images (uint8 `[N, H, W, C]`, labels `[N]`).
+    """What networks `[M, ...]` do on test images (uint8 `[n, H, W, C]`, labels `[n]`).
 
     Args:
       batch_statistics: BatchNorm goes by the statistics of these images, held constant, instead of its running ones.
@@ -172,32 +180,46 @@ def observe(
         x = training.pixels(images)
         f = partial(model.apply, model.calibrate(variables, x) if batch_statistics else variables)
         logits = f(x)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         unit = directions.normalize(directions.loss_gradient(f, x, labels))
-        return Observation(unit, (logits.argmax(1) == labels).mean(), loss)
+        return Observation(unit, logits.argmax(1) == labels, loss)
 
     # A copy of the images for each network: shared ones would turn the first layer into one wide product, whose
     # operands and result have to be transposed, which takes longer than the product.
-    return jax.vmap(one)(networks.variables, jnp.broadcast_to(images, (count(networks), *images.shape)))
+    count = len(jax.tree.leaves(networks)[0])
+    return jax.vmap(one)(networks.variables, jnp.broadcast_to(images, (count, *images.shape)))
 
 
-def compare(observations: Sequence[Observation]) -> Measurement:
-    """Every pair's angles, every network's accuracy and loss, from what the networks of each architecture do."""
-    unit, accuracy, loss = zip(*observations, strict=True)
-    num_networks = len(accuracy[0])
-    pair, _ = pairs(len(observations), num_networks)
-    first, second = pair.T
+def compare(observations: Sequence[Sequence[Observation]], placements: Sequence[Placement]) -> tuple[jax.Array, ...]:
+    """Every pair's angles and what every network does, on every device; within a program of `devices.py`.
+
+    Args:
+      observations: for each architecture, this device's share of each group.
+
+    Returns:
+      `angle [P, n]` in degrees, and `[M, n]` of both architectures' networks: 1 where the label is predicted, the loss,
+      1 where there is a direction; else 0.
+    """
+    (last,) = devices.gather([([group.unit for group in observations[-1]], placements[-1])])
+    # Each device compares its own networks with all of the last architecture's.
     # float32 cosines are good to 1e-3 degrees above 1 degree, which is enough here; metrics.angles is good everywhere.
-    cosine = jnp.einsum("and,bnd->abn", unit[0], unit[-1], precision="highest")[first, second % num_networks]
-    angle = jnp.rad2deg(jnp.arccos(jnp.minimum(jnp.abs(cosine), 1.0)))
-    undirected = jnp.isnan(jnp.concatenate(unit)[:, :, 0]).sum(1)
-    return Measurement(angle, jnp.concatenate(accuracy), jnp.concatenate(loss), undirected)
+    rows = [jnp.einsum("and,bnd->abn", group.unit, last, precision="highest") for group in observations[0]]
+
+    def facts(seen: Observation) -> jax.Array:
+        return jnp.stack([seen.correct, seen.loss, ~jnp.isnan(seen.unit[:, :, 0])], axis=1, dtype=jnp.float32)
+
+    own = [(list(map(facts, groups)), placement) for groups, placement in zip(observations, placements, strict=True)]
+    cosine, *known = devices.gather([(rows, placements[0]), *own])
+    first, second = pairs(len(placements), len(last))[0].T
+    angle = jnp.rad2deg(jnp.arccos(jnp.minimum(jnp.abs(cosine[first, second % len(last)]), 1.0)))
+    return angle, *jnp.moveaxis(jnp.concatenate(known), 1, 0)
 
 
 def trajectory(
     models: Sequence[Model],
     optimizer: optax.GradientTransformation,
-    networks: Sequence[Sequence[Network]],
+    networks: Sequence[Sequence[Group]],
+    placements: Sequence[Placement],
     keys: Keys,
     train: Split,
     test: Split,
@@ -206,7 +228,8 @@ def trajectory(
     num_steps: int,
     measure_every: int = 1,
     batch_statistics: bool = False,
-) -> Iterator[tuple[int, list[list[Network]], Measurement]]:
+    first_step: int = 0,
+) -> Iterator[tuple[int, list[list[Group]], Measurement | None]]:
     """Train all networks and measure them before training, after every `measure_every` steps, and after the last.
 
     Every network goes through the training images in its own order, a new one each epoch; the images that do not fill a
@@ -214,71 +237,91 @@ def trajectory(
 
     Args:
       models: one architecture, or two for the pairs across.
-      networks: their networks, as `initialize` makes them. They are used up: the first step writes over them.
+      networks: of each, its groups, as `initialize` makes them. They are used up: the first step writes over them.
+      placements: of each, where its networks lie; all on the same devices.
       keys: `order` and `dropout` are used.
-      train, test: images uint8 `[N, H, W, C]` and labels `[N]`, kept on the device as they are.
-      batch_statistics: as in `observe`.
+      train, test: images uint8 `[N, H, W, C]` and labels `[N]`, kept on the devices as they are.
+      batch_statistics: as in `observe`; all test images are then measured at a time.
+      first_step: the steps that the networks have behind them; above 0 nothing is measured before the next.
 
     Yields:
-      `(step, networks, measurement)`; the networks are the generator's own until it is asked for the next.
+      `(step, networks, measurement)` for each step, None in the place of what is not measured; the networks are the
+      generator's own until it is asked for the next.
     """
-    train, test = jax.device_put((tuple(train), tuple(test)))
-    num_images = len(train[1])
-    num_networks = sum(map(count, networks[0]))
+    on = placements[0].devices
+    num_networks = placements[0].num_networks
+    num_images, num_examples = len(train.labels), len(test.labels)
+    block = block_size(num_examples, num_networks * len(models), test.images[0].size)
+    if batch_statistics:
+        block = num_examples
+    train, test = devices.copies((tuple(train), tuple(test)), on)
 
     def one_step(model, network, order, key, step, position, images, labels):
         batch = jax.lax.dynamic_slice(order, (position,), (batch_size,))
         key = jax.random.fold_in(key, step)
         return training.train_step(model, optimizer, network, images[batch], labels[batch], key)
 
-    each = (0, 0, 0, None, None, None, None)
-    steps = [jax.jit(jax.vmap(partial(one_step, model), each), donate_argnums=0) for model in models]
-    looks = [jax.jit(partial(observe, model, batch_statistics=batch_statistics)) for model in models]
-    shuffle = jax.jit(jax.vmap(training.epoch_order, (0, None, None)), static_argnums=2)
-    compared = jax.jit(lambda seen: compare([join(groups) for groups in seen]))
+    def look(model, group, images, labels, start):
+        images, labels = (jax.lax.dynamic_slice_in_dim(a, start, block) for a in (images, labels))
+        return observe(model, group, images, labels, batch_statistics=batch_statistics)
+
+    def steps_of(model):
+        each = jax.vmap(partial(one_step, model), (0, 0, 0, None, None, None, None))
+        return devices.program(each, on, in_axes=(0, 0, 0, None, None, 0, 0), donate=(0,))
+
+    steps = list(map(steps_of, models))
+    looks = [devices.program(partial(look, model), on, in_axes=(0, 0, 0, None)) for model in models]
+    shuffled = jax.vmap(partial(training.epoch_order, num_examples=num_images), (0, None))
+    shuffle = devices.program(shuffled, on, in_axes=(0, None))
+    compared = devices.program(partial(compare, placements=placements), on, out_axes=None)
 
     networks = [list(groups) for groups in networks]
-    grouped_keys = lambda key: list(map(split_like, networks, network_keys(key, len(models), num_networks)))
-    order_keys, dropout_keys = grouped_keys(keys.order), grouped_keys(keys.dropout)
+    by_group = lambda key: list(map(devices.split, network_keys(key, len(models), num_networks), placements))
+    order_keys, dropout_keys = by_group(keys.order), by_group(keys.dropout)
+    orders = None
 
-    def advance(take, groups, orders, dropout_keys, *at):
+    def advance(take, groups, orders, dropout_keys, placement, *at):
         for i, per_group in enumerate(zip(groups, orders, dropout_keys, strict=True)):
             group = take(*per_group, *at, *train)
-            groups[i] = jax.device_get(group) if len(groups) > 1 else group
+            groups[i] = jax.device_get(group) if placement.rest_on_host else group
 
     def measured():
-        return compared(
-            [[look(group, *test) for group in groups] for look, groups in zip(looks, networks, strict=True)]
-        )
+        blocks = []
+        for start in range(0, num_examples, block):
+            at = min(start, num_examples - block)
+            seen = [[see(g, *test, at) for g in groups] for see, groups in zip(looks, networks, strict=True)]
+            blocks.append([value[:, start - at :] for value in jax.device_get(compared(seen))])
+        angle, correct, loss, directed = (np.concatenate(values, axis=1) for values in zip(*blocks, strict=True))
+        mean = partial(np.mean, axis=1, dtype=np.float64)
+        return Measurement(mean_angle(angle), mean(correct), mean(loss), (directed == 0).sum(1), angle)
 
-    yield 0, networks, measured()
-    for step in range(1, num_steps + 1):
+    if first_step == 0:
+        yield 0, networks, measured()
+    for step in range(first_step + 1, num_steps + 1):
         epoch, batch = divmod(step - 1, num_images // batch_size)
-        if batch == 0:
-            orders = [[shuffle(key, epoch, num_images) for key in groups] for groups in order_keys]
-        for own in zip(steps, networks, orders, dropout_keys, strict=True):
+        if batch == 0 or orders is None:
+            orders = [[shuffle(key, epoch) for key in groups] for groups in order_keys]
+        for own in zip(steps, networks, orders, dropout_keys, placements, strict=True):
             advance(*own, step, batch * batch_size)
-        if step % measure_every == 0 or step == num_steps:
-            yield step, networks, measured()
+        due = step % measure_every == 0 or step == num_steps
+        yield step, networks, measured() if due else None
 
 
 def collect(
-    steps: Sequence[int], measurements: Sequence[Measurement], num_groups: int, *, keep_examples: bool = False
+    steps: Sequence[int], measurements: Sequence[Measurement], num_models: int, num_examples: int
 ) -> Trajectory:
-    """The measurements (NumPy arrays) of the given steps as one trajectory."""
-    angle, accuracy, loss, undirected = (np.stack(values, axis=1) for values in zip(*measurements, strict=True))
-    pair, model = pairs(num_groups, len(accuracy) // num_groups)
-    return Trajectory(
-        np.array(steps),
-        pair,
-        mean_angle(angle),
-        accuracy,
-        loss,
-        model,
-        undirected,
-        np.array(angle.shape[-1]),
-        angle if keep_examples else None,
-    )
+    """The measurements of the given steps, of N test images, as one trajectory."""
+    *values, angle_examples = zip(*measurements, strict=True)
+    angle, accuracy, loss, undirected = (np.stack(value, axis=1) for value in values)
+    kept = None if angle_examples[0] is None else np.stack(angle_examples, axis=1)
+    pair, model = pairs(num_models, len(accuracy) // num_models)
+    return Trajectory(np.array(steps), pair, angle, accuracy, loss, model, undirected, np.array(num_examples), kept)
+
+
+def measurements(trajectory: Trajectory) -> list[Measurement]:
+    """What `collect` put together."""
+    at = lambda t: (None if a is None else a[:, t] for a in (getattr(trajectory, name) for name in Measurement._fields))
+    return [Measurement(*at(t)) for t in range(len(trajectory.step))]
 
 
 def mean_angle(angle: np.ndarray) -> np.ndarray:
@@ -288,9 +331,9 @@ def mean_angle(angle: np.ndarray) -> np.ndarray:
         return np.where(known, angle, 0).sum(-1, dtype=np.float64) / known.sum(-1)
 
 
-def batch_overlap(key: jax.Array, num_groups: int, num_networks: int, num_images: int, batch_size: int) -> float:
+def batch_overlap(key: jax.Array, num_models: int, num_networks: int, num_images: int, batch_size: int) -> float:
     """The share of a network's first batch that is also in the first batch of the other, averaged over pairs."""
     first = jax.vmap(lambda k: training.epoch_order(k, 0, num_images)[:batch_size])
-    batches = np.concatenate([first(group_keys) for group_keys in network_keys(key, num_groups, num_networks)])
-    pair, _ = pairs(num_groups, num_networks)
+    batches = np.concatenate([first(model_keys) for model_keys in network_keys(key, num_models, num_networks)])
+    pair, _ = pairs(num_models, num_networks)
     return float(np.mean([np.isin(batches[a], batches[b]).mean() for a, b in pair]))

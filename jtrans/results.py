@@ -1,13 +1,15 @@
 """What a run leaves on disk: files that appear whole or not at all, and that are read without jtrans."""
 
+import contextlib
 import csv
+import fcntl
 import io
 import json
 import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jtrans import settings
+from jtrans import devices, settings
 from jtrans.errors import InputError, one_line
 from jtrans.findings import curves
+from jtrans.models import Variables
 from jtrans.population import Trajectory
 from jtrans.training import Network
 
@@ -29,27 +33,74 @@ TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.cs
 RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE)
 
 
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Nothing, if this config's results can go to the work directory, which is made; called before any compute.
+@contextlib.contextmanager
+def claimed(workdir: Path, config: ConfigDict) -> Iterator[bool]:
+    """The work directory, made and checked before any compute, and kept from other runs meanwhile.
+
+    Yields:
+      Whether the results of this very config are there already.
 
     Raises:
-      InputError: it cannot be written, or holds the results of another config.
+      InputError: it cannot be written, is another run's at the moment, or holds what another config left. In a job of
+        several processes the first finds that out, and the others end without a word.
     """
+    error, finished, lock = None, False, None
+    if devices.is_first():
+        try:
+            lock = _lock(workdir)
+            finished = _check(workdir, config)
+        except InputError as found:
+            error = found
+    failed, finished = devices.from_first((np.array(error is not None), np.array(finished)))
+    try:
+        if failed:
+            raise error or SystemExit(2)
+        yield bool(finished)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(workdir: Path) -> int:
+    """The open work directory, which the system takes back when the process ends, however it ends."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
+        opened = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"--workdir: {workdir} cannot be used ({one_line(error)}); name another") from error
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(opened)
+        raise InputError(f"--workdir: another run is using {workdir}; wait for its end, or name another") from error
+    except OSError:
+        pass  # a file system without locks
+    return opened
+
+
+def _check(workdir: Path, config: ConfigDict) -> bool:
+    """Whether the config's results are there. A larger `num_steps` than there is no other config."""
+    try:
         path = workdir / CONFIG
         if path.exists():
             _check_same(workdir, json.loads(path.read_text()), _plain(config))
         elif held := [name for name in RESULTS if (workdir / name).exists()]:
             raise InputError(f"--workdir: {workdir} holds {held[0]} but no {CONFIG}; name a directory of its own")
+        return is_finished(workdir, config)
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"--workdir: {workdir} cannot be used ({one_line(error)}); name another") from error
 
 
+def is_finished(workdir: Path, config: ConfigDict) -> bool:
+    """Whether the results of this very config are there."""
+    summary = workdir / SUMMARY
+    return summary.exists() and json.loads(summary.read_text()).get("config") == _plain(config)
+
+
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """`config.json`, written with the results: a run that failed leaves no claim on its work directory."""
+    """`config.json`, written with the first checkpoint or result: a run that failed before leaves no claim."""
     write_json(workdir / CONFIG, _plain(config))
 
 
@@ -61,19 +112,36 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 def _check_same(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     old, new = settings.flat(there), settings.flat(here)
     differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if "num_steps" in differing and isinstance(old.get("num_steps"), int) and old["num_steps"] < new["num_steps"]:
+        differing.remove("num_steps")
     if differing:
         listed = ", ".join(f"{name} ({old.get(name)} there, {new.get(name)} here)" for name in differing)
         raise InputError(f"--workdir: {workdir} holds a run of another config; {listed}; name another directory")
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as partial:
-        partial.write(content)
-        partial.flush()
-        os.fsync(partial.fileno())
-    os.chmod(partial.name, 0o644)
-    os.replace(partial.name, path)
+    """Write a file so that it appears whole or not at all.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: Exception) -> InputError:
+    """The error for a work directory that cannot take a file any more."""
+    what = f"{path} cannot be written ({one_line(error)[:200]})"
+    return InputError(f"--workdir: {what}; nothing that was there is lost: make room, and run the same command again")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -127,7 +195,7 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
-def write_figure(workdir: Path, figure) -> None:
+def write_figure(workdir: Path, figure: Figure) -> None:
     """`figure.png` and `figure.svg`."""
     for suffix in ("png", "svg"):
         buffer = io.BytesIO()
@@ -135,11 +203,38 @@ def write_figure(workdir: Path, figure) -> None:
         write(workdir / f"figure.{suffix}", buffer.getvalue())
 
 
-def write_networks(workdir: Path, networks: Sequence[Sequence[Network]]) -> None:
+def write_run(
+    workdir: Path,
+    config: ConfigDict,
+    trajectory: Trajectory,
+    summary: Mapping[str, Any],
+    figure: Figure,
+    networks: Sequence[Network],
+) -> None:
+    """Everything that a run leaves.
+
+    Args:
+      networks: of each architecture, `[M, ...]`.
+    """
+    write_config(workdir, config)
+    if config.save_networks:
+        write_networks(workdir, [network.variables for network in networks])
+    write_trajectory(workdir, trajectory)
+    write_figure(workdir, figure)
+    write_summary(workdir, config, summary)
+
+
+def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
     """`networks/`: for each architecture, in order, the variables of all its networks, as an Orbax checkpoint."""
-    whole = lambda *parts: np.concatenate(parts)
-    variables = [jax.tree.map(whole, *(group.variables for group in groups)) for groups in networks]
-    ocp.save((workdir / NETWORKS).resolve(), {str(i): v for i, v in enumerate(variables)}, overwrite=True)
+    try:
+        ocp.save((workdir / NETWORKS).resolve(), {str(i): v for i, v in enumerate(networks)}, overwrite=True)
+    except Exception as error:  # whatever a full disk makes of it
+        raise cannot_write(workdir / NETWORKS, error) from error
+
+
+def write_summary(workdir: Path, config: ConfigDict, summary: Mapping[str, Any]) -> None:
+    """`summary.json`, what was found and with what. The last file of a run: that it is there says that all are."""
+    write_json(workdir / SUMMARY, {**summary, **environment(), "config": _plain(config)})
 
 
 def read(workdir: Path) -> tuple[dict[str, Any], Trajectory, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What an experiment's config may hold, checked before anything runs."""
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -76,7 +77,7 @@ EARLY: Mapping[str, Field] = {
     "measure_every": whole(1),
     "num_examples": whole(200),  # test images measured
     "batch_size": whole(128),
-    "group_size": whole(0, least=0),  # networks that one compiled step takes on together; 0: as memory allows
+    "group_size": whole(0, least=0),  # networks that a device takes on at a time; 0: as many as fit
     "batch_statistics": yes_no(False),  # measure BatchNorm by the measured images' statistics, not its running ones
     "optimizer.name": one_of("adam", training.OPTIMIZERS),
     "optimizer.learning_rate": Field(1e-3, lambda v: is_number(v) and v > 0, "a number above 0"),
@@ -97,6 +98,10 @@ EARLY: Mapping[str, Field] = {
     "data.shuffle_labels": yes_no(False),
     "keep_examples": yes_no(False),  # the angle of each image, in trajectory.npz
     "save_networks": yes_no(False),  # the trained networks, as an Orbax checkpoint
+    # A checkpoint after so many seconds, so many steps, and at the end; 0 and 0: none.
+    "checkpoint.seconds": Field(300.0, lambda v: is_number(v) and v >= 0, "a number, 0 or more"),
+    "checkpoint.steps": whole(0, least=0),
+    "tensorboard": yes_no(False),  # the means as TensorBoard events too
 }
 
 
@@ -186,6 +191,8 @@ def check_early(config: ConfigDict) -> None:
     check(config, EARLY)
     if len(config.models) == 1 and config.num_networks < 2:
         raise InputError("num_networks: got 1; pairs of one architecture take 2 networks or more")
+    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise InputError("tensorboard: got True; it takes pip install jtrans[tensorboard]")
     for name in config.models:
         size = config.data.image_size
         try:

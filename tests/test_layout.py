@@ -21,11 +21,14 @@ ORDER = [
     "metrics",
     "synthetic",
     "stats",
+    "devices",
     "population",
     "findings",
     "settings",
     "results",
+    "checkpoints",
     "plots",
+    "runs",
     "cli",
 ]
 

@@ -1,0 +1,128 @@
+"""Many settings of an early-transferability run, one after another, each in a work directory of its own."""
+
+import ast
+import copy
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import early
+import numpy as np
+from ml_collections import ConfigDict
+
+from jtrans import cli, devices, findings, results, settings
+from jtrans.errors import InputError
+
+OPTIONS = {
+    "sweep": "the fields that vary: --sweep='optimizer.learning_rate=1e-3,1e-2 seed=0,1,2' makes six settings",
+    "shard": "of this many parts, only this one: --shard=0/4 to --shard=3/4, side by side",
+}
+
+
+def main(config: ConfigDict, workdir: Path, sweep: str | None, shard: str | None) -> None:
+    """Early transferability under many settings. What is finished is kept: the same command goes on after a stop."""
+    varied = parse(sweep or "")
+    cases = {name(values): setting(config, values) for values in product(varied)}
+    part, parts = read_shard(shard or "0/1")
+    for case, of_case in list(cases.items())[part::parts]:
+        print(f"\n{case}", flush=True)
+        early.main(of_case, workdir / case)
+    if devices.is_first():
+        rows = [row(values, workdir / name(values), cases[name(values)]) for values in product(varied)]
+        if table := [r for r in rows if r]:
+            results.write_table(workdir / "sweep.csv", {key: [r[key] for r in table] for key in table[0]})
+            print(f"\n{describe(table)}")
+        print(f"{len(table)} of {len(cases)} settings are finished: {workdir / 'sweep.csv'}")
+
+
+def parse(sweep: str) -> dict[str, tuple[Any, ...]]:
+    """`FIELD=VALUE,VALUE FIELD=VALUE` as values by field.
+
+    Raises:
+      InputError: a part of it is not of that form.
+    """
+    varied = {}
+    for part in sweep.split(" "):
+        field, _, values = part.partition("=")
+        try:
+            varied[field] = ast.literal_eval(f"({values},)")
+        except (ValueError, SyntaxError) as error:
+            what = "it takes FIELD=VALUE,VALUE with numbers, True, False or quoted text, and spaces between fields only"
+            raise InputError(f"--sweep: got {part!r}; {what}") from error
+    return varied
+
+
+def product(varied: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the values."""
+    return [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
+
+
+def name(values: Mapping[str, Any]) -> str:
+    """A directory's name for a setting."""
+    return ",".join(f"{field}={value}" for field, value in values.items()).replace("/", "_").replace("'", "")
+
+
+def setting(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """The config with these values, which are checked before anything runs.
+
+    Raises:
+      InputError: a field is unknown or its value wrong.
+    """
+    config = copy.deepcopy(config)
+    known = settings.flat(config)
+    for field, value in values.items():
+        if field not in known:
+            raise settings.unknown_field(field, known)
+        *sections, last = field.split(".")
+        inner = config
+        for section in sections:
+            inner = inner[section]
+        with inner.ignore_type():  # the check below says it better
+            inner[last] = float(value) if isinstance(known[field], float) and type(value) is int else value
+    settings.check_early(config)
+    return config
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """`I/N` as numbers.
+
+    Raises:
+      InputError: it is not of that form, or I is not below N.
+    """
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise InputError(f"--shard: got {text!r}; it takes I/N with I from 0 to N - 1, as 0/4")
+    return int(part), int(parts)
+
+
+def row(values: Mapping[str, Any], workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """A line of the table; None where the setting is not finished."""
+    if not results.is_finished(workdir, config):
+        return None
+    _, _, summary = results.read(workdir)
+    lowest = summary["lowest_at_chance"]
+    found = {f"{key}_{bound}": lowest[key][bound] for key in ("angle", "accuracy") for bound in ("mean", "low", "high")}
+    return {**values, "step": lowest["step"], **found, "early_transferability": summary["early_transferability"]}
+
+
+def describe(table: Sequence[Mapping[str, Any]]) -> str:
+    """The table, with the lowest angle while the accuracy was at chance."""
+    fields = [key for key in table[0] if key not in ("step", "early_transferability")][:-6]
+    lines = []
+    for r in table:
+        interval = lambda key, digits, r=r: findings.interval_text(
+            {bound: r[f"{key}_{bound}"] for bound in ("mean", "low", "high")}, digits
+        )
+        verdict = "yes" if r["early_transferability"] else "no"
+        values = [*(str(r[field]) for field in fields), str(r["step"]), interval("angle", 1), interval("accuracy", 3)]
+        lines.append([*values, verdict])
+    head = [*fields, "step", "lowest angle at chance, degrees [95 %]", "accuracy [95 %]", "early transferability"]
+    widths = np.array([[len(cell) for cell in line] for line in (head, *lines)]).max(0)
+    aligned = [[f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)] for line in (head, *lines)]
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, options=OPTIONS))

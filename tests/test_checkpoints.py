@@ -1,0 +1,116 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jtrans import checkpoints
+from jtrans.checkpoints import Checkpoints
+from jtrans.errors import InputError
+
+
+def state(step):
+    rng = np.random.default_rng(step)
+    weights = rng.normal(size=(3, 40, 5)).astype(np.float32)
+    networks = {"0": {"variables": {"kernel": weights}, "optimizer_state": {"0": {}, "1": {"count": np.full(3, step)}}}}
+    return {"networks": networks, "history": {"step": np.arange(step), "angle": np.full((3, step), np.nan)}}
+
+
+def same(got, step):
+    want = state(step)
+    np.testing.assert_array_equal(
+        got["networks"]["0"]["variables"]["kernel"], want["networks"]["0"]["variables"]["kernel"]
+    )
+    np.testing.assert_array_equal(got["history"]["angle"], want["history"]["angle"])
+    assert got["networks"]["0"]["optimizer_state"]["1"]["count"].tolist() == [step] * 3
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A work directory with good checkpoints of steps 4 and 6."""
+    saves = Checkpoints(tmp_path)
+    for step in (2, 4, 6):
+        saves.save(step, state(step))
+    saves.wait()
+    return tmp_path
+
+
+def test_the_newest_comes_back_and_two_are_kept(two):
+    assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["4", "4.sha256", "6", "6.sha256"]
+    assert Checkpoints(two).newest() == 6
+    same(Checkpoints(two).load(6), 6)
+
+
+def test_nothing_saved_is_nothing_found(tmp_path):
+    assert Checkpoints(tmp_path).newest() is None
+    assert not list(tmp_path.iterdir())
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    elif how == "flipped":
+        content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
+def test_whatever_file_is_damaged_a_good_state_comes_back(two, tmp_path_factory, capfd, how):
+    names = sorted(p.relative_to(two) for p in (two / "checkpoints").rglob("*") if p.is_file())
+    names = [name for name in names if name.parts[1].startswith("6")]
+    assert len(names) > 5
+    for name in names:
+        copy = tmp_path_factory.mktemp("damaged") / "run"
+        shutil.copytree(two, copy)
+        if how == "missing":
+            (copy / name).unlink()
+        elif (copy / name).stat().st_size:
+            damage(copy / name, how)
+        else:
+            continue
+        capfd.readouterr()
+        assert Checkpoints(copy).newest() == 4, name
+        lines = capfd.readouterr().err.splitlines()
+        if (how, name.suffix) == ("missing", ".sha256"):
+            assert not lines  # it was not written to its end
+        else:
+            assert len(lines) == 1
+            assert "6 is damaged and left out; its files are not those that were written" in lines[0]
+        saves = Checkpoints(copy)
+        saves.save(6, state(6))  # the damaged one makes way
+        saves.wait()
+        assert Checkpoints(copy).newest() == 6
+
+
+def test_where_all_are_damaged_none_is_found(two, capfd):
+    for path in (two / "checkpoints").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            damage(path, "flipped")
+    assert Checkpoints(two).newest() is None
+    assert len(capfd.readouterr().err.splitlines()) == 2
+
+
+def test_what_a_killed_process_left_is_no_checkpoint_and_goes(two):
+    for name in ("8.orbax-checkpoint-tmp", "8"):
+        (two / "checkpoints" / name / "state").mkdir(parents=True)
+    (two / "checkpoints" / ".8.sha256.part").write_text("")
+    saves = Checkpoints(two)
+    assert saves.newest() == 6
+    saves.save(8, state(8))
+    saves.wait()
+    assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["6", "6.sha256", "8", "8.sha256"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / checkpoints.FOLDER).write_text("")
+    with pytest.raises(InputError, match="checkpoints cannot be written"):
+        Checkpoints(tmp_path).save(1, state(1))
+
+
+def test_orbax_reads_them_without_jtrans(two):
+    from orbax.checkpoint import v1 as ocp
+
+    got = ocp.load(two / "checkpoints" / "6")
+    same(got, 6)
+    assert json.loads((two / "checkpoints" / "6" / "_CHECKPOINT_METADATA").read_text())

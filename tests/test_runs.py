@@ -1,0 +1,297 @@
+"""Runs that are killed, stopped, spread over devices and processes; as a user meets them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import early
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from jtrans import cli, results
+
+SMALL = [
+    "--config.num_networks=3",
+    "--config.num_steps=6",
+    "--config.num_examples=40",
+    "--config.data.image_size=8",
+    "--config.widths.mlp_deep=(32, 16)",
+    "--config.widths.mlp_shallow=(32,)",
+    "--config.checkpoint.steps=2",
+]
+CONFIG = f"--config={ROOT / 'configs' / 'digits.py'}"
+COMMAND = [sys.executable, str(ROOT / "experiments" / "early.py"), CONFIG]
+
+
+def run(workdir, *arguments):
+    """In this process."""
+    sys.modules.pop("config_config", None)  # what the last config file was loaded as
+    return cli.run(early.main, ["early.py", CONFIG, f"--workdir={workdir}", *SMALL, *arguments])
+
+
+def start(workdir, *arguments, devices=1, **options):
+    """In a process of its own."""
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen([*COMMAND, f"--workdir={workdir}", *SMALL, *arguments], env=environment, **options)
+
+
+def arrays(workdir):
+    with np.load(workdir / "trajectory.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def assert_same_bits(one, other):
+    one, other = arrays(one), arrays(other)
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        assert array.tobytes() == other[name].tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from its beginning to its end, on one device."""
+    workdir = tmp_path_factory.mktemp("whole")
+    process = start(workdir)
+    assert process.wait() == 0, process.stderr.read()
+    return workdir
+
+
+def test_a_larger_number_of_steps_goes_on(whole, tmp_path, capsys):
+    for steps in (3, 6):
+        assert run(tmp_path, f"--config.num_steps={steps}") == 0
+    assert "resuming from step 3" in capsys.readouterr().out
+    # The other run had one device, and this has four.
+    for name, array in arrays(whole).items():
+        np.testing.assert_allclose(arrays(tmp_path)[name], array, atol=1e-3)
+    assert run(tmp_path, "--config.num_steps=5") == 2
+    assert "num_steps (6 there, 5 here)" in capsys.readouterr().err
+
+
+def test_steps_off_the_grid_are_forgotten_when_a_run_grows(tmp_path):
+    for workdir, numbers in (("grown", (3, 6)), ("whole", (6,))):
+        for steps in numbers:
+            assert run(tmp_path / workdir, "--config.measure_every=2", f"--config.num_steps={steps}") == 0
+    assert arrays(tmp_path / "grown")["step"].tolist() == [0, 2, 4, 6]
+    assert_same_bits(tmp_path / "grown", tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "holds the results of this config already" in said
+    assert "while the accuracy was still at chance" in said
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_without_checkpoints_none_are_made(tmp_path):
+    assert run(tmp_path, "--config.checkpoint.steps=0", "--config.checkpoint.seconds=0") == 0
+    assert not (tmp_path / "checkpoints").exists()
+    _, trajectory, _ = results.read(tmp_path)
+    assert len(trajectory.step) == 7
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path, how):
+    many = ["--config.num_steps=400", "--config.checkpoint.steps=0"]
+    process = start(tmp_path / "run", *many)
+    while "step 5:" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(how)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.splitlines()[0] == "stopping after this step"
+    assert "which is saved; the same command goes on from there" in said.splitlines()[1]
+    assert len(said.splitlines()) == 2
+    again = start(tmp_path / "run", *many)
+    out, _ = again.communicate()
+    assert again.returncode == 0
+    assert "resuming from step" in out
+    once = start(tmp_path / "once", *many)
+    once.communicate()
+    assert_same_bits(tmp_path / "run", tmp_path / "once")
+
+
+def kill_at_random(workdir, count, *arguments):
+    """Kill a run so many times, at moments of every kind once it is under way; then let it end."""
+    moments, log = random.Random(count), workdir.with_suffix(".log")
+    caught_writing = 0
+    for kill in range(count + 1):
+        with log.open("w") as out:
+            process = start(workdir, *arguments, stdout=out, stderr=out)
+        if kill == count:
+            assert process.wait() == 0, log.read_text()
+            return caught_writing
+        while not ("step 0:" in log.read_text() or "resuming from step" in log.read_text()):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        deadline = time.monotonic() + moments.uniform(0, 1)
+        writing = kill % 2
+        while time.monotonic() < deadline and not (writing and list(workdir.glob("checkpoints/*tmp*"))):
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.05) if writing else 0)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        names = {path.name for path in workdir.glob("checkpoints/*")}
+        caught_writing += any(f"{name}.sha256" not in names for name in names if not name.endswith(".sha256"))
+    return caught_writing
+
+
+@pytest.mark.parametrize(("count", "steps"), [(2, 400), pytest.param(20, 4000, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, count, steps):
+    many = [f"--config.num_steps={steps}", "--config.checkpoint.steps=20", "--config.measure_every=2"]
+    caught_writing = kill_at_random(tmp_path / "killed", count, *many)
+    assert caught_writing > 0 or count < 20
+    whole = start(tmp_path / "whole", *many)
+    whole.communicate()
+    assert_same_bits(tmp_path / "killed", tmp_path / "whole")
+    names = lambda workdir: {str(path.relative_to(workdir)) for path in workdir.rglob("*") if "state/" not in str(path)}
+    assert names(tmp_path / "killed") == names(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_sends_the_run_back_to_the_one_before(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()  # as when killed before the results were written
+    for path in (tmp_path / "run" / "checkpoints" / "6").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-10])
+    process = start(tmp_path / "run")
+    out, err = process.communicate()
+    assert process.returncode == 0
+    assert "resuming from step 4" in out
+    assert len(err.splitlines()) == 1
+    assert "checkpoints/6 is damaged and left out; its files are not those that were written" in err
+    assert_same_bits(tmp_path / "run", whole)
+
+
+def test_two_runs_in_one_workdir(tmp_path):
+    first = start(tmp_path, "--config.num_steps=4000")
+    while "step 1:" not in first.stdout.readline():
+        assert first.poll() is None
+    second = start(tmp_path, "--config.num_steps=4000")
+    out, err = second.communicate()
+    first.kill()
+    first.communicate()
+    assert (second.returncode, out) == (2, "")
+    assert err == f"early.py: error: --workdir: another run is using {tmp_path}; wait for its end, or name another\n"
+
+
+def in_a_small_disk(script, *arguments):
+    """A shell script in a file system of its own, where the machine lets us mount one."""
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode:
+        pytest.skip("no permission to mount a file system")
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", *map(str, arguments)]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(whole, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "kept").mkdir()
+    script = """
+        disk=$1 kept=$2; shift 2
+        mount -t tmpfs -o size=4m tmpfs $disk || exit 99
+        "$@" --workdir=$disk/run --config.num_steps=2 >$kept/first 2>&1 || exit 98
+        cat /dev/zero >$disk/filler 2>/dev/null; truncate -s -30000 $disk/filler
+        "$@" --workdir=$disk/run; status=$?
+        cp -a $disk/run $kept
+        exit $status
+    """
+    done = in_a_small_disk(script, tmp_path / "disk", tmp_path / "kept", *COMMAND, *SMALL)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "make room, and run the same command again" in done.stderr
+    _, trajectory, _ = results.read(tmp_path / "kept" / "run")
+    assert trajectory.step.tolist() == [0, 1, 2]
+    again = start(tmp_path / "kept" / "run")
+    assert "resuming from step 2" in again.communicate()[0]
+    assert_same_bits(tmp_path / "kept" / "run", whole)
+
+
+def test_a_workdir_that_is_read_only_is_one_line(tmp_path):
+    (tmp_path / "disk").mkdir()
+    script = 'disk=$1; shift; mount -t tmpfs -o ro tmpfs $disk || exit 99; "$@" --workdir=$disk/run'
+    done = in_a_small_disk(script, tmp_path / "disk", *COMMAND, *SMALL)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "Read-only file system" in done.stderr
+
+
+def test_a_network_that_is_lost_is_named_and_the_others_go_on(tmp_path, capsys):
+    lost = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e30"]
+    assert run(tmp_path / "all", *lost) == 0
+    said = capsys.readouterr().out
+    assert "network 0: its loss is not finite at step" in said
+    assert "networks whose loss is not finite: 0 (from step" in said
+    _, trajectory, summary = results.read(tmp_path / "all")
+    assert [one["network"] for one in summary["non_finite"]] == [0, 1, 2]
+    for one in summary["non_finite"]:
+        row = np.isfinite(trajectory.loss[one["network"]])
+        assert one["step"] == trajectory.step[np.flatnonzero(~row)[0]]
+
+
+def difference(one, other):
+    return {name: np.abs(arrays(one)[name] - arrays(other)[name]).max() for name in ("angle", "loss", "accuracy")}
+
+
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_several_devices_give_what_one_gives(whole, tmp_path, devices):
+    process = start(tmp_path, devices=devices)
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    assert f"3 networks, {-(-3 // devices)} at a time on each of {devices} cpu devices" in out
+    assert difference(tmp_path, whole)["angle"] < 1e-3
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def job(workdir, count, *arguments, devices=1):
+    """A job of several processes on this machine."""
+    port = free_port()
+    flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
+    return [start(workdir, *flags, f"--process_id={i}", *arguments, devices=devices) for i in range(count)]
+
+
+@pytest.mark.parametrize(("count", "devices"), [(2, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
+def test_several_processes_give_what_one_gives(whole, tmp_path, count, devices):
+    """Stopped on the way, and gone on with."""
+    for steps in (3, 6):
+        processes = job(tmp_path, count, f"--config.num_steps={steps}", devices=devices)
+        said = [process.communicate() for process in processes]
+        assert [process.returncode for process in processes] == [0] * count, said
+    assert "resuming from step 3" in said[0][0]
+    for out, _ in said[1:]:  # the first process speaks for all
+        assert all(line.startswith("[Gloo]") for line in out.splitlines())
+    assert difference(tmp_path, whole)["angle"] < 1e-3
+    assert json.loads((tmp_path / "summary.json").read_text())["devices"]
+
+
+def test_a_job_refuses_as_one(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    processes = job(tmp_path, 2)
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert "holds summary.json but no config.json" in said[0]
+    assert "Traceback" not in said[0] + said[1]
+
+
+def test_half_a_job_is_refused(tmp_path):
+    process = start(tmp_path, "--coordinator=127.0.0.1:1")
+    assert process.communicate()[1] == (
+        "early.py: error: --num_processes: missing; --coordinator, --num_processes and --process_id go together\n"
+    )
+    assert process.returncode == 2

@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -111,7 +112,18 @@ def program(
     f: Callable, devices: Sequence[jax.Device], *, in_axes: Any = 0, out_axes: Any = 0, donate: Sequence[int] = ()
 ) -> Callable:
     """`f` of one device's share as a compiled program of all devices, which may speak to each other along `AXIS`."""
-    return jax.pmap(f, AXIS, in_axes=in_axes, out_axes=out_axes, devices=devices, donate_argnums=tuple(donate))
+
+    def share(*arguments: Any) -> Any:
+        # pmap takes the devices' axis off, and with it XLA's leave to write results over donated arrays: it does not
+        # across a change of shape. An axis of length 1 in its place keeps the shapes.
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arguments)
+        add = partial(jax.tree.map, lambda leaf: jnp.expand_dims(leaf, 0))
+        arguments = [x if axis is None else add(x) for x, axis in zip(arguments, axes, strict=True)]
+        return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), jax.vmap(f, in_axes)(*arguments))
+
+    return jax.pmap(
+        share if donate else f, AXIS, in_axes=in_axes, out_axes=out_axes, devices=devices, donate_argnums=tuple(donate)
+    )
 
 
 def _local(devices: Sequence[jax.Device]) -> list[int]:

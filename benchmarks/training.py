@@ -67,10 +67,8 @@ class Peer:
         job |= {"learning_rate": LEARNING_RATE, "threads": len(os.sched_getaffinity(0))}
         job["device"] = "cpu" if jax.default_backend() == "cpu" else "cuda"
         (directory / "job.json").write_text(json.dumps(job))
-        # PyTorch as its users start it.
-        environment = {k: v for k, v in os.environ.items() if k not in runtime.HUGE_PAGES}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([python, PEER, "train", directory], env=environment, **pipes)
+        self.process = subprocess.Popen([python, PEER, "train", directory], **pipes)
         self.operations, self.first_layer = json.loads(self.process.stdout.readline())
 
     def step(self) -> float:

@@ -4,10 +4,10 @@
 
 takes a case from 1 to 8; DIRECTORY is a TFDS data directory that holds cifar10 (left out: TFDS's default one, where
 the set is downloaded and prepared the first time, which takes `pip install jtrans[prepare]`).
-Fifty steps of cases 1 to 5 take 0.6, 1.4, 0.2, 0.8 and 1.8 minutes on 2 cores, and decoding cats and dogs ten seconds
-the first time. Expect 89.2 degrees before training. Cases 1, 3 and 4 then fall by 48, 39 and 52 degrees while the
-accuracy is within 0.05 of chance; case 5 falls by 13, and case 2 by 0.2, since its large batches teach something in two
-steps.
+Fifty steps of cases 1 to 5 take 0.8, 1.3, 0.2, 0.8 and 1.6 minutes on 2 cores, and decoding cats and dogs ten seconds
+the first time. Expect 89.2 degrees before training. Cases 1, 3 and 4 then fall by 42, 41 and 55 degrees while the
+accuracy is within 0.05 of chance; case 5 falls by 13, and case 2 by 2.5, since its large batches teach something in a
+few steps.
 
 The convolutional cases 6 to 8 are for an accelerator. Reduced by `--config.num_networks=8 --config.num_steps=20
 --config.num_examples=100` (case 7: 4 networks of each, 15 steps), they take four to ten minutes on 2 cores. Expect 58

@@ -104,7 +104,12 @@ def row(values: Mapping[str, Any], workdir: Path, config: ConfigDict) -> dict[st
     _, _, summary = results.read(workdir)
     lowest = summary["lowest_at_chance"]
     found = {f"{key}_{bound}": lowest[key][bound] for key in ("angle", "accuracy") for bound in ("mean", "low", "high")}
-    return {**values, "step": lowest["step"], **found, "early_transferability": summary["early_transferability"]}
+    return {
+        **{field: str(value) for field, value in values.items()},
+        "step": lowest["step"],
+        **found,
+        "early_transferability": summary["early_transferability"],
+    }
 
 
 def describe(table: Sequence[Mapping[str, Any]]) -> str:

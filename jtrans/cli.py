@@ -40,8 +40,6 @@ def run(main: Callable[..., None], argv: Sequence[str] | None = None, options: M
     """
     options = options or {}
     own_process = argv is None  # not a test or a notebook
-    if own_process:
-        runtime.prepare()
     argv = list(sys.argv if own_process else argv)
     program = os.path.basename(argv[0])
     if {"-h", "--help"} & set(argv[1:]):
@@ -51,6 +49,7 @@ def run(main: Callable[..., None], argv: Sequence[str] | None = None, options: M
     try:
         values, rest = parse(argv, options)
         if own_process:
+            runtime.prepare()
             connect(values)
         with contextlib.ExitStack() as stack:
             if not devices.is_first():

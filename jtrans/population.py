@@ -280,20 +280,16 @@ def trajectory(
     order_keys, dropout_keys = by_group(keys.order), by_group(keys.dropout)
     orders = None
 
-    # On a CPU programs that do not wait for each other run, and take their memory, at the same time.
-    several = sum(map(len, networks)) > 1
-    in_turn = jax.block_until_ready if several else lambda value: value
-
     def advance(take, groups, orders, dropout_keys, placement, *at):
         for i, per_group in enumerate(zip(groups, orders, dropout_keys, strict=True)):
-            group = in_turn(take(*per_group, *at, *train))
+            group = take(*per_group, *at, *train)
             groups[i] = jax.device_get(group) if placement.rest_on_host else group
 
     def measured():
         blocks = []
         for start in range(0, num_examples, block):
             at = min(start, num_examples - block)
-            seen = [[in_turn(see(g, *test, at)) for g in groups] for see, groups in zip(looks, networks, strict=True)]
+            seen = [[see(g, *test, at) for g in groups] for see, groups in zip(looks, networks, strict=True)]
             blocks.append([value[:, start - at :] for value in jax.device_get(compared(seen))])
         angle, correct, loss, directed = (np.concatenate(values, axis=1) for values in zip(*blocks, strict=True))
         mean = partial(np.mean, axis=1, dtype=np.float64)

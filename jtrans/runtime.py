@@ -1,13 +1,14 @@
 """What an experiment sets up in its process before JAX starts; where jtrans keeps what it can make again."""
 
+import ctypes
 import os
-import sys
 from importlib import metadata
 from pathlib import Path
 
 import jax
 
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# glibc's malloc.h: the numbers of mallopt's parameters.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 
 
 def cache() -> Path:
@@ -16,9 +17,9 @@ def cache() -> Path:
 
 
 def prepare() -> None:
-    """Huge pages, and compiled programs kept between runs; called first, since the process may start over."""
-    use_huge_pages()
+    """Keep compiled programs between runs, and memory between steps."""
     keep_programs()
+    keep_memory()
 
 
 def keep_programs() -> None:
@@ -28,11 +29,16 @@ def keep_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def use_huge_pages() -> None:
-    """On Linux let the C library ask for huge pages, which it only does if told before it starts: so start over.
+def keep_memory() -> None:
+    """Let glibc hold on to memory that was freed; elsewhere nothing.
 
-    A compiled step on a CPU takes its scratch memory anew at each call, and the kernel hands it out page by page: a
-    quarter of the time of a step where pages are small (`benchmarks/README.md`).
+    A compiled step on a CPU takes its scratch memory anew at each call. malloc would get so large a piece from the
+    kernel, page by page, and give it back at the end: a quarter of the time of a step (`benchmarks/README.md`).
     """
-    if sys.platform == "linux" and not os.environ.keys() & HUGE_PAGES.keys():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)  # or two programs take their memory at a time
+        mallopt(M_ARENA_MAX, 1)  # only the first arena can keep large pieces
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 2**26)

@@ -114,9 +114,9 @@ def build(config: ConfigDict, name: str, shape: tuple[int, ...], num_classes: in
 def place(config: ConfigDict, model: models.Model, images: np.ndarray) -> devices.Placement:
     """Where its networks lie, for batches and measured blocks of such images."""
     count, *shape = images.shape
-    block = population.block_size(count, config.num_networks * len(config.models), images[0].size)
-    most = max(config.batch_size, count if config.batch_statistics else block)
-    return population.place(model, shape, most, config.num_networks, size=config.group_size)
+    all_networks, image_size = config.num_networks * len(config.models), images[0].size
+    block = population.block_size(count, all_networks, image_size, batch_statistics=config.batch_statistics)
+    return population.place(model, shape, max(config.batch_size, block), config.num_networks, size=config.group_size)
 
 
 if __name__ == "__main__":

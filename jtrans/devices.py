@@ -101,7 +101,7 @@ def place(
     """
     devices = tuple(devices or jax.devices())
     on_cpu = devices[0].platform == "cpu"
-    budget = CPU_BYTES if on_cpu else jax.local_devices()[0].memory_stats()["bytes_limit"] // 2
+    budget = CPU_BYTES if on_cpu else memory()[1] // 2
     each = -(-num_networks // len(devices))
     fit = max(1, min(each, budget // bytes_each))
     size = min(size or max(n for n in range(1, fit + 1) if each % n == 0), each)

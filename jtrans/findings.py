@@ -1,6 +1,7 @@
 """What a run shows, in numbers and in words."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import scipy.stats
 
 from jtrans import stats
 from jtrans.population import Trajectory
+from jtrans.updates import BINS, Angles, Step
 
 AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"
 FALL = 15.0  # degrees below the random mean that count as early transferability
@@ -155,6 +157,139 @@ def summarize_synthetic(columns: dict[str, np.ndarray]) -> dict[str, Any]:
             intervals = {key: _plain(stats.mean_ci(seeds)) for key, seeds in found.items()}
             rows.append({"width": width, "level": level, "measure": name, **intervals})
     return {"num_seeds": len(np.unique(columns["seed"])), "rows": rows}
+
+
+def random_angles(
+    by_dimension: Mapping[int, np.ndarray], rare: np.ndarray, dimension: int, factors: Sequence[float]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+    """BenShmuel (2022), Tables 3 and 4, the exact law and samples beside them.
+
+    Args:
+      by_dimension: for each dimension, sampled angles `[seeds, pairs]` in degrees.
+      rare: angles `[seeds, pairs]` in `dimension` dimensions.
+      factors: k, for the angles `arccos(k / sqrt(dimension))`.
+
+    Returns:
+      Table 3 by columns (dimension; the paper's typical angle; the exact mean; the sampled one with its 95 % interval
+      over seeds; degrees), Table 4 by columns (factor; angle in degrees; Markov's bound, the exact probability and the
+      sampled share of pairs with its interval), and the smallest sampled angle with what the exact law expects.
+    """
+    laws = [stats.random_angle(d) for d in by_dimension]
+    sampled = [stats.mean_ci(angles.mean(1, dtype=np.float64)) for angles in by_dimension.values()]
+    typical = {
+        "dimension": np.array(list(by_dimension)),
+        "typical": np.array([law.typical() for law in laws]),
+        "exact": np.array([law.mean() for law in laws]),
+        **{f"sampled_{bound}": np.array([getattr(s, bound) for s in sampled]) for bound in stats.Interval._fields},
+    }
+    law, factor = stats.random_angle(dimension), np.array(factors, np.float64)
+    angle = np.rad2deg(np.arccos(np.minimum(factor / np.sqrt(dimension), 1)))
+    shares = stats.mean_ci((rare[:, :, None] <= angle).mean(1))
+    unlikely = {
+        "factor": factor,
+        "angle": angle,
+        "markov": law.markov_bound(angle),
+        "exact": law.cdf(angle),
+        **{f"sampled_{bound}": getattr(shares, bound) for bound in stats.Interval._fields},
+    }
+    least = {
+        "dimension": dimension,
+        "num_pairs": rare.shape[1],
+        "num_seeds": len(rare),
+        "least": _plain(stats.mean_ci(rare.min(1))),
+        "expected": {
+            name: law.least(rare.shape[1], p) for name, p in (("low", 0.025), ("median", 0.5), ("high", 0.975))
+        },
+    }
+    return typical, unlikely, least
+
+
+def describe_random_angles(
+    typical: Mapping[str, np.ndarray], unlikely: Mapping[str, np.ndarray], summary: Mapping[str, Any]
+) -> str:
+    """Both tables, and a sentence."""
+    row = lambda table, i: {bound: float(table[f"sampled_{bound}"][i]) for bound in stats.Interval._fields}
+    lines = [f"{'dimension':>9} {'typical angle':>14} {'exact mean':>11}   sampled mean, degrees [95 %]"]
+    for i, dimension in enumerate(typical["dimension"]):
+        text = interval_text(row(typical, i), 2)
+        lines.append(f"{dimension:9} {typical['typical'][i]:14.2f} {typical['exact'][i]:11.2f}   {text}")
+    lines.append(f"\n{'angle':>9} {'Markov bound':>14} {'exact':>11}   sampled share of pairs [95 %]")
+    for i, angle in enumerate(unlikely["angle"]):
+        text = interval_text(row(unlikely, i), 5)
+        lines.append(f"{angle:9.2f} {unlikely['markov'][i]:14.4f} {unlikely['exact'][i]:11.3g}   {text}")
+    least, expected = summary["least"], summary["expected"]
+    lines.append(
+        f"\nThe smallest of {summary['num_pairs']} angles in {summary['dimension']} dimensions, over "
+        f"{summary['num_seeds']} seeds: {interval_text(least, 2)} degrees;\nby the exact law it has the median "
+        f"{expected['median']:.2f} and lies between {expected['low']:.2f} and {expected['high']:.2f} 95 times in 100."
+    )
+    return "\n".join(lines)
+
+
+def updates(
+    of_networks: Mapping[str, Sequence[Angles]],
+    of_pairs: Mapping[str, tuple[Sequence[Angles], np.ndarray, np.ndarray]],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """BenShmuel (2022), Tables 1 and 2, over many networks.
+
+    Args:
+      of_networks: under each name the angles of every network.
+      of_pairs: under each name the angles of every pair of networks, with `pair` and `model` of `population.pairs`.
+
+    Returns:
+      The tables by columns (`what`, and the mean in degrees with its 95 % interval over networks), and the histograms
+      by columns (`degree`, and for each name the share of the angles from there to the next degree).
+    """
+    values = lambda angles: np.array([each.mean for each in angles], np.float64)
+    means = {name: stats.mean_ci(values(angles)) for name, angles in of_networks.items()}
+    means |= {name: stats.pair_mean_ci(values(angles), *pairs) for name, (angles, *pairs) in of_pairs.items()}
+    table = {"what": np.array(list(means))}
+    table |= {bound: np.array([getattr(m, bound) for m in means.values()]) for bound in stats.Interval._fields}
+    every = {**of_networks, **{name: angles for name, (angles, *_) in of_pairs.items()}}
+    shares = {name: np.mean([each.histogram for each in angles], axis=0) for name, angles in every.items()}
+    return table, {"degree": np.arange(BINS), **shares}
+
+
+def summarize_updates(
+    table: Mapping[str, np.ndarray], steps: Mapping[str, Sequence[Step]], dimension: int
+) -> dict[str, Any]:
+    """The tables ready for JSON, with the update vectors that were left out and the size of the large step.
+
+    Args:
+      steps: the networks of each architecture.
+      dimension: D, for the law of random angles.
+    """
+    return {
+        "table": [{key: _item(column[i]) for key, column in table.items()} for i in range(len(table["what"]))],
+        "random": {"dimension": dimension, "mean_angle": stats.random_angle(dimension).mean()},
+        "num_networks": len(next(iter(steps.values()))),
+        "unmoved": {name: sum(int(np.isnan(s.vectors[:, 0]).sum()) for s in of) for name, of in steps.items()},
+        "vectors": {name: sum(len(s.vectors) for s in of) for name, of in steps.items()},
+        "large_step_over_weights": {name: float(np.median([s.ratio for s in of])) for name, of in steps.items()},
+    }
+
+
+def describe_updates(table: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> str:
+    """The tables and what was left out."""
+    lines = [f"{'update vectors':40} mean angle, degrees [95 %]"]
+    for i, name in enumerate(table["what"]):
+        lines.append(
+            f"{name:40} {interval_text({bound: float(table[bound][i]) for bound in stats.Interval._fields}, 2)}"
+        )
+    lines.append(
+        f"random directions in {summary['random']['dimension']} dimensions: {summary['random']['mean_angle']:.2f}"
+    )
+    for name, unmoved in summary["unmoved"].items():
+        ratio = summary["large_step_over_weights"][name]
+        lines.append(
+            f"{name}: {unmoved} of {summary['vectors'][name]} units did not move and are left out; "
+            f"the large step is {ratio:.3g} times the first layer's weights"
+        )
+    return "\n".join(lines)
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _plain(interval: stats.Interval) -> dict[str, float]:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jtrans import findings, results
 from jtrans.population import Trajectory
-from jtrans.stats import mean_ci
+from jtrans.stats import mean_ci, random_angle
 
 COLOURS = ("C0", "C1")
 
@@ -96,6 +96,69 @@ def synthetic(workdir: Path) -> Figure:
     key.legend(handles=handles, loc="center")
     key.axis("off")
     figure.suptitle("How a drifting source transfers to its target, and back (one-hidden-layer networks)")
+    return figure
+
+
+def random_angles(
+    typical: Mapping[str, np.ndarray], unlikely: Mapping[str, np.ndarray], summary: Mapping[str, Any]
+) -> Figure:
+    """The mean angle over the dimension, and how rare small angles are; as `findings.random_angles` gives them."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    law, paper = {"color": "C0", "label": "exact law"}, {"color": "C3", "linestyle": "--"}
+    bars = {"fmt": ".", "color": "0.2", "capsize": 3}
+    for axes, table, x in ((left, typical, "dimension"), (right, unlikely, "angle")):
+        axes.plot(table[x], table["exact"], **law)
+        middle, low, high = (table[f"sampled_{bound}"] for bound in ("mean", "low", "high"))
+        seen = middle > 0  # a share of zero has no place on a logarithmic axis
+        reach = np.stack([middle - np.maximum(low, middle / 10 if axes is right else low), high - middle])
+        reach = None if np.isnan(reach).all() else reach[:, seen]
+        label = "sampled" + (", 95 % interval" if reach is not None else "")
+        axes.errorbar(table[x][seen], middle[seen], reach, label=f"{label} over {summary['num_seeds']} seeds", **bars)
+        axes.grid(alpha=0.25)
+    left.plot(typical["dimension"], typical["typical"], label="arccos(1 / sqrt(dimension)) (Table 3)", **paper)
+    left.set(xscale="log", xlabel="dimension", ylabel="mean folded angle (degrees)")
+    right.plot(unlikely["angle"], unlikely["markov"], label="Markov's bound (Table 4)", **paper)
+    least, pairs = summary["least"]["mean"], summary["num_pairs"]
+    right.axvline(least, color="0.5", linestyle=":", label=f"smallest of {pairs} pairs, mean over seeds")
+    right.set(yscale="log", ylim=(1e-9, 2), xlabel="angle (degrees)", ylabel="probability of an angle as small")
+    entries = {
+        label: line for axes in (left, right) for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", ncols=3)
+    left.set_title("Random directions by dimension", fontsize="medium")
+    right.set_title(f"Small angles in {summary['dimension']} dimensions", fontsize="medium")
+    return figure
+
+
+def updates(
+    table: Mapping[str, np.ndarray], histograms: Mapping[str, np.ndarray], summary: Mapping[str, Any]
+) -> Figure:
+    """Histograms of the angles between update vectors, and their means; as `findings.updates` gives them."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(4, 3))
+    law = random_angle(summary["random"]["dimension"])
+    degrees = np.append(histograms["degree"], 90)
+    for i, name in enumerate(table["what"]):
+        left.stairs(100 * histograms[name], degrees, color=f"C{i}", label=name)
+        low, middle, high = (table[bound][i] for bound in ("low", "mean", "high"))
+        reach = None if np.isnan(low) else [[middle - low], [high - middle]]
+        right.errorbar(middle, i, xerr=reach, fmt="o", color=f"C{i}", capsize=3)
+    left.stairs(100 * np.diff(law.cdf(degrees)), degrees, color="0.3", linestyle="--", label="random directions")
+    left.set(xlabel="angle (degrees)", ylabel="share of the angles in each degree (%)", yscale="symlog", xlim=(0, 90))
+    left.legend(fontsize="small", loc="upper left")
+    right.axvline(law.mean(), color="0.3", linestyle="--", label="random directions, mean")
+    right.set_yticks(range(len(table["what"])), table["what"], fontsize="small")
+    right.invert_yaxis()
+    right.set(xlabel="mean angle (degrees)", xlim=(0, 92))
+    right.plot([], [], "o-", color="0.3", label="mean, 95 % interval over networks")
+    figure.legend(*right.get_legend_handles_labels(), fontsize="small", loc="outside lower right", ncols=2)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+    networks = summary["num_networks"]
+    figure.suptitle(
+        f"First-layer update vectors after one SGD step, {networks} networks of each kind", fontsize="medium"
+    )
     return figure
 
 

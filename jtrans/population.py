@@ -112,13 +112,16 @@ def pairs(num_models: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
     return pair, np.repeat(np.arange(num_models), num_networks)
 
 
-def block_size(num_examples: int, num_networks: int, image_size: int) -> int:
+def block_size(num_examples: int, num_networks: int, image_size: int, *, batch_statistics: bool = False) -> int:
     """How many test images are measured at a time: blocks of one size, the last of which may overlap the one before.
 
     Args:
       num_networks: of all architectures, whose directions on a block are held together on every device.
       image_size: values in an image.
+      batch_statistics: the statistics are those of all test images, which are therefore measured at a time.
     """
+    if batch_statistics:
+        return num_examples
     most = max(1, min(BLOCK, DIRECTIONS_BYTES // (4 * image_size * num_networks)))
     return -(-num_examples // -(-num_examples // most))
 
@@ -251,9 +254,8 @@ def trajectory(
     on = placements[0].devices
     num_networks = placements[0].num_networks
     num_images, num_examples = len(train.labels), len(test.labels)
-    block = block_size(num_examples, num_networks * len(models), test.images[0].size)
-    if batch_statistics:
-        block = num_examples
+    all_networks, image_size = num_networks * len(models), test.images[0].size
+    block = block_size(num_examples, all_networks, image_size, batch_statistics=batch_statistics)
     train, test = devices.copies((tuple(train), tuple(test)), on)
 
     def one_step(model, network, order, key, step, position, images, labels):

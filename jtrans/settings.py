@@ -62,6 +62,27 @@ def widths(default: tuple[int, ...], number: Callable[[tuple[int, ...]], bool] =
     )
 
 
+FULLY_CONNECTED = ("mlp_shallow", "mlp_deep", "fcnet")
+
+DATA: Mapping[str, Field] = {
+    "data.name": Field(
+        "digits", lambda v: isinstance(v, str) and v != "", "digits, noise, folder or the name of a TFDS image set"
+    ),
+    "data.dir": Field("", lambda v: isinstance(v, str), "a directory, or '' for the default"),
+    "data.classes": Field(
+        (), lambda v: is_tuple(v, lambda c: isinstance(c, str), range(10**6)), "a tuple of class names, or () for all"
+    ),
+    "data.image_size": whole(32),
+    # What the networks see of a black and of a white pixel.
+    "data.pixel_range": Field(
+        (0.0, 1.0),
+        lambda v: is_tuple(v, is_number, range(2, 3)) and v[0] < v[1],
+        "two numbers, the smaller first, as (0.0, 1.0)",
+    ),
+    "data.shuffle_labels": yes_no(False),
+}
+
+
 EARLY: Mapping[str, Field] = {
     "seed": seed(),
     # One architecture: every pair of its networks is measured. Two: the pairs across.
@@ -81,21 +102,7 @@ EARLY: Mapping[str, Field] = {
     "batch_statistics": yes_no(False),  # measure BatchNorm by the measured images' statistics, not its running ones
     "optimizer.name": one_of("adam", training.OPTIMIZERS),
     "optimizer.learning_rate": Field(1e-3, lambda v: is_number(v) and v > 0, "a number above 0"),
-    "data.name": Field(
-        "digits", lambda v: isinstance(v, str) and v != "", "digits, noise, folder or the name of a TFDS image set"
-    ),
-    "data.dir": Field("", lambda v: isinstance(v, str), "a directory, or '' for the default"),
-    "data.classes": Field(
-        (), lambda v: is_tuple(v, lambda c: isinstance(c, str), range(10**6)), "a tuple of class names, or () for all"
-    ),
-    "data.image_size": whole(32),
-    # What the networks see of a black and of a white pixel.
-    "data.pixel_range": Field(
-        (0.0, 1.0),
-        lambda v: is_tuple(v, is_number, range(2, 3)) and v[0] < v[1],
-        "two numbers, the smaller first, as (0.0, 1.0)",
-    ),
-    "data.shuffle_labels": yes_no(False),
+    **DATA,
     "keep_examples": yes_no(False),  # the angle of each image, in trajectory.npz
     "save_networks": yes_no(False),  # the trained networks, as an Orbax checkpoint
     # A checkpoint after so many seconds, so many steps, and at the end; 0 and 0: none.
@@ -131,6 +138,42 @@ SYNTHETIC: Mapping[str, Field] = {
 }
 
 
+RANDOM_ANGLES: Mapping[str, Field] = {
+    "seed": seed(),
+    "num_seeds": whole(10),
+    "dimensions": Field(
+        (3, 10, 100, 784, 3072, 150_528),
+        lambda v: is_tuple(v, lambda d: type(d) is int and d >= 2),
+        "a tuple of whole numbers, 2 or more",
+    ),
+    "num_pairs": whole(200),  # of each dimension and seed
+    "dimension": whole(3072, least=2),  # where small angles are looked for
+    "num_rare_pairs": whole(20_000),  # of each seed, there
+    "factors": Field(
+        (1, 2, 3, 4, 5, 6, 8, 10),
+        lambda v: is_tuple(v, lambda k: is_number(k) and k > 0),
+        "a tuple of numbers above 0: the angle arccos(factor / sqrt(dimension))",
+    ),
+}
+
+
+UPDATES: Mapping[str, Field] = {
+    "seed": seed(),
+    "models": Field(
+        ("mlp_shallow", "mlp_deep"),
+        lambda v: is_tuple(v, lambda name: name in FULLY_CONNECTED, range(1, 3)) and len(set(v)) == len(v),
+        f"one or two of {', '.join(FULLY_CONNECTED)}, as a tuple",
+    ),
+    **{f"widths.{name}": widths(models.WIDTHS[name]) for name in FULLY_CONNECTED},
+    "initializer": one_of("pytorch", models.INITIALIZERS),
+    "num_networks": whole(16, least=2),  # of each architecture
+    "num_examples": whole(100),  # test images at which adversarial directions are taken
+    "batch_size": whole(128),
+    "learning_rate": Field(1e5, lambda v: is_number(v) and v > 0, "a number above 0"),  # of the large step
+    **DATA,
+}
+
+
 def defaults(table: Mapping[str, Field]) -> ConfigDict:
     """The config with every field of the table at its default."""
     config = ConfigDict()
@@ -153,6 +196,16 @@ def early() -> ConfigDict:
 def synthetic() -> ConfigDict:
     """The defaults of `experiments/synthetic.py`."""
     return defaults(SYNTHETIC)
+
+
+def random_angles() -> ConfigDict:
+    """The defaults of `experiments/random_angles.py`."""
+    return defaults(RANDOM_ANGLES)
+
+
+def updates() -> ConfigDict:
+    """The defaults of `experiments/updates.py`."""
+    return defaults(UPDATES)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -96,6 +96,10 @@ class RandomAngle:
         """The mean angle, in degrees: 89.18 for the 3,072 dimensions of a CIFAR image."""
         return scipy.integrate.quad(self.quantile, 0, 1)[0]
 
+    def least(self, count: int, probability: float = 0.5) -> float:
+        """What the smallest of `count` independent angles falls below with the given probability, in degrees."""
+        return float(self.quantile(-np.expm1(np.log1p(-probability) / count)))
+
     def typical(self) -> float:
         """The paper's typical angle, `arccos(1 / sqrt(dimension))`, from the mean of the squared cosine (Table 3)."""
         return float(np.rad2deg(np.arccos(1 / np.sqrt(self.dimension))))

@@ -23,6 +23,7 @@ ORDER = [
     "stats",
     "devices",
     "population",
+    "updates",
     "findings",
     "settings",
     "results",

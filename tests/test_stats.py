@@ -50,6 +50,14 @@ def test_the_papers_approximations():
     assert law.markov_bound(90.0) == 1
 
 
+def test_the_least_of_many_angles_in_closed_form():
+    """In 2 dimensions angles are uniform: the median of the least of n is 90 (1 - 2^(-1/n)) degrees."""
+    law = stats.random_angle(2)
+    for count in (1, 7, 10**6):
+        assert law.least(count) == pytest.approx(90 * -np.expm1(-np.log(2) / count), rel=1e-4)
+    assert law.least(3, 0.975) == pytest.approx(90 * (1 - 0.025 ** (1 / 3)))
+
+
 def test_one_dimension_has_no_angles():
     with pytest.raises(ValueError, match="2 or more"):
         stats.random_angle(1)

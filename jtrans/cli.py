@@ -20,7 +20,7 @@ USAGE = """usage: {program} --config=FILE.py[:ARGUMENT] [--workdir=DIR] [--confi
   --config.FIELD   overrides one field, as --config.num_networks=64 or --config.data.classes="('cat', 'dog')"
   --workdir        where the results go (default: runs/ and the config's name)
 {more}
-One run on several machines, the same command on each (under Slurm and the like without these):
+One run on several machines, the same command on each (under srun and Open MPI without these):
 
   --coordinator    HOST:PORT of the first process
   --num_processes  how many there are

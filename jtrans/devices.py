@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 AXIS = "devices"
+TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes a launcher has started
 # Memory that a device's networks may take at a time. On a CPU larger groups are no faster. Elsewhere: half of it.
 CPU_BYTES = 2**30
 
@@ -47,18 +48,16 @@ class Placement(NamedTuple):
 def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
     """Join the other processes of a job; called before anything else asks JAX for a device.
 
-    Without arguments the cluster's environment is asked (Slurm and the others that JAX knows); outside one, the process
-    is on its own.
+    Without arguments a job of several tasks under Slurm or Open MPI is joined as JAX finds it, where each task takes
+    one GPU; otherwise the process is on its own.
 
     Raises:
       ValueError, RuntimeError: the others cannot be reached, or an argument is missing.
     """
-    given = (coordinator, num_processes, process_id) != (None, None, None)
-    try:
+    # A single task is not asked to join: JAX would give it one GPU of all that it has.
+    several = any(int(os.environ.get(name, 1)) > 1 for name in TASKS)
+    if several or (coordinator, num_processes, process_id) != (None, None, None):
         jax.distributed.initialize(coordinator, num_processes, process_id)
-    except ValueError:
-        if given:
-            raise
 
 
 def is_first() -> bool:

@@ -11,11 +11,12 @@ import sys
 import time
 
 import early
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from jtrans import cli, results
+from jtrans import cli, devices, results
 
 SMALL = [
     "--config.num_networks=3",
@@ -244,12 +245,12 @@ def difference(one, other):
     return {name: np.abs(arrays(one)[name] - arrays(other)[name]).max() for name in ("angle", "loss", "accuracy")}
 
 
-@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
-def test_several_devices_give_what_one_gives(whole, tmp_path, devices):
-    process = start(tmp_path, devices=devices)
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_several_devices_give_what_one_gives(whole, tmp_path, count):
+    process = start(tmp_path, devices=count)
     out, _ = process.communicate()
     assert process.returncode == 0
-    assert f"3 networks, {-(-3 // devices)} at a time on each of {devices} cpu devices" in out
+    assert f"3 networks, {-(-3 // count)} at a time on each of {count} cpu devices" in out
     assert difference(tmp_path, whole)["angle"] < 1e-3
 
 
@@ -266,11 +267,11 @@ def job(workdir, count, *arguments, devices=1):
     return [start(workdir, *flags, f"--process_id={i}", *arguments, devices=devices) for i in range(count)]
 
 
-@pytest.mark.parametrize(("count", "devices"), [(2, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
-def test_several_processes_give_what_one_gives(whole, tmp_path, count, devices):
+@pytest.mark.parametrize(("count", "each"), [(2, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
+def test_several_processes_give_what_one_gives(whole, tmp_path, count, each):
     """Stopped on the way, and gone on with."""
     for steps in (3, 6):
-        processes = job(tmp_path, count, f"--config.num_steps={steps}", devices=devices)
+        processes = job(tmp_path, count, f"--config.num_steps={steps}", devices=each)
         said = [process.communicate() for process in processes]
         assert [process.returncode for process in processes] == [0] * count, said
     assert "resuming from step 3" in said[0][0]
@@ -295,3 +296,16 @@ def test_half_a_job_is_refused(tmp_path):
         "early.py: error: --num_processes: missing; --coordinator, --num_processes and --process_id go together\n"
     )
     assert process.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [({}, False), ({"SLURM_STEP_NUM_TASKS": "1"}, False), ({"SLURM_STEP_NUM_TASKS": "2"}, True)],
+)
+def test_a_launchers_job_is_joined_where_it_has_several_tasks(monkeypatch, environment, joins):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    devices.connect()
+    assert calls == [(None, None, None)] * joins

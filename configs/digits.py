@@ -3,7 +3,7 @@
     python experiments/early.py --config=configs/digits.py
 
 Sixteen deep fully-connected networks, 120 pairs; half a minute on 2 cores.
-Expect 88.6 degrees before training and about 35 after the first step, while the accuracy stays at 0.10 for some five
+Expect 88.6 degrees before training and about 37 after the first step, while the accuracy stays at 0.10 for some five
 steps; the angle then climbs to about 70, and falls again as the networks learn.
 """
 

@@ -12,7 +12,7 @@ test: .venv/dev
 # The inner loop: no experiments, no notebooks.
 quick: .venv/dev
 	.venv/bin/python -m pytest -n 2 -m "not slow" --ignore=tests/test_early.py --ignore=tests/test_synthetic.py \
-	  --ignore=tests/test_notebooks.py
+	  --ignore=tests/test_runs.py --ignore=tests/test_sweep.py --ignore=tests/test_notebooks.py
 
 check: .venv/dev
 	.venv/bin/ruff format --check .

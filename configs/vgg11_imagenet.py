@@ -4,6 +4,7 @@
 
 DIRECTORY is a TFDS data directory that holds imagenet2012 (its archives have to be fetched by hand, see
 tensorflow.org/datasets/catalog/imagenet2012). The paper does not give the learning rate and batch size.
+For an accelerator: each network has 129 million parameters.
 """
 
 from ml_collections import ConfigDict

@@ -123,6 +123,7 @@ def load(program: str, values: flags.FlagValues, rest: Sequence[str]) -> tuple[C
 
 
 def _load(argv: Sequence[str]) -> ConfigDict:
+    sys.modules.pop("config_config", None)  # under which name ml_collections would find the config loaded before
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:

@@ -26,7 +26,6 @@ DIGITS = ROOT / "configs" / "digits.py"
 
 
 def run(workdir, *arguments, config=DIGITS):
-    sys.modules.pop("config_config", None)  # what the last config file was loaded as
     return cli.run(early.main, ["early.py", f"--config={config}", f"--workdir={workdir}", *arguments])
 
 

@@ -1,6 +1,5 @@
 import csv
 import json
-import sys
 
 import jax
 import numpy as np
@@ -23,7 +22,6 @@ SMALL = [
 
 
 def run(workdir, *arguments):
-    sys.modules.pop("config_config", None)  # what the last config file was loaded as
     return cli.run(random_angles.main, ["random_angles.py", f"--config={CONFIG}", f"--workdir={workdir}", *arguments])
 
 

@@ -33,7 +33,6 @@ COMMAND = [sys.executable, str(ROOT / "experiments" / "early.py"), CONFIG]
 
 def run(workdir, *arguments):
     """In this process."""
-    sys.modules.pop("config_config", None)  # what the last config file was loaded as
     return cli.run(early.main, ["early.py", CONFIG, f"--workdir={workdir}", *SMALL, *arguments])
 
 

@@ -1,5 +1,4 @@
 import csv
-import sys
 
 import pytest
 import sweep
@@ -17,7 +16,6 @@ SMALL = [
 
 
 def run(workdir, *arguments):
-    sys.modules.pop("config_config", None)  # what the last config file was loaded as
     flags = [f"--config={ROOT / 'configs' / 'digits.py'}", f"--workdir={workdir}", *SMALL, *arguments]
     return cli.run(sweep.main, ["sweep.py", *flags], sweep.OPTIONS)
 

@@ -1,6 +1,5 @@
 import csv
 import json
-import sys
 
 import jax
 import numpy as np
@@ -25,7 +24,6 @@ SMALL = [
 
 
 def run(workdir, *arguments):
-    sys.modules.pop("config_config", None)  # what the last config file was loaded as
     return cli.run(experiment.main, ["synthetic.py", f"--config={CONFIG}", f"--workdir={workdir}", *arguments])
 
 

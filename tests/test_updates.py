@@ -1,6 +1,5 @@
 import csv
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +84,6 @@ SMALL += ["--config.widths.mlp_shallow=(24,)"]
 
 
 def run(workdir, *arguments):
-    sys.modules.pop("config_config", None)  # what the last config file was loaded as
     flags = [f"--config={ROOT / 'configs' / 'updates.py'}", f"--workdir={workdir}", *SMALL, *arguments]
     return cli.run(experiment.main, ["updates.py", *flags])
 

@@ -43,4 +43,5 @@ def get_config(case: str = "1") -> ConfigDict:
     config.data.name = "cifar10"
     config.data.classes = ("cat", "dog")
     config.models, config.optimizer.learning_rate, config.batch_size = CASES[case]
+    config.attack.epsilon = 8 / 255
     return config

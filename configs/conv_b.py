@@ -21,4 +21,5 @@ def get_config() -> ConfigDict:
     config.num_networks = 8
     config.num_examples = 100
     config.num_steps = 20
+    config.attack.epsilon = 8 / 255
     return config

@@ -20,4 +20,5 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 1e-2
     config.batch_size = 128
     config.num_steps = 60
+    config.attack.epsilon = 0.1
     return config

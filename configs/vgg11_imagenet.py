@@ -24,4 +24,5 @@ def get_config() -> ConfigDict:
     config.num_examples = 100
     config.batch_size = 32
     config.num_steps = 20
+    config.attack.epsilon = 8 / 255
     return config

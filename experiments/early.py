@@ -42,16 +42,9 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     """The run, from where it stopped where it was begun before, and its results."""
     started = time.monotonic()
     keys = population.keys(config.seed)
-    dataset, test = load(config.data, keys.data, config.num_examples)
+    dataset, test = load(config, keys.data, config.batch_size)
     num_images = len(dataset.train.labels)
-    if config.batch_size > num_images:
-        raise InputError(f"batch_size: got {config.batch_size}; the training images are {num_images}, so at most that")
-    num_classes, shape = len(dataset.class_names), dataset.train.images.shape[1:]
-    print(
-        f"{config.data.name}: {num_images} training images of {num_classes} classes; test images from {dataset.origin}"
-    )
-
-    built = [build(config, name, shape, num_classes) for name in config.models]
+    built = [build(config, name, dataset) for name in config.models]
     optimizer = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
     placements = [place(config, model, test.images) for model in built]
     for name, placement in zip(config.models, placements, strict=True):
@@ -79,12 +72,14 @@ def measure(config: ConfigDict, workdir: Path) -> None:
         num_steps=config.num_steps,
         measure_every=config.measure_every,
         batch_statistics=config.batch_statistics,
+        epsilon=config.attack.epsilon,
         first_step=reached.step,
     )
     ready = time.monotonic()
     trajectory, trained = runs.follow(steps, placements, reached, saves, config, workdir, config.num_examples)
     if devices.is_first():
-        summary = findings.summarize(trajectory, test.images[0].size, num_classes)
+        summary = findings.summarize(trajectory, test.images[0].size, len(dataset.class_names))
+        summary["steps_per_epoch"] = num_images // config.batch_size
         overlap = population.batch_overlap(keys.order, len(built), config.num_networks, num_images, config.batch_size)
         summary["batch_overlap"] = overlap
         summary["seconds"] = {"preparing": ready - started, "running": time.monotonic() - ready}
@@ -92,23 +87,43 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     saves.wait()
 
 
-def load(config: ConfigDict, key: jax.Array, num_examples: int) -> tuple[data.Dataset, data.Split]:
-    """The data set, and the test images that are measured."""
+def load(config: ConfigDict, key: jax.Array, batch_size: int) -> tuple[data.Dataset, data.Split]:
+    """The data set, and the test images that are measured.
+
+    Raises:
+      InputError: it cannot be had, or has too few images for what the config asks, or for a batch.
+    """
+    wanted = config.data
     dataset = data.load(
-        config.name,
+        wanted.name,
         key,
-        directory=config.dir,
-        classes=config.classes,
-        image_size=config.image_size,
-        shuffle_labels=config.shuffle_labels,
+        directory=wanted.dir,
+        classes=wanted.classes,
+        image_size=wanted.image_size,
+        shuffle_labels=wanted.shuffle_labels,
     )
-    return dataset, data.balanced(dataset.test, num_examples)
+    if wanted.num_train:
+        dataset = dataset._replace(train=data.balanced(dataset.train, wanted.num_train, "data.num_train"))
+    test = data.balanced(dataset.test, config.num_examples, "num_examples")
+    count, classes = len(dataset.train.labels), len(dataset.class_names)
+    if batch_size > count:
+        raise InputError(f"batch_size: got {batch_size}; the training images are {count}, so at most that")
+    print(f"{wanted.name}: {count} training images of {classes} classes; test images from {dataset.origin}")
+    return dataset, test
 
 
-def build(config: ConfigDict, name: str, shape: tuple[int, ...], num_classes: int) -> models.Model:
-    """The architecture of that name, as the config has it."""
-    options = {"initializer": config.initializer, "pixel_range": config.data.pixel_range}
-    return models.build(name, shape, num_classes, widths=config.widths[name], **options)
+def build(config: ConfigDict, name: str, dataset: data.Dataset) -> models.Model:
+    """The architecture of that name for such images, as the config has it."""
+    images = dataset.train.images
+    return models.build(
+        name,
+        images.shape[1:],
+        len(dataset.class_names),
+        widths=config.widths[name],
+        initializer=config.initializer,
+        pixel_range=config.data.pixel_range,
+        mean_image=images.mean(0) / 255 if config.data.subtract_mean else None,
+    )
 
 
 def place(config: ConfigDict, model: models.Model, images: np.ndarray) -> devices.Placement:

@@ -12,13 +12,15 @@ import early
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, devices, findings, results, settings
+from jtrans import cli, devices, findings, plots, results, settings
 from jtrans.errors import InputError
 
 OPTIONS = {
     "sweep": "the fields that vary: --sweep='optimizer.learning_rate=1e-3,1e-2 seed=0,1,2' makes six settings",
     "shard": "of this many parts, only this one: --shard=0/4 to --shard=3/4, side by side",
 }
+
+MOST_CURVES = 10  # in the figure: the first so many settings
 
 
 def main(config: ConfigDict, workdir: Path, sweep: str | None, shard: str | None) -> None:
@@ -34,6 +36,8 @@ def main(config: ConfigDict, workdir: Path, sweep: str | None, shard: str | None
         if table := [r for r in rows if r]:
             results.write_table(workdir / "sweep.csv", {key: [r[key] for r in table] for key in table[0]})
             print(f"\n{describe(table)}")
+            finished = [name(v) for v, r in zip(product(varied), rows, strict=True) if r][:MOST_CURVES]
+            results.write_figure(workdir, plots.overlay({case: results.read(workdir / case) for case in finished}))
         print(f"{len(table)} of {len(cases)} settings are finished: {workdir / 'sweep.csv'}")
 
 

@@ -27,13 +27,13 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     """Both tables, the histograms, the figure."""
     started = time.monotonic()
     keys = population.keys(config.seed)
-    dataset, test = early.load(config.data, keys.data, config.num_examples)
+    dataset, test = early.load(config, keys.data, config.batch_size)
     batches = disjoint(keys.order, dataset.train, config.batch_size, len(config.models) * config.num_networks)
     networks = {}
     all_keys = population.network_keys(keys.init, len(config.models), config.num_networks)
     shares = itertools.batched(batches, config.num_networks)
     for name, model_keys, own in zip(config.models, all_keys, shares, strict=True):
-        model = early.build(config, name, dataset.train.images.shape[1:], len(dataset.class_names))
+        model = early.build(config, name, dataset)
         step = jax.jit(partial(updates.one_step, model, learning_rate=config.learning_rate))
         networks[name] = [jax.device_get(step(key, *batch, *test)) for key, batch in zip(model_keys, own, strict=True)]
         print(f"{name}: {config.num_networks} networks took a step", flush=True)

@@ -115,8 +115,11 @@ def load(
     return dataset
 
 
-def balanced(split: Split, count: int) -> Split:
+def balanced(split: Split, count: int, field: str) -> Split:
     """The first `count` images, taking the classes in turn, so that no class has more than one image over another.
+
+    Args:
+      field: the config's field that asks for so many.
 
     Raises:
       InputError: the split does not hold that many.
@@ -128,7 +131,7 @@ def balanced(split: Split, count: int) -> Split:
     turn = np.lexsort((split.labels, rank))
     most = int(sizes.min() * len(sizes))
     if count > most:
-        raise InputError(f"num_examples: got {count}; the class-balanced test images are {most}, so at most that")
+        raise InputError(f"{field}: got {count}; the class-balanced images are {most}, so at most that")
     return Split(split.images[turn[:count]], split.labels[turn[:count]])
 
 

@@ -143,6 +143,13 @@ def split(tree: Any, placement: Placement) -> list[Group]:
     return [jax.tree.map(lambda leaf: leaf[networks], tree) for networks in slots]  # noqa: B023 (called at once)
 
 
+def slots(placement: Placement) -> list[jax.Array]:
+    """Within a program: for each group which of the M networks are this device's, `[size]`."""
+    first = jax.lax.axis_index(AXIS) * placement.size + jnp.arange(placement.size)
+    each = placement.size * len(placement.devices)
+    return [group * each + first for group in range(placement.num_groups)]
+
+
 def merge(groups: Sequence[Group], placement: Placement) -> Any:
     """What `split` took apart, `[M, ...]`, on the host, in every process."""
 

@@ -8,12 +8,13 @@ import numpy as np
 import scipy.stats
 
 from jtrans import stats
-from jtrans.population import Trajectory
+from jtrans.population import ATTACKS, DENOMINATORS, Trajectory, attackers
 from jtrans.updates import BINS, Angles, Step
 
 AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"
 FALL = 15.0  # degrees below the random mean that count as early transferability
 QUANTILE = 0.01  # of random directions, below which a mean angle is called below random
+SUCCESS = dict(zip(("success_transferred", "success_own", "success_random"), ATTACKS, strict=True))
 MEASURES = {
     "tau1_S_T": "tau1, source to target",
     "tau1_T_S": "tau1, target to source",
@@ -27,15 +28,29 @@ MEASURES = {
 
 
 def curves(trajectory: Trajectory) -> dict[str, stats.Interval]:
-    """Means and 95 % intervals at each measured step: `angle` (degrees, over pairs) and `accuracy` (over networks)."""
-    angle = stats.pair_mean_ci(trajectory.angle, trajectory.pair, trajectory.model)
-    return {"angle": angle, "accuracy": stats.mean_ci(trajectory.accuracy)}
+    """Means and 95 % intervals at each measured step.
+
+    Returns:
+      `angle` (degrees, over pairs), `accuracy` (over networks) and, where networks were attacked, a share for each of
+      `SUCCESS`: of the images that the attacked network gets right, those that the attack makes it get wrong.
+    """
+    found = {
+        "angle": stats.pair_mean_ci(trajectory.angle, trajectory.pair, trajectory.model),
+        "accuracy": stats.mean_ci(trajectory.accuracy),
+    }
+    if trajectory.success is not None:
+        models = trajectory.model.max() + 1
+        pair = attackers(models, len(trajectory.model) // models)
+        of_target = trajectory.success[..., DENOMINATORS.index("those the target gets right")]
+        for attack, name in enumerate(SUCCESS):
+            found[name] = stats.pair_mean_ci(of_target[..., attack], pair, trajectory.model)
+    return found
 
 
 def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[str, Any]:
     """The run's findings, ready for JSON.
 
-    A moment is `{step, angle, accuracy}`, the last two as `{mean, low, high}`.
+    A moment is `{step, angle, accuracy}` and the success rates of `curves`, each as `{mean, low, high}`.
 
     Args:
       trajectory: the run.
@@ -116,6 +131,10 @@ def describe(summary: dict[str, Any]) -> str:
         listed = ", ".join(f"{lost['network']} (from step {lost['step']} on)" for lost in summary["non_finite"])
         lines.append(f"networks whose loss is not finite: {listed}")
     lowest = summary["lowest_at_chance"]
+    if "success_transferred" in lowest:
+        rates = ", ".join(f"{attack} {interval_text(lowest[name], 2)}" for name, attack in SUCCESS.items())
+        lines.append(f"share of the rightly classified images that FGSM changes at step {lowest['step']}, by whose")
+        lines.append(f"direction: {rates}")
     drop = f"{random['mean_angle'] - lowest['angle']['mean']:.1f} degrees below that of random directions"
     while_at_chance = f"while the accuracy was still at chance ({chance:.2f} +- {AT_CHANCE:.2f})."
     if summary["early_transferability"]:

@@ -128,6 +128,7 @@ def build(
     widths: Sequence[int] | None = None,
     initializer: str = "pytorch",
     pixel_range: tuple[float, float] = (0.0, 1.0),
+    mean_image: np.ndarray | None = None,
 ) -> Model:
     """The named architecture as pure functions.
 
@@ -142,6 +143,7 @@ def build(
         `vgg11` on images of 224 pixels or more, `IMAGENET_WIDTHS`.
       initializer: whose defaults the weights start from, `pytorch` (as in the papers) or `flax`.
       pixel_range: what the network maps pixels 0 and 1 to before its first layer.
+      mean_image: `[H, W, C]` in [0, 1], subtracted from every image before that; None for nothing.
 
     Raises:
       ValueError: an unknown name or initializer, or too few widths or (where the number is fixed) too many. `init`
@@ -158,13 +160,14 @@ def build(
         raise ValueError(f"widths: got {len(widths)} of them; {name} takes as many as {WIDTHS[name]}")
     module = _module(name, tuple(widths), num_classes)
     low, high = pixel_range
+    subtracted = 0.0 if mean_image is None else jnp.asarray(mean_image, jnp.float32)[None]
 
     def init(key: jax.Array) -> Variables:
         abstract = jax.eval_shape(module().init, key, jnp.zeros((1, *image_shape)))
         return _start({path: leaf.shape for path, leaf in flatten_dict(abstract).items()}, initializer, key)
 
     def run(mode: str, variables: Variables, images: jax.Array, **options: Any) -> Any:
-        return module(mode=mode).apply(variables, low + (high - low) * images, **options)
+        return module(mode=mode).apply(variables, low + (high - low) * (images - subtracted), **options)
 
     def train(variables: Variables, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Variables]:
         logits, moved = run("train", variables, images, rngs={"dropout": key}, mutable=["batch_stats"])

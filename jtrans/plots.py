@@ -1,6 +1,6 @@
 """Figures, from results alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,53 +11,73 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from jtrans import findings, results
+from jtrans.models import WIDTHS
 from jtrans.population import Trajectory
 from jtrans.stats import mean_ci, random_angle
 
 COLOURS = ("C0", "C1")
+EPOCHS = 5  # from so many on the x axis counts epochs, not steps
 
 
 def early(config: Mapping[str, Any], trajectory: Trajectory, summary: Mapping[str, Any]) -> Figure:
     """The layout of BenShmuel (2022), Figure 1: the angle above, the accuracies below, over optimizer steps.
 
-    Shaded bands are 95 % intervals (over pairs by a jackknife over networks; over networks by Student's t). A single
-    pair has none, and none is drawn.
+    Where networks were attacked, the success rates stand below. Shaded bands are 95 % intervals (over pairs by a
+    jackknife over networks; over networks by Student's t). A single pair has none, and none is drawn.
 
     Args:
       config, trajectory, summary: as `results.read` gives them.
     """
-    step, random = trajectory.step, summary["random"]
-    figure = Figure(figsize=(7.5, 6.4), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    (x, x_label), curves = _progress(trajectory, summary), findings.curves(trajectory)
+    attacked = trajectory.success is not None
+    figure = Figure(figsize=(7.5, 8.4 if attacked else 6.4), layout="constrained")
+    above, below, *rest = figure.subplots(2 + attacked, 1, sharex=True, height_ratios=(3, 2, 2)[: 2 + attacked])
 
     pairs = len(trajectory.pair)
-    angle = findings.curves(trajectory)["angle"]
-    above.plot(step, angle.mean, "C0", marker=".", label=f"mean of {pairs} pair{'s' * (pairs > 1)}")
-    _band(above, step, angle, "C0")
-    above.axhline(random["mean_angle"], color="0.3", linestyle="--", label="random directions, mean")
-    above.axhline(
-        random["quantile_angle"],
-        color="0.6",
-        linestyle=":",
-        label=f"random directions, {random['quantile']:.0%} quantile",
-    )
-    above.set(ylabel="angle between adversarial\ndirections (degrees)", ylim=(0, 92))
-    above.set_title(_title(config, trajectory), fontsize="medium")
+    above.plot(x, curves["angle"].mean, "C0", marker=".", label=f"mean of {pairs} pair{'s' * (pairs > 1)}")
+    _band(above, x, curves["angle"], "C0")
+    _random_lines(above, summary["random"])
+    above.set_title(_title([config], trajectory.num_examples), fontsize="medium")
     above.legend(loc="best", fontsize="small")
 
     for group, name in enumerate(config["models"]):
         rows = trajectory.accuracy[trajectory.model == group]
         colour = COLOURS[group]
-        below.plot(step, rows.T, color=colour, alpha=0.25, linewidth=0.6)
+        below.plot(x, rows.T, color=colour, alpha=0.25, linewidth=0.6)
         accuracy = mean_ci(rows)
-        below.plot(step, accuracy.mean, colour, marker=".", label=f"{name}, mean of {len(rows)} (thin: each)")
-        _band(below, step, accuracy, colour, "95 % interval" if group == 0 else None)
-    below.axhline(summary["chance"], color="0.3", linestyle="--", label=f"chance, {summary['chance']:.2f}")
-    below.set(xlabel="optimizer steps", ylabel="test accuracy\n(share of images)", ylim=(0, 1))
-    below.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        below.plot(x, accuracy.mean, colour, marker=".", label=f"{name}, mean of {len(rows)} (thin: each)")
+        _band(below, x, accuracy, colour, "95 % interval" if group == 0 else None)
+    _chance_line(below, summary["chance"])
     below.legend(loc="best", fontsize="small")
+    for axes in rest:
+        _attacked(axes, x, config, curves)
+    _finish((above, below, *rest), x_label)
+    return figure
+
+
+def overlay(runs: Mapping[str, tuple[Mapping[str, Any], Trajectory, Mapping[str, Any]]]) -> Figure:
+    """Several runs in one figure: the angle of each above, the accuracies below, with 95 % intervals.
+
+    Args:
+      runs: by the label of each, its config, trajectory and summary, as `results.read` gives them; the first names what
+        they have in common.
+    """
+    figure = Figure(figsize=(7.5, 6.8), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for i, (label, (_, trajectory, summary)) in enumerate(runs.items()):
+        (x, x_label), curves = _progress(trajectory, summary), findings.curves(trajectory)
+        pairs = len(trajectory.pair)
+        above.plot(x, curves["angle"].mean, f"C{i}", marker=".", label=f"{label} ({pairs} pair{'s' * (pairs > 1)})")
+        below.plot(x, curves["accuracy"].mean, f"C{i}", marker=".")
+        _band(above, x, curves["angle"], f"C{i}", None)
+        _band(below, x, curves["accuracy"], f"C{i}", None)
+    _random_lines(above, summary["random"])
+    _chance_line(below, summary["chance"])
+    above.fill_between([], [], [], color="0.5", alpha=0.25, linewidth=0, label="95 % intervals")
+    above.set_title(_title([config for config, *_ in runs.values()], trajectory.num_examples), fontsize="medium")
     for axes in (above, below):
-        axes.grid(alpha=0.25)
+        axes.legend(loc="best", fontsize="small")
+    _finish((above, below), x_label)
     return figure
 
 
@@ -178,12 +198,66 @@ def _band(axes, step, interval, colour, label="95 % interval") -> None:
         axes.fill_between(step, interval.low, interval.high, color=colour, alpha=0.25, linewidth=0, label=label)
 
 
-def _title(config: Mapping[str, Any], trajectory: Trajectory) -> str:
-    data, optimizer = config["data"], config["optimizer"]
-    classes = f" ({' / '.join(data['classes'])})" if 0 < len(data["classes"]) <= 3 else ""
-    shuffled = ", shuffled labels" if data["shuffle_labels"] else ""
-    return (
-        f"Adversarial directions of independently trained networks: {' and '.join(config['models'])}\n"
-        f"{data['name']}{classes}{shuffled}, {trajectory.num_examples} test images; "
-        f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, batch size {config['batch_size']}"
+def _progress(trajectory: Trajectory, summary: Mapping[str, Any]) -> tuple[np.ndarray, str]:
+    """The x axis and its label: optimizer steps, or epochs where a run has many."""
+    epochs = trajectory.step / summary["steps_per_epoch"]
+    return (epochs, "epochs") if epochs[-1] >= EPOCHS else (trajectory.step, "optimizer steps")
+
+
+def _finish(panels, x_label: str) -> None:
+    panels[-1].set_xlabel(x_label)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    for axes in panels:
+        axes.grid(alpha=0.25)
+
+
+def _random_lines(axes, random: Mapping[str, Any]) -> None:
+    axes.axhline(random["mean_angle"], color="0.3", linestyle="--", label="random directions, mean")
+    label = f"random directions, {random['quantile']:.0%} quantile"
+    axes.axhline(random["quantile_angle"], color="0.6", linestyle=":", label=label)
+    axes.set(ylabel="angle between adversarial\ndirections (degrees)", ylim=(0, 92))
+
+
+def _chance_line(axes, chance: float) -> None:
+    axes.axhline(chance, color="0.3", linestyle="--", label=f"chance, {chance:.2f}")
+    axes.set(ylabel="test accuracy\n(share of images)", ylim=(0, 1))
+
+
+def _attacked(axes, x, config, curves) -> None:
+    """The success rates of FGSM."""
+    for i, (name, attack) in enumerate(findings.SUCCESS.items()):
+        axes.plot(x, curves[name].mean, f"C{i + 2}", marker=".", label=f"along {attack}" + " direction" * (i < 2))
+        _band(axes, x, curves[name], f"C{i + 2}", None)
+    epsilon = config["attack"]["epsilon"]
+    axes.set(ylabel=f"errors by FGSM, epsilon {epsilon:.3g}\n(share of images got right)", ylim=(0, 1))
+    axes.legend(loc="best", fontsize="small")
+
+
+def _title(configs: Sequence[Mapping[str, Any]], num_examples: int) -> str:
+    """What the runs have in common."""
+
+    def same(text: Callable[[Mapping[str, Any]], str]) -> list[str]:
+        texts = {text(config) for config in configs}
+        return list(texts) if len(texts) == 1 else []
+
+    def of_data(config: Mapping[str, Any]) -> str:
+        data = config["data"]
+        classes = f" ({' / '.join(data['classes'])})" if 0 < len(data["classes"]) <= 3 else ""
+        few = f", {data['num_train']} training images" if data["num_train"] else ""
+        return f"{data['name']}{classes}{', shuffled labels' * data['shuffle_labels']}{few}"
+
+    def named(config: Mapping[str, Any]) -> str:
+        sizes = {name: list(config["widths"][name]) for name in config["models"]}
+        changed = lambda name: sizes[name] != list(WIDTHS[name])
+        return " and ".join(name + f" of widths {sizes[name]}" * changed(name) for name in sizes)
+
+    optimizer = lambda config: config["optimizer"]
+    return "\n".join(
+        (
+            ": ".join(["Adversarial directions of independently trained networks", *same(named)]),
+            ", ".join([*same(of_data), f"{num_examples} test images"])
+            + "".join(f"; {part}" for part in same(lambda c: optimizer(c)["name"]))
+            + "".join(f", {part}" for part in same(lambda c: f"learning rate {optimizer(c)['learning_rate']:g}"))
+            + "".join(f", {part}" for part in same(lambda c: f"batch size {c['batch_size']}")),
+        )
     )

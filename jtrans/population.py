@@ -19,6 +19,10 @@ from jtrans.devices import Group, Placement
 from jtrans.models import Model, Variables
 from jtrans.training import Network
 
+# What a network of the first architecture is attacked with, and among which images the success is counted.
+ATTACKS = ("another network's", "its own", "random signs")
+DENOMINATORS = ("all images", "those the target gets right", "those both networks get right")
+
 # Test images are measured so many at a time at most, and fewer where the directions of all networks would take more.
 BLOCK = 200
 DIRECTIONS_BYTES = 2**29
@@ -31,6 +35,7 @@ class Keys(NamedTuple):
     init: jax.Array
     order: jax.Array
     dropout: jax.Array
+    attack: jax.Array
 
 
 class Observation(NamedTuple):
@@ -51,6 +56,8 @@ class Measurement(NamedTuple):
     angle: `[P]`, the mean over the images of the folded angle, in degrees; NaN where no image has one.
     accuracy, loss: `[M]`, shares of 1 and nats, means over the same images.
     undirected: `[M]`, the number of images at which the network's input gradient is zero or not finite.
+    success: `[M, 3, 3]`, of FGSM on the M networks of the first architecture: for each of `ATTACKS` and `DENOMINATORS`
+      the share of images got wrong under attack; NaN where there is no such image. None where there was no attack.
     angle_examples: `[P, N]`, each image's angle; NaN where either network has no direction there.
     """
 
@@ -58,6 +65,7 @@ class Measurement(NamedTuple):
     accuracy: np.ndarray
     loss: np.ndarray
     undirected: np.ndarray
+    success: np.ndarray | None
     angle_examples: np.ndarray | None
 
 
@@ -71,6 +79,7 @@ class Trajectory(NamedTuple):
     model: `[M]`, the architecture of each network, 0 or 1.
     undirected: `[M, T]`, the number of images at which the network has no direction, left out of the mean.
     num_examples: N.
+    success: `[M, T, 3, 3]` of the first architecture's networks, as in `Measurement`, where they were attacked.
     angle_examples: `[P, T, N]`, the angle of each image, where it was kept.
     """
 
@@ -82,6 +91,7 @@ class Trajectory(NamedTuple):
     model: np.ndarray
     undirected: np.ndarray
     num_examples: np.ndarray
+    success: np.ndarray | None = None
     angle_examples: np.ndarray | None = None
 
 
@@ -110,6 +120,15 @@ def pairs(num_models: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
     else:
         raise ValueError(f"num_models: got {num_models}; it takes 1 or 2")
     return pair, np.repeat(np.arange(num_models), num_networks)
+
+
+def attackers(num_models: int, num_networks: int) -> np.ndarray:
+    """`[M, 2]`: each network of the first architecture, and the one whose attack it is put to.
+
+    That is the next network of the last architecture, round a ring, so that M attacks stand for all pairs.
+    """
+    target = np.arange(num_networks)
+    return np.stack([target, (num_models - 1) * num_networks + (target + 1) % num_networks], axis=1)
 
 
 def block_size(num_examples: int, num_networks: int, image_size: int, *, batch_statistics: bool = False) -> int:
@@ -218,6 +237,65 @@ def compare(observations: Sequence[Sequence[Observation]], placements: Sequence[
     return angle, *jnp.moveaxis(jnp.concatenate(known), 1, 0)
 
 
+def withstand(
+    model: Model,
+    groups: Sequence[Network],
+    observations: Sequence[Sequence[Observation]],
+    placements: Sequence[Placement],
+    images: jax.Array,
+    labels: jax.Array,
+    keys: jax.Array,
+    *,
+    epsilon: float,
+) -> jax.Array:
+    """Whether each network of the first architecture gives the label under FGSM (Goodfellow et al. 2015).
+
+    On every device; within a program of `devices.py`.
+
+    Args:
+      model: the first architecture.
+      groups: this device's share of its networks.
+      observations, placements: as in `compare`; the directions are the attacks, one step along their signs.
+      images, labels: uint8 `[n, H, W, C]` and `[n]`.
+      keys: `[n]`, for the random signs.
+      epsilon: the largest change of a pixel, in [0, 1].
+
+    Returns:
+      `[M, 3, n]`, for each of `ATTACKS`: 1 where the label is predicted.
+    """
+    x = training.pixels(images)
+    (last,) = devices.gather([([group.unit for group in observations[-1]], placements[-1])])
+    # A network without a direction at an image leaves it as it is.
+    step = lambda direction: epsilon * jnp.nan_to_num(jnp.sign(direction.reshape(x.shape)))
+    noise = directions.random(keys, x)
+
+    def one(variables: Variables, own: jax.Array, other: jax.Array) -> jax.Array:
+        attacked = [jnp.clip(x + step(direction), 0, 1) for direction in (other, own, noise)]
+        return jnp.stack([model.apply(variables, images).argmax(1) == labels for images in attacked])
+
+    kept = []
+    for networks, seen, targets in zip(groups, observations[0], devices.slots(placements[0]), strict=True):
+        others = last[(targets + 1) % len(last)]
+        kept.append(jax.vmap(one)(networks.variables, seen.unit, others).astype(jnp.float32))
+    (whole,) = devices.gather([(kept, placements[0])])
+    return whole
+
+
+def success(kept: np.ndarray, correct: np.ndarray, num_models: int) -> np.ndarray:
+    """The shares of images that attacks turn into errors, `[M, 3, 3]` as in `Measurement`.
+
+    Args:
+      kept: `[M, 3, N]`, whether the label is still predicted under each attack.
+      correct: `[M, N]` of all architectures, whether it is without.
+    """
+    target, source = attackers(num_models, len(kept)).T
+    right = correct[target] == 1
+    counted = np.stack([np.ones_like(right), right, right & (correct[source] == 1)], axis=1)
+    fooled = (kept[:, :, None] == 0) & counted[:, None]
+    with np.errstate(invalid="ignore"):  # 0 / 0, where no image counts, is the NaN that is meant
+        return fooled.sum(-1) / counted.sum(-1)[:, None]
+
+
 def trajectory(
     models: Sequence[Model],
     optimizer: optax.GradientTransformation,
@@ -231,6 +309,7 @@ def trajectory(
     num_steps: int,
     measure_every: int = 1,
     batch_statistics: bool = False,
+    epsilon: float = 0.0,
     first_step: int = 0,
 ) -> Iterator[tuple[int, list[list[Group]], Measurement | None]]:
     """Train all networks and measure them before training, after every `measure_every` steps, and after the last.
@@ -242,9 +321,10 @@ def trajectory(
       models: one architecture, or two for the pairs across.
       networks: of each, its groups, as `initialize` makes them. They are used up: the first step writes over them.
       placements: of each, where its networks lie; all on the same devices.
-      keys: `order` and `dropout` are used.
+      keys: `order`, `dropout` and `attack` are used.
       train, test: images uint8 `[N, H, W, C]` and labels `[N]`, kept on the devices as they are.
       batch_statistics: as in `observe`; all test images are then measured at a time.
+      epsilon: of FGSM, in units of pixels in [0, 1], from network to network; 0: none.
       first_step: the steps that the networks have behind them; above 0 nothing is measured before the next.
 
     Yields:
@@ -271,11 +351,17 @@ def trajectory(
         each = jax.vmap(partial(one_step, model), (0, 0, 0, None, None, None, None))
         return devices.program(each, on, in_axes=(0, 0, 0, None, None, 0, 0), donate=(0,))
 
+    def resist(groups, seen, images, labels, start):
+        noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.attack, start + jnp.arange(block))
+        images, labels = (jax.lax.dynamic_slice_in_dim(a, start, block) for a in (images, labels))
+        return withstand(models[0], groups, seen, placements, images, labels, noise_keys, epsilon=epsilon)
+
     steps = list(map(steps_of, models))
     looks = [devices.program(partial(look, model), on, in_axes=(0, 0, 0, None)) for model in models]
     shuffled = jax.vmap(partial(training.epoch_order, num_examples=num_images), (0, None))
     shuffle = devices.program(shuffled, on, in_axes=(0, None))
     compared = devices.program(partial(compare, placements=placements), on, out_axes=None)
+    resisted = devices.program(resist, on, in_axes=(0, 0, 0, 0, None), out_axes=None)
 
     networks = [list(groups) for groups in networks]
     by_group = lambda key: list(map(devices.split, network_keys(key, len(models), num_networks), placements))
@@ -292,10 +378,14 @@ def trajectory(
         for start in range(0, num_examples, block):
             at = min(start, num_examples - block)
             seen = [[see(g, *test, at) for g in groups] for see, groups in zip(looks, networks, strict=True)]
-            blocks.append([value[:, start - at :] for value in jax.device_get(compared(seen))])
-        angle, correct, loss, directed = (np.concatenate(values, axis=1) for values in zip(*blocks, strict=True))
+            found = list(compared(seen))
+            found += [resisted(networks[0], seen, *test, at)] if epsilon else []
+            blocks.append([value[..., start - at :] for value in jax.device_get(found)])
+        whole = [np.concatenate(values, axis=-1) for values in zip(*blocks, strict=True)]
+        angle, correct, loss, directed, *kept = whole
         mean = partial(np.mean, axis=1, dtype=np.float64)
-        return Measurement(mean_angle(angle), mean(correct), mean(loss), (directed == 0).sum(1), angle)
+        fooled = success(*kept, correct, len(models)) if kept else None
+        return Measurement(mean_angle(angle), mean(correct), mean(loss), (directed == 0).sum(1), fooled, angle)
 
     if first_step == 0:
         yield 0, networks, measured()
@@ -313,11 +403,10 @@ def collect(
     steps: Sequence[int], measurements: Sequence[Measurement], num_models: int, num_examples: int
 ) -> Trajectory:
     """The measurements of the given steps, of N test images, as one trajectory."""
-    *values, angle_examples = zip(*measurements, strict=True)
-    angle, accuracy, loss, undirected = (np.stack(value, axis=1) for value in values)
-    kept = None if angle_examples[0] is None else np.stack(angle_examples, axis=1)
+    stack = lambda values: None if values[0] is None else np.stack(values, axis=1)
+    angle, accuracy, loss, undirected, *kept = map(stack, zip(*measurements, strict=True))
     pair, model = pairs(num_models, len(accuracy) // num_models)
-    return Trajectory(np.array(steps), pair, angle, accuracy, loss, model, undirected, np.array(num_examples), kept)
+    return Trajectory(np.array(steps), pair, angle, accuracy, loss, model, undirected, np.array(num_examples), *kept)
 
 
 def measurements(trajectory: Trajectory) -> list[Measurement]:

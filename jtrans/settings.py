@@ -80,10 +80,12 @@ DATA: Mapping[str, Field] = {
         "two numbers, the smaller first, as (0.0, 1.0)",
     ),
     "data.shuffle_labels": yes_no(False),
+    "data.subtract_mean": yes_no(False),  # the mean training image, from every image
+    "data.num_train": whole(0, least=0),  # training images taken, class-balanced; 0: all
 }
 
 
-EARLY: Mapping[str, Field] = {
+NETWORKS: Mapping[str, Field] = {
     "seed": seed(),
     # One architecture: every pair of its networks is measured. Two: the pairs across.
     "models": Field(
@@ -94,15 +96,27 @@ EARLY: Mapping[str, Field] = {
     **{f"widths.{name}": widths(v, partial(models.takes_widths, name)) for name, v in models.WIDTHS.items()},
     "initializer": one_of("pytorch", models.INITIALIZERS),
     "num_networks": whole(16),  # of each architecture
-    "num_steps": whole(50),
-    "measure_every": whole(1),
     "num_examples": whole(200),  # test images measured
-    "batch_size": whole(128),
     "group_size": whole(0, least=0),  # networks that a device takes on at a time; 0: as many as fit
     "batch_statistics": yes_no(False),  # measure BatchNorm by the measured images' statistics, not its running ones
+    **DATA,
+}
+
+
+TRAINING: Mapping[str, Field] = {
+    "batch_size": whole(128),
     "optimizer.name": one_of("adam", training.OPTIMIZERS),
     "optimizer.learning_rate": Field(1e-3, lambda v: is_number(v) and v > 0, "a number above 0"),
-    **DATA,
+}
+
+
+EARLY: Mapping[str, Field] = {
+    **NETWORKS,
+    **TRAINING,
+    "num_steps": whole(50),
+    "measure_every": whole(1),
+    # FGSM from one network on the next, the largest change of a pixel in [0, 1]; 0: no attack.
+    "attack.epsilon": Field(0.0, lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
     "keep_examples": yes_no(False),  # the angle of each image, in trajectory.npz
     "save_networks": yes_no(False),  # the trained networks, as an Orbax checkpoint
     # A checkpoint after so many seconds, so many steps, and at the end; 0 and 0: none.

@@ -173,10 +173,10 @@ def test_a_set_that_is_absent_asks_for_tensorflow_where_there_is_none(tmp_path):
 def test_balanced_takes_the_classes_in_turn():
     labels = np.array([0, 0, 0, 1, 2, 2, 1], np.int32)
     split = data.Split(np.arange(7, dtype=np.uint8)[:, None, None, None], labels)
-    assert data.balanced(split, 6).labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert data.balanced(split, 4).images.ravel().tolist() == [0, 3, 4, 1]
-    with pytest.raises(InputError, match=r"num_examples: got 7; .* are 6, "):
-        data.balanced(split, 7)
+    assert data.balanced(split, 6, "data.num_train").labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert data.balanced(split, 4, "data.num_train").images.ravel().tolist() == [0, 3, 4, 1]
+    with pytest.raises(InputError, match=r"data.num_train: got 7; .* are 6, "):
+        data.balanced(split, 7, "data.num_train")
 
 
 def test_prepared_tfds_sets_are_read_by_name_or_directory_without_tensorflow(shared_data):

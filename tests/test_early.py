@@ -50,6 +50,7 @@ def test_a_run_leaves_the_files_that_the_readme_names(finished):
         "model": (3,),
         "undirected": (3, 5),
         "num_examples": (),
+        "success": (3, 5, 3, 3),
     }
     assert PIL.Image.open(finished / "figure.png").size[0] > 900
     xml.etree.ElementTree.parse(finished / "figure.svg")
@@ -81,13 +82,43 @@ def test_the_summary_says_what_was_found_and_with_what(finished):
 
 
 def test_the_figure_can_be_read_without_the_paper(finished):
-    above, below = plots.early(*results.read(finished)).axes
+    above, below, attacked = plots.early(*results.read(finished)).axes
     assert "degrees" in above.get_ylabel()
-    assert below.get_xlabel() == "optimizer steps"
+    assert attacked.get_xlabel() == "optimizer steps"
     assert "accuracy" in below.get_ylabel()
     labels = [text.get_text() for text in above.get_legend().get_texts()]
     assert labels == ["mean of 3 pairs", "95 % interval", "random directions, mean", "random directions, 1% quantile"]
     assert "adam" in above.get_title()
+
+
+def test_attacks_are_reported_with_the_angle(finished, capsys):
+    assert run(finished, *SMALL) == 0
+    assert "that FGSM changes at step" in capsys.readouterr().out
+    config, trajectory, summary = results.read(finished)
+    rows = list(csv.DictReader((finished / "trajectory.csv").open()))
+    for t, row in enumerate(rows):
+        assert float(row["success_transferred"]) == pytest.approx(np.nanmean(trajectory.success[:, t, 0, 1]))
+    *_, panel = plots.early(config, trajectory, summary).axes
+    assert "FGSM, epsilon 0.1" in panel.get_ylabel()
+    assert len(panel.get_legend().get_texts()) == 3
+
+
+def test_fewer_training_images_and_without_their_mean(tmp_path, capsys):
+    fewer = ["--config.data.num_train=300", "--config.data.subtract_mean"]
+    assert run(tmp_path, *SMALL, *fewer) == 0
+    assert "digits: 300 training images of 10 classes" in capsys.readouterr().out
+    assert "300 training images" in plots.early(*results.read(tmp_path)).axes[0].get_title()
+    assert run(tmp_path / "more", *SMALL, "--config.data.num_train=3000") == 2
+    assert "data.num_train: got 3000; the class-balanced images are" in capsys.readouterr().err
+
+
+def test_many_epochs_are_counted_in_epochs(tmp_path):
+    assert run(tmp_path, *SMALL, "--config.data.num_train=100", "--config.batch_size=50", "--config.num_steps=12") == 0
+    config, trajectory, summary = results.read(tmp_path)
+    assert summary["steps_per_epoch"] == 2
+    axes = plots.early(config, trajectory, summary).axes
+    assert axes[-1].get_xlabel() == "epochs"
+    assert axes[0].get_lines()[0].get_xdata().max() == 6
 
 
 def test_a_single_pair_has_no_interval_in_any_file(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jtrans import devices, metrics, models, population, training
+from jtrans import attacks, devices, metrics, models, population, training
 from jtrans.data import Split
 
 SHAPE, CLASSES, BATCH = (4, 4, 1), 3, 8
@@ -32,7 +32,17 @@ def place(models_, num_networks, size=0, on=1):
 
 
 def run(
-    seed=0, *, names=("mlp_deep",), num_networks=2, num_steps=7, measure_every=1, keys=None, size=0, on=1, host=False
+    seed=0,
+    *,
+    names=("mlp_deep",),
+    num_networks=2,
+    num_steps=7,
+    measure_every=1,
+    keys=None,
+    size=0,
+    on=1,
+    host=False,
+    epsilon=0.0,
 ):
     keys = keys or population.keys(seed)
     built, optimizer = build(names), training.OPTIMIZERS["adam"](1e-2)
@@ -48,6 +58,7 @@ def run(
         batch_size=BATCH,
         num_steps=num_steps,
         measure_every=measure_every,
+        epsilon=epsilon,
     )
     measured = [(step, measurement) for step, _, measurement in steps if measurement]
     return population.collect(*zip(*measured, strict=True), len(built), len(TEST.labels))
@@ -129,6 +140,29 @@ def test_groups_give_what_all_at_once_gives(size, host):
     whole, grouped = run(num_networks=5), run(num_networks=5, size=size, host=host)
     np.testing.assert_allclose(grouped.loss, whole.loss, rtol=1e-4)
     np.testing.assert_allclose(grouped.angle, whole.angle, atol=1e-3)
+
+
+@pytest.mark.parametrize("names", [("mlp_deep",), ("mlp_shallow", "mlp_deep")])
+@pytest.mark.parametrize(("on", "size"), [(1, 0), (2, 1)])
+def test_success_rates_are_those_of_fgsm_network_by_network(names, on, size):
+    got = run(names=names, num_networks=3, num_steps=1, epsilon=0.1, on=on, size=size)
+    keys, x = population.keys(0), TEST.images / np.float32(255)
+    built, count = build(names), len(TEST.labels)
+    init_keys = population.network_keys(keys.init, len(names), 3)
+    networks = [
+        partial(model.apply, model.init(key)) for model, own in zip(built, init_keys, strict=True) for key in own
+    ]
+    right = np.array([f(x).argmax(1) == TEST.labels for f in networks])
+    noise = [jax.random.normal(jax.random.fold_in(keys.attack, i), SHAPE) for i in range(count)]
+    for target, source in population.attackers(len(names), 3):
+        assert source == (target + 1) % 3 + 3 * (len(names) - 1)
+        adversarial = [attacks.fgsm(0.1)(networks[n], x, TEST.labels) for n in (source, target)]
+        adversarial.append(np.clip(x + 0.1 * np.sign(noise), 0, 1))
+        for attack, images in enumerate(adversarial):
+            wrong = networks[target](images).argmax(1) != TEST.labels
+            rates = [wrong[among].mean() for among in (slice(None), right[target], right[target] & right[source])]
+            np.testing.assert_allclose(got.success[target, 0, attack], rates, atol=1e-6)
+    assert got.success.shape == (3, 2, 3, 3)
 
 
 @pytest.mark.parametrize(("num_networks", "on", "size"), [(5, 2, 0), (5, 4, 0), (5, 4, 1), (3, 4, 0), (7, 2, 2)])

@@ -34,6 +34,7 @@ def test_settings_in_shards_are_finished_once_and_come_together_in_a_table(tmp_p
     assert "4 of 4 settings are finished" in said
     assert (first / "trajectory.npz").stat().st_mtime_ns == before
     rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
+    assert (tmp_path / "figure.png").exists()
     assert [(float(r["optimizer.learning_rate"]), r["seed"]) for r in rows] == [
         (0.001, "0"),
         (0.001, "1"),

@@ -97,6 +97,21 @@ def singular_vector(f: Function, x: jax.Array, *, level: int = 0) -> jax.Array:
     return jacobian.top_singular_triple(f, x, level=level).v
 
 
+def project_off(vectors: jax.Array, basis: jax.Array) -> jax.Array:
+    """Each example's vector without its component in a subspace.
+
+    Args:
+      vectors: `[N, ...]`, of D values each.
+      basis: `[K, D]`, orthonormal rows that span the subspace, in the order in which the vectors flatten.
+
+    Returns:
+      Shaped like `vectors`, at right angles to the basis and shorter by what was taken out.
+    """
+    flat = vectors.reshape(len(vectors), -1)
+    inside = jnp.matmul(jnp.matmul(flat, basis.T, precision="highest"), basis, precision="highest")
+    return (flat - inside).reshape(vectors.shape)
+
+
 def example_keys(key: jax.Array, count: int) -> jax.Array:
     """The key of each example: `fold_in(key, i)`, so that nothing drawn depends on the batch size.
 

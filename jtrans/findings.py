@@ -8,12 +8,15 @@ import numpy as np
 import scipy.stats
 
 from jtrans import stats
-from jtrans.population import ATTACKS, DENOMINATORS, Trajectory, attackers
+from jtrans.decomposition import Measured
+from jtrans.population import ATTACKS, DENOMINATORS, Trajectory, attackers, mean_angle, pairs, select
 from jtrans.updates import BINS, Angles, Step
 
 AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"
 FALL = 15.0  # degrees below the random mean that count as early transferability
 QUANTILE = 0.01  # of random directions, below which a mean angle is called below random
+NEAR = 2.0  # degrees below the random mean that count as random once a subspace is taken out
+NOTHING = "nothing"
 SUCCESS = dict(zip(("success_transferred", "success_own", "success_random"), ATTACKS, strict=True))
 MEASURES = {
     "tau1_S_T": "tau1, source to target",
@@ -151,6 +154,197 @@ def interval_text(interval: dict[str, float], digits: int) -> str:
     mean, low, high = (math.nan if interval[key] is None else interval[key] for key in ("mean", "low", "high"))
     known = not (math.isnan(low) or math.isnan(high))
     return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if known else "")
+
+
+def control(
+    parts: Mapping[tuple[str, int], tuple[Trajectory, Mapping[str, np.ndarray]]],
+    learning_rates: Sequence[float],
+    dimension: int,
+    num_classes: int,
+) -> dict[str, np.ndarray]:
+    """What each setting of optimizer, batch size and learning rate reaches.
+
+    Args:
+      parts: for each optimizer and batch size the trajectory of all learning rates' networks, those of each in a row,
+        and beside it `first_update [M]`, the length of each network's first update over that of its weights.
+      dimension, num_classes: as in `summarize`.
+
+    Returns:
+      By columns: the setting; the step of the lowest mean angle among those before the accuracy leaves chance; the mean
+      angle there in degrees, and the accuracy, each with its 95 % interval; the median of the first updates' relative
+      lengths; the share of all directions that were zero or not finite; and whether this is early transferability (1
+      or 0).
+    """
+    rows = []
+    for (optimizer, batch_size), (trajectory, beside) in parts.items():
+        for rate, networks in zip(learning_rates, _by_rate(trajectory, learning_rates), strict=True):
+            found = summarize(select(trajectory, networks), dimension, num_classes)
+            lowest = found["lowest_at_chance"]
+            bounds = {f"{k}_{b}": lowest[k][b] for k in ("angle", "accuracy") for b in stats.Interval._fields}
+            rows.append(
+                {
+                    "optimizer": optimizer,
+                    "batch_size": batch_size,
+                    "learning_rate": rate,
+                    "step": lowest["step"],
+                    **bounds,
+                    "first_update": float(np.median(beside["first_update"][networks])),
+                    "undirected": found["undirected"] / found["directions"],
+                    "early_transferability": int(found["early_transferability"]),
+                }
+            )
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _by_rate(trajectory: Trajectory, learning_rates: Sequence[float]) -> np.ndarray:
+    return np.arange(len(trajectory.model)).reshape(len(learning_rates), -1)
+
+
+def summarize_control(
+    parts: Mapping[tuple[str, int], tuple[Trajectory, Mapping[str, np.ndarray]]],
+    table: Mapping[str, np.ndarray],
+    learning_rates: Sequence[float],
+    dimension: int,
+    num_classes: int,
+) -> dict[str, Any]:
+    """What `control` found, ready for JSON: the number of settings and networks, the law of random angles, chance.
+
+    `unlike` holds, for each optimizer and batch size with two or more learning rates that show early transferability,
+    by how many degrees the angle between networks of two such rates exceeds the mean of those within either: over all
+    two of them and over the steps at which all are at chance, as `{mean, low, high}`, with those `learning_rates`.
+    """
+    unlike = []
+    for (optimizer, batch_size), (trajectory, _) in parts.items():
+        here = (table["optimizer"] == optimizer) & (table["batch_size"] == batch_size)
+        shown = np.flatnonzero(table["early_transferability"][here])
+        if len(shown) > 1:
+            networks = _by_rate(trajectory, learning_rates)[shown]
+            difference = _plain(_unlike(select(trajectory, networks.ravel()), len(shown), num_classes))
+            rates = [learning_rates[i] for i in shown]
+            unlike.append({"optimizer": optimizer, "batch_size": batch_size, "learning_rates": rates, **difference})
+    random = stats.random_angle(dimension)
+    return {
+        "num_settings": len(table["step"]),
+        "num_networks": sum(len(trajectory.model) for trajectory, _ in parts.values()),
+        "random": {"dimension": dimension, "mean_angle": random.mean()},
+        "chance": 1 / num_classes,
+        "unlike": unlike,
+    }
+
+
+def _unlike(trajectory: Trajectory, num_settings: int, num_classes: int) -> stats.Interval:
+    """The mean angle between networks of two settings less that within either, in degrees, while all are at chance."""
+    setting = np.repeat(np.arange(num_settings), len(trajectory.model) // num_settings)
+    accuracy = trajectory.accuracy.reshape(num_settings, -1, len(trajectory.step)).mean(1)
+    left = np.flatnonzero((np.abs(accuracy[:, 1:] - 1 / num_classes) > AT_CHANCE).any(0))
+    steps = slice(1, left[0] + 1 if len(left) and left[0] else None)
+    angle = mean_angle(trajectory.angle[:, steps])
+    first, second = np.sort(setting[trajectory.pair], axis=1).T
+
+    def estimate(kept: np.ndarray) -> np.ndarray:
+        keep = kept[trajectory.pair].all(axis=1) & ~np.isnan(angle)
+        add = lambda values: np.bincount((first * num_settings + second)[keep], values[keep], num_settings**2)
+        mean = (add(angle) / add(np.ones_like(angle)).clip(1)).reshape(num_settings, num_settings)
+        a, b = np.triu_indices(num_settings, 1)
+        return (mean[a, b] - (mean[a, a] + mean[b, b]) / 2).mean()
+
+    return stats.jackknife_ci(estimate, setting)
+
+
+def describe_control(table: Mapping[str, np.ndarray]) -> str:
+    """The table, and what it counts."""
+    head = ("optimizer", "batch", "rate", "step", "lowest angle at chance", "accuracy", "update", "undirected")
+    lines = ["{:10} {:>6} {:>8} {:>5}   {:24} {:24} {:>8} {:>11}".format(*head)]
+    for i in range(len(table["step"])):
+        mark = "  *" * int(table["early_transferability"][i])
+        of = lambda name, i=i: {bound: float(table[f"{name}_{bound}"][i]) for bound in stats.Interval._fields}
+        lines.append(
+            f"{table['optimizer'][i]:10} {table['batch_size'][i]:6.0f} {table['learning_rate'][i]:8.3g} "
+            f"{table['step'][i]:5.0f}   {interval_text(of('angle'), 1):24} {interval_text(of('accuracy'), 3):24} "
+            f"{table['first_update'][i]:8.3g} {table['undirected'][i]:11.1%}{mark}"
+        )
+    shown = int(table["early_transferability"].sum())
+    lines.append("update: the first one's length over that of the weights; undirected: input gradients left out")
+    lines.append(f"* early transferability (a fall of {FALL:.0f} degrees): {shown} of {len(table['step'])} settings")
+    return "\n".join(lines)
+
+
+def decomposition(
+    found: Mapping[tuple[int, str, int], Measured], accuracy: Mapping[int, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Directions without each subspace, at each step, by columns.
+
+    Args:
+      found: by step, subspace (`NOTHING` where none was taken out) and its number of directions.
+      accuracy: by step, `[M]`.
+
+    Returns:
+      `step`, `subspace`, `rank`, and with 95 % intervals over networks: `angle` in degrees, `share` of the directions'
+      squared length that was taken out, success of attacks along the component left (`off`) and along the one taken out
+      (`inside`), `accuracy`.
+    """
+    rows = []
+    for (step, subspace, rank), measured in found.items():
+        model = np.zeros(len(measured.share), int)
+        pair, ring = pairs(1, len(model))[0], attackers(1, len(model))
+        over = {
+            "angle": stats.pair_mean_ci(measured.angle, pair, model),
+            "share": stats.mean_ci(measured.share),
+            "off": stats.pair_mean_ci(measured.off, ring, model),
+            "inside": stats.pair_mean_ci(measured.inside, ring, model),
+            "accuracy": stats.mean_ci(accuracy[step]),
+        }
+        bounds = {f"{name}_{key}": value for name, i in over.items() for key, value in _plain(i).items()}
+        rows.append({"step": step, "subspace": subspace, "rank": rank, **bounds})
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def summarize_decomposition(table: Mapping[str, np.ndarray], dimension: int, num_classes: int) -> dict[str, Any]:
+    """How many directions are enough, ready for JSON.
+
+    Returns:
+      The law of random angles, `chance`, and in `enough` for each step and subspace the smallest measured number of
+      directions from which on the mean angle is within `NEAR` degrees of the random mean, by the mean and by both ends
+      of its interval: `{mean, low, high}`; None where that is more than was measured.
+    """
+    random = stats.random_angle(dimension).mean()
+    enough = []
+    for step in np.unique(table["step"]):
+        for subspace in dict.fromkeys(table["subspace"].tolist()):
+            rows = (table["step"] == step) & np.isin(table["subspace"], [subspace, NOTHING])
+            if subspace == NOTHING or not (rows & (table["subspace"] == subspace)).any():
+                continue
+
+            def smallest(bound: str, rows: np.ndarray = rows) -> int | None:
+                short = np.flatnonzero(~(table[f"angle_{bound}"][rows] >= random - NEAR))
+                after = short[-1] + 1 if len(short) else 0
+                ranks = table["rank"][rows]
+                return int(ranks[after]) if after < len(ranks) else None
+
+            # The upper end of the angle gives the fewest directions.
+            counts = {"mean": smallest("mean"), "low": smallest("high"), "high": smallest("low")}
+            enough.append({"step": int(step), "subspace": subspace, **counts})
+    return {
+        "random": {"dimension": dimension, "mean_angle": random},
+        "chance": 1 / num_classes,
+        "near": NEAR,
+        "enough": enough,
+    }
+
+
+def describe_decomposition(table: Mapping[str, np.ndarray]) -> str:
+    """The mean angles, a line for each step and a column for each subspace."""
+    kinds = list(dict.fromkeys(zip(table["subspace"].tolist(), table["rank"].astype(int).tolist(), strict=True)))
+    lines = []
+    for kind in kinds:
+        rows = (table["subspace"] == kind[0]) & (table["rank"] == kind[1])
+        cells = " ".join(
+            f"{dict(zip(table['step'][rows], table['angle_mean'][rows], strict=True)).get(step, math.nan):6.1f}"
+            for step in np.unique(table["step"])
+        )
+        lines.append(f"{kind[0]:28} {kind[1]:5} {cells}")
+    steps = " ".join(f"{step:6.0f}" for step in np.unique(table["step"]))
+    return "\n".join(["mean angles in degrees", f"{'off the span of':28} {'rank':>5} {'step ' + steps:>1}", *lines])
 
 
 def over_seeds(columns: dict[str, np.ndarray], name: str, width: float, level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,7 @@ CONVOLUTIONAL: Mapping[str, tuple[Convolution, ...]] = {
     ),
     "vgg11": tuple(Convolution(3, 1, 1, pool=pool) for pool in (True, True, *(False, True) * 3)),
 }
+STEM = Convolution(3, 1, 1, batch_norm=True)  # of CIFAR
 # Residual blocks in each of the four stages, and whether they are bottlenecks: He et al. (2016), with the CIFAR stem.
 RESIDUAL: Mapping[str, tuple[tuple[int, ...], bool]] = {
     "resnet18": ((2, 2, 2, 2), False),
@@ -111,6 +112,13 @@ def _module(name: str, widths: Sequence[int], num_classes: int) -> Callable[[str
     module = partial(modules.Convolutional, plan, widths, num_classes)
     # torchvision's head; without hidden layers the one that is usual for CIFAR's small images.
     return partial(module, average=7 if len(widths) > len(plan) else 1, dropout=0.5) if name == "vgg11" else module
+
+
+def first_layer(name: str) -> tuple[str, Convolution | None]:
+    """The name of the named network's first layer among its `params`, and the convolution that it is, or None."""
+    if name in RESIDUAL:
+        return "Conv_0", STEM
+    return ("Conv_0", CONVOLUTIONAL[name][0]) if name in CONVOLUTIONAL else ("Dense_0", None)
 
 
 def takes_widths(name: str, widths: Sequence[int]) -> bool:

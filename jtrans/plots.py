@@ -13,9 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from jtrans import findings, results
 from jtrans.models import WIDTHS
 from jtrans.population import Trajectory
-from jtrans.stats import mean_ci, random_angle
+from jtrans.stats import Interval, mean_ci, random_angle
 
 COLOURS = ("C0", "C1")
+SHOWN_RANK = 10  # of the ranks, the largest up to this one is drawn
 EPOCHS = 5  # from so many on the x axis counts epochs, not steps
 
 
@@ -182,6 +183,140 @@ def updates(
     return figure
 
 
+def control(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> Figure:
+    """The lowest angle at chance: a map over learning rate and batch size, a panel for each optimizer; or, for a single
+    batch size, curves over the learning rate, and over the size of the first update.
+
+    Args:
+      config: the run's config.
+      table, summary: as `findings.control` and `findings.summarize_control` give them.
+    """
+    draw = _control_map if len(config["batch_sizes"]) > 1 else _control_curves
+    figure = draw(config, table, summary)
+    figure.suptitle(
+        f"Lowest mean angle within {config['num_steps']} steps while the accuracy is within "
+        f"{100 * findings.AT_CHANCE:.0f} points of chance\n"
+        f"{_networks(config)}, {config['num_networks']} networks a setting; "
+        f"{_data(config)}, {config['num_examples']} test images",
+        fontsize="medium",
+    )
+    return figure
+
+
+def _control_map(config, table, summary) -> Figure:
+    optimizers, rates, batches = (list(config[name]) for name in ("optimizers", "learning_rates", "batch_sizes"))
+    columns = min(len(optimizers), 2)
+    rows = -(-len(optimizers) // columns)
+    size = (1.6 + columns * (1.2 + 0.62 * len(rates)), 1.6 + rows * (1.0 + 0.52 * len(batches)))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes, optimizer in zip(panels.flat, optimizers, strict=False):
+        of = table["optimizer"] == optimizer
+        value = lambda name, of=of: np.reshape(table[name][of], (len(batches), len(rates)))
+        mean, reach = value("angle_mean"), value("angle_high") - value("angle_mean")
+        image = axes.imshow(mean, vmin=0, vmax=90, cmap="viridis", aspect="auto", origin="lower")
+        for (row, column), angle in np.ndenumerate(mean):
+            text = f"{angle:.0f}" + (f"\n±{reach[row, column]:.0f}" if np.isfinite(reach[row, column]) else "")
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="k" if angle > 50 else "w")
+        axes.set_xticks(range(len(rates)), [f"{rate:.0e}".replace("e-0", "e-").replace("e+0", "e") for rate in rates])
+        axes.set_yticks(range(len(batches)), batches)
+        axes.set(title=optimizer, xlabel="learning rate", ylabel="batch size")
+    for axes in list(panels.flat)[len(optimizers) :]:
+        axes.axis("off")
+    label = f"mean angle (degrees), ± 95 % interval\nrandom directions: {summary['random']['mean_angle']:.1f}"
+    figure.colorbar(image, ax=panels, label=label)
+    return figure
+
+
+def _control_curves(config, table, summary) -> Figure:
+    figure = Figure(figsize=(10.5, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for i, optimizer in enumerate(config["optimizers"]):
+        of = table["optimizer"] == optimizer
+        mean, low, high = (table[f"angle_{bound}"][of] for bound in ("mean", "low", "high"))
+        for axes, x in ((left, "learning_rate"), (right, "first_update")):
+            axes.plot(table[x][of], mean, f"C{i}", marker=".", label=optimizer if axes is left else None)
+            _band(axes, table[x][of], Interval(mean, low, high), f"C{i}", None)
+    left.fill_between([], [], [], color="0.5", alpha=0.25, linewidth=0, label="95 % intervals")
+    left.set(xlabel="learning rate", ylabel="lowest mean angle at chance (degrees)", ylim=(0, 92))
+    right.set(xlabel="first update over initial weights (ratio of Euclidean lengths)")
+    for axes in (left, right):
+        label = "random directions, mean" if axes is left else None
+        axes.axhline(summary["random"]["mean_angle"], color="0.3", linestyle="--", label=label)
+        axes.set_xscale("log")
+        axes.grid(alpha=0.25)
+    figure.legend(*left.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=6)
+    return figure
+
+
+def decompose(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> Figure:
+    """Directions without small subspaces, over optimizer steps: the angle, how many directions are enough, attacks.
+
+    Args:
+      config: the run's config.
+      table, summary: as `findings.decomposition` and `findings.summarize_decomposition` give them.
+    """
+    figure = Figure(figsize=(15, 5.2), layout="constrained")
+    panels = angle, enough, attack = figure.subplots(1, 3)
+    steps = np.unique(table["step"])
+    shown = max(rank for rank in config["ranks"] if rank <= SHOWN_RANK or rank == config["ranks"][0])
+    names = [name for name in dict.fromkeys(table["subspace"].tolist()) if name != findings.NOTHING]
+
+    def curve(axes, name, rank, value, colour, style="-", label=None):
+        rows = (table["subspace"] == name) & (table["rank"] == rank)
+        x = np.searchsorted(steps, table["step"][rows])
+        interval = Interval(*(table[f"{value}_{bound}"][rows] for bound in Interval._fields))
+        axes.plot(x, interval.mean, color=colour, linestyle=style, marker=".", label=label)
+        _band(axes, x, interval, colour, None)
+
+    colours = {name: f"C{i}" for i, name in enumerate(names)}
+    curve(angle, findings.NOTHING, 0, "angle", "k", label="whole directions")
+    curve(attack, findings.NOTHING, 0, "off", "k", label="whole directions")
+    for name, colour in colours.items():
+        rank = 1 if name == "the mean image" else shown
+        curve(angle, name, rank, "angle", colour, label=f"off {name}" + f", {rank} of them" * (rank > 1))
+        curve(attack, name, rank, "off", colour)
+        curve(attack, name, rank, "inside", colour, ":")
+    angle.axhline(summary["random"]["mean_angle"], color="0.3", linestyle="--", label="random directions, mean")
+    angle.fill_between([], [], [], color="0.5", alpha=0.25, linewidth=0, label="95 % intervals")
+    angle.set(ylabel="angle between adversarial directions (degrees)", ylim=(0, 92))
+    angle.set_title("what is left of the directions", fontsize="medium")
+    angle.legend(fontsize="x-small", loc="lower left")
+
+    grid = [0, *config["ranks"]]
+    place = lambda rank: len(grid) if rank is None else grid.index(rank)
+    for i, (name, colour) in enumerate(colours.items()):
+        if name in ("random directions", "the mean image"):
+            continue
+        of = [row for row in summary["enough"] if row["subspace"] == name]
+        x = np.searchsorted(steps, [row["step"] for row in of]) + 0.08 * (i - len(names) / 2)
+        middle, low, high = (np.array([place(row[key]) for row in of]) for key in ("mean", "low", "high"))
+        enough.errorbar(x, middle, [middle - low, high - middle], color=colour, marker="o", capsize=3, label=name)
+    enough.set_yticks(range(len(grid) + 1), [*grid, f"over {grid[-1]}"])
+    enough.set(ylabel=f"directions to take out for a mean angle\nwithin {summary['near']:.0f} degrees of random ones")
+    enough.set_title("how many directions are enough (bars: 95 % interval)", fontsize="medium")
+    enough.legend(fontsize="x-small", loc="best")
+
+    attack.plot([], [], color="0.4", label="along what is left")
+    attack.plot([], [], color="0.4", linestyle=":", label="along what was taken out")
+    epsilon = config["attack"]["epsilon"]
+    attack.set(ylabel="errors by another network's direction\n(share of images got right)", ylim=(0, 1))
+    attack.set_title(f"attacks of L2 length {epsilon:g} (pixels in [0, 1])", fontsize="medium")
+    attack.legend(fontsize="x-small", loc="upper left")
+    for axes in panels:
+        axes.set_xticks(range(len(steps)), [f"{step:.0f}" for step in steps])
+        axes.set_xlabel("optimizer steps")
+        axes.grid(alpha=0.25)
+    optimizer = config["optimizer"]
+    figure.suptitle(
+        f"Adversarial directions without a small subspace: {_networks(config)}, {config['num_networks']} networks, "
+        f"subspaces from {config['num_fit']} others\n{_data(config)}; {optimizer['name']}, "
+        f"learning rate {optimizer['learning_rate']:g}, batch size {config['batch_size']}",
+        fontsize="medium",
+    )
+    return figure
+
+
 _DIRECTIONS = (("-", "source to target"), ("--", "target to source"))
 
 
@@ -236,28 +371,28 @@ def _attacked(axes, x, config, curves) -> None:
 def _title(configs: Sequence[Mapping[str, Any]], num_examples: int) -> str:
     """What the runs have in common."""
 
-    def same(text: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    def same(text: Callable[[Mapping[str, Any]], str], before: str = ", ") -> str:
         texts = {text(config) for config in configs}
-        return list(texts) if len(texts) == 1 else []
+        return before + texts.pop() if len(texts) == 1 else ""
 
-    def of_data(config: Mapping[str, Any]) -> str:
-        data = config["data"]
-        classes = f" ({' / '.join(data['classes'])})" if 0 < len(data["classes"]) <= 3 else ""
-        few = f", {data['num_train']} training images" if data["num_train"] else ""
-        return f"{data['name']}{classes}{', shuffled labels' * data['shuffle_labels']}{few}"
-
-    def named(config: Mapping[str, Any]) -> str:
-        sizes = {name: list(config["widths"][name]) for name in config["models"]}
-        changed = lambda name: sizes[name] != list(WIDTHS[name])
-        return " and ".join(name + f" of widths {sizes[name]}" * changed(name) for name in sizes)
-
-    optimizer = lambda config: config["optimizer"]
-    return "\n".join(
-        (
-            ": ".join(["Adversarial directions of independently trained networks", *same(named)]),
-            ", ".join([*same(of_data), f"{num_examples} test images"])
-            + "".join(f"; {part}" for part in same(lambda c: optimizer(c)["name"]))
-            + "".join(f", {part}" for part in same(lambda c: f"learning rate {optimizer(c)['learning_rate']:g}"))
-            + "".join(f", {part}" for part in same(lambda c: f"batch size {c['batch_size']}")),
-        )
+    return (
+        f"Adversarial directions of independently trained networks{same(_networks, ': ')}\n"
+        f"{same(_data, '')}{', ' * bool(same(_data))}{num_examples} test images"
+        + same(lambda c: c["optimizer"]["name"], "; ")
+        + same(lambda c: f"learning rate {c['optimizer']['learning_rate']:g}")
+        + same(lambda c: f"batch size {c['batch_size']}")
     )
+
+
+def _networks(config: Mapping[str, Any]) -> str:
+    """The architectures, with their widths where those are not the usual ones."""
+    sizes = {name: list(config["widths"][name]) for name in config["models"]}
+    usual = lambda name: sizes[name] == list(WIDTHS[name])
+    return " and ".join(name if usual(name) else f"{name} of widths {sizes[name]}" for name in sizes)
+
+
+def _data(config: Mapping[str, Any]) -> str:
+    data = config["data"]
+    classes = f" ({' / '.join(data['classes'])})" if 0 < len(data["classes"]) <= 3 else ""
+    changes = ", shuffled labels" * data["shuffle_labels"] + ", mean image subtracted" * data["subtract_mean"]
+    return f"{data['name']}{classes}{changes}" + (f", {data['num_train']} training images" if data["num_train"] else "")

@@ -233,8 +233,12 @@ def compare(observations: Sequence[Sequence[Observation]], placements: Sequence[
     own = [(list(map(facts, groups)), placement) for groups, placement in zip(observations, placements, strict=True)]
     cosine, *known = devices.gather([(rows, placements[0]), *own])
     first, second = pairs(len(placements), len(last))[0].T
-    angle = jnp.rad2deg(jnp.arccos(jnp.minimum(jnp.abs(cosine[first, second % len(last)]), 1.0)))
-    return angle, *jnp.moveaxis(jnp.concatenate(known), 1, 0)
+    return folded(cosine[first, second % len(last)]), *jnp.moveaxis(jnp.concatenate(known), 1, 0)
+
+
+def folded(cosine: jax.Array) -> jax.Array:
+    """The folded angles in degrees, from cosines that rounding may have taken beyond 1."""
+    return jnp.rad2deg(jnp.arccos(jnp.minimum(jnp.abs(cosine), 1.0)))
 
 
 def withstand(
@@ -407,6 +411,24 @@ def collect(
     angle, accuracy, loss, undirected, *kept = map(stack, zip(*measurements, strict=True))
     pair, model = pairs(num_models, len(accuracy) // num_models)
     return Trajectory(np.array(steps), pair, angle, accuracy, loss, model, undirected, np.array(num_examples), *kept)
+
+
+def select(trajectory: Trajectory, networks: np.ndarray) -> Trajectory:
+    """The trajectory of some of its networks of one architecture, given by their numbers, and of the pairs among them.
+
+    Success rates, which are of a ring of networks, are left out.
+    """
+    number = np.full(len(trajectory.model), -1)
+    number[networks] = np.arange(len(networks))
+    pair = number[trajectory.pair]
+    among = (pair >= 0).all(axis=1)
+    of_pairs = {
+        name: getattr(trajectory, name)[among]
+        for name in ("angle", "angle_examples")
+        if getattr(trajectory, name) is not None
+    }
+    of_networks = {name: getattr(trajectory, name)[networks] for name in ("accuracy", "loss", "model", "undirected")}
+    return trajectory._replace(pair=pair[among], success=None, **of_pairs, **of_networks)
 
 
 def measurements(trajectory: Trajectory) -> list[Measurement]:

@@ -30,7 +30,8 @@ from jtrans.training import Network
 
 CONFIG, SUMMARY, NETWORKS = "config.json", "summary.json", "networks"
 TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.csv", "synthetic.csv"
-RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE)
+CONTROL_TABLE, DECOMPOSE_TABLE = "control.csv", "decompose.csv"
+RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE, CONTROL_TABLE, DECOMPOSE_TABLE)
 
 
 @contextlib.contextmanager
@@ -159,17 +160,29 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_trajectory(workdir: Path, trajectory: Trajectory) -> None:
     """`trajectory.npz`, the arrays, and `trajectory.csv`, a row a step."""
-    arrays = {name: value for name, value in trajectory._asdict().items() if value is not None}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write(workdir / TRAJECTORY, buffer.getvalue())
-
+    write_arrays(workdir / TRAJECTORY, trajectory)
     over = curves(trajectory)
     columns = {"step": trajectory.step}
     for name, interval in over.items():
         columns |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
     columns |= {f"accuracy_{m}": row for m, row in enumerate(trajectory.accuracy)}
     write_table(workdir / TRAJECTORY_TABLE, columns)
+
+
+def write_arrays(path: Path, trajectory: Trajectory, **more: np.ndarray) -> None:
+    """The arrays of a trajectory, and more beside them, as one npz file."""
+    arrays = {name: value for name, value in trajectory._asdict().items() if value is not None}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays, **more)
+    write(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> tuple[Trajectory, dict[str, np.ndarray]]:
+    """What `write_arrays` wrote: the trajectory, and what stands beside it."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    own = {name: arrays.pop(name) for name in Trajectory._fields if name in arrays}
+    return Trajectory(**own), arrays
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:
@@ -182,7 +195,7 @@ def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV file of numbers.
+    """The columns of a CSV file: of numbers, or else of text.
 
     Raises:
       InputError: the file is missing.
@@ -192,7 +205,14 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise InputError(f"--workdir: {path.parent} holds no finished run ({one_line(error)})") from error
-    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+    return {name: _column([row[name] for row in rows]) for name in rows[0]}
+
+
+def _column(texts: Sequence[str]) -> np.ndarray:
+    try:
+        return np.array(texts, float)
+    except ValueError:
+        return np.array(texts)
 
 
 def write_figure(workdir: Path, figure: Figure) -> None:
@@ -244,8 +264,7 @@ def read(workdir: Path) -> tuple[dict[str, Any], Trajectory, dict[str, Any]]:
       InputError: a file is missing.
     """
     try:
-        with np.load(workdir / TRAJECTORY) as arrays:
-            trajectory = Trajectory(**arrays)
+        trajectory, _ = read_arrays(workdir / TRAJECTORY)
         config, summary = (json.loads((workdir / name).read_text()) for name in (CONFIG, SUMMARY))
     except OSError as error:
         raise InputError(f"--workdir: {workdir} holds no finished run ({one_line(error)})") from error

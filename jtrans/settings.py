@@ -126,6 +126,48 @@ EARLY: Mapping[str, Field] = {
 }
 
 
+CONTROL: Mapping[str, Field] = {
+    **NETWORKS,  # so many networks for each setting
+    "num_steps": whole(20),
+    "optimizers": Field(
+        tuple(training.OPTIMIZERS),
+        lambda v: is_tuple(v, lambda name: name in training.OPTIMIZERS) and len(set(v)) == len(v),
+        f"a tuple of {', '.join(training.OPTIMIZERS)}, each once",
+    ),
+    "learning_rates": Field(
+        (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        lambda v: is_tuple(v, lambda r: is_number(r) and r > 0) and sorted(set(v)) == list(v),
+        "a tuple of numbers above 0, each larger than the one before",
+    ),
+    "batch_sizes": Field(
+        (128,),
+        lambda v: is_tuple(v, lambda b: type(b) is int and b > 0) and sorted(set(v)) == list(v),
+        "a tuple of whole numbers, 1 or more, each larger than the one before",
+    ),
+}
+
+
+DECOMPOSE_SIZE = 64
+DECOMPOSE: Mapping[str, Field] = {
+    **NETWORKS,  # so many networks are measured
+    **TRAINING,
+    "num_fit": whole(8),  # further networks, from which subspaces are fitted
+    "fit_examples": whole(100),  # training images at which their directions are taken
+    "steps": Field(
+        (0, 1, 2, 3, 5, 10, 20, 50),
+        lambda v: is_tuple(v, lambda s: type(s) is int, range(2, 10**6)) and sorted(set(v)) == list(v) and v[0] == 0,
+        "a tuple of whole numbers, 0 first and each larger than the one before, as (0, 1, 5)",
+    ),
+    "ranks": Field(
+        (1, 2, 5, 10, 20, 50, 100),
+        lambda v: is_tuple(v, lambda r: type(r) is int and r > 0) and sorted(set(v)) == list(v),
+        "a tuple of whole numbers, 1 or more, each larger than the one before",
+    ),
+    # The Euclidean length of an attack, in units of pixels in [0, 1].
+    "attack.epsilon": Field(2.0, lambda v: is_number(v) and v > 0, "a number above 0"),
+}
+
+
 SYNTHETIC: Mapping[str, Field] = {
     "problem": Field("", lambda v: isinstance(v, str), "an npz file, or '' to generate problems"),
     "seed": seed(),
@@ -207,6 +249,16 @@ def early() -> ConfigDict:
     return defaults(EARLY)
 
 
+def control() -> ConfigDict:
+    """The defaults of `experiments/control.py`."""
+    return defaults(CONTROL)
+
+
+def decompose() -> ConfigDict:
+    """The defaults of `experiments/decompose.py`."""
+    return defaults(DECOMPOSE)
+
+
 def synthetic() -> ConfigDict:
     """The defaults of `experiments/synthetic.py`."""
     return defaults(SYNTHETIC)
@@ -256,10 +308,56 @@ def check_early(config: ConfigDict) -> None:
       InputError: names the first field that is wrong.
     """
     check(config, EARLY)
-    if len(config.models) == 1 and config.num_networks < 2:
-        raise InputError("num_networks: got 1; pairs of one architecture take 2 networks or more")
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise InputError("tensorboard: got True; it takes pip install jtrans[tensorboard]")
+    check_networks(config)
+
+
+def check_control(config: ConfigDict) -> None:
+    """Nothing, if `experiments/control.py` can run the config.
+
+    Raises:
+      InputError: names the first field that is wrong.
+    """
+    check(config, CONTROL)
+    check_one_model(config)
+    check_networks(config)
+
+
+def check_decompose(config: ConfigDict) -> None:
+    """Nothing, if `experiments/decompose.py` can run the config.
+
+    Raises:
+      InputError: names the first field that is wrong.
+    """
+    check(config, DECOMPOSE)
+    check_one_model(config)
+    if config.data.image_size > DECOMPOSE_SIZE:
+        size = config.data.image_size
+        raise InputError(
+            f"data.image_size: got {size}; subspaces take memory with its 4th power: {DECOMPOSE_SIZE} at most"
+        )
+    check_networks(config)
+
+
+def check_one_model(config: ConfigDict) -> None:
+    """Nothing, if the config has a single architecture.
+
+    Raises:
+      InputError: it has two.
+    """
+    if len(config.models) > 1:
+        raise InputError(f"models: got {config.models}; this experiment takes one, as {config.models[:1]}")
+
+
+def check_networks(config: ConfigDict) -> None:
+    """Nothing, if the config's networks can be built, and paired.
+
+    Raises:
+      InputError: names the first field that is wrong.
+    """
+    if len(config.models) == 1 and config.num_networks < 2:
+        raise InputError("num_networks: got 1; pairs of one architecture take 2 networks or more")
     for name in config.models:
         size = config.data.image_size
         try:

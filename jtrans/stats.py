@@ -1,6 +1,7 @@
 """Means with confidence intervals over seeds, and the law of the angle between random directions."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -57,19 +58,38 @@ def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Int
     Returns:
       Interval of arrays `[...]`; no interval (NaN) where leaving out some network leaves no pair.
     """
-    values, model = np.asarray(values, np.float64), np.asarray(model)
+    values = np.asarray(values, np.float64)
     known = ~np.isnan(values)
     filled = np.where(known, values, 0.0)
-    variance, freedom = np.zeros(values.shape[1:]), 0
-    with np.errstate(invalid="ignore"):  # 0 / 0, where nothing is left, is the NaN that is meant
-        mean = filled.sum(0) / known.sum(0)
-        for architecture in np.unique(model):
-            members = np.flatnonzero(model == architecture)
-            without = [(pair != i).all(axis=1) for i in members]
-            means = np.stack([filled[keep].sum(0) / known[keep].sum(0) for keep in without])
-            variance += (len(members) - 1) * means.var(axis=0)
-            freedom += len(members) - 1
-    return _student(mean, np.sqrt(variance), freedom)
+
+    def mean(kept: np.ndarray) -> np.ndarray:
+        keep = kept[pair].all(axis=1)
+        with np.errstate(invalid="ignore"):  # 0 / 0, where nothing is left, is the NaN that is meant
+            return filled[keep].sum(0) / known[keep].sum(0)
+
+    return jackknife_ci(mean, model)
+
+
+def jackknife_ci(estimate: Callable[[np.ndarray], np.ndarray], group: np.ndarray) -> Interval:
+    """Any estimate from independent networks and its 95 % interval, leaving out one network at a time.
+
+    Args:
+      estimate: from the networks that are kept, `[M]` of True and False, to an array.
+      group: `[M]`, what each network was drawn from, as its architecture.
+
+    Returns:
+      Interval of arrays like the estimate; no interval (NaN) where some network cannot be left out.
+    """
+    group = np.asarray(group)
+    every = np.ones(len(group), bool)
+    whole = np.asarray(estimate(every))
+    variance, freedom = np.zeros(whole.shape), 0
+    for one in np.unique(group):
+        members = np.flatnonzero(group == one)
+        without = np.stack([estimate(every & (np.arange(len(group)) != i)) for i in members])
+        variance += (len(members) - 1) * without.var(axis=0)
+        freedom += len(members) - 1
+    return _student(whole, np.sqrt(variance), freedom)
 
 
 @dataclasses.dataclass(frozen=True)

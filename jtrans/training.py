@@ -19,6 +19,11 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 }
 
 
+def adjustable(name: str) -> optax.GradientTransformation:
+    """The optimizer of that name with its learning rate in its state, where each network can have its own."""
+    return optax.inject_hyperparams(lambda learning_rate: OPTIMIZERS[name](learning_rate))(learning_rate=0.0)
+
+
 class Network(NamedTuple):
     """A network in training: its variables and its optimizer's state, pytrees of arrays."""
 
@@ -30,6 +35,12 @@ def initialize(model: Model, optimizer: optax.GradientTransformation, key: jax.A
     """A network before training."""
     variables = model.init(key)
     return Network(variables, optimizer.init(variables["params"]))
+
+
+def with_learning_rate(network: Network, learning_rate: jax.Array) -> Network:
+    """The network with that learning rate; its optimizer is `adjustable`."""
+    state = network.optimizer_state
+    return network._replace(optimizer_state=state._replace(hyperparams={"learning_rate": learning_rate}))
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:

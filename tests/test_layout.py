@@ -24,6 +24,7 @@ ORDER = [
     "devices",
     "population",
     "updates",
+    "decomposition",
     "findings",
     "settings",
     "results",

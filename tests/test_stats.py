@@ -114,3 +114,9 @@ def test_a_single_pair_has_no_interval_and_a_missing_pair_is_left_out():
     assert np.isnan([got.low, got.high]).all()
     pair, model = pairs_of(3, across=False)
     assert stats.pair_mean_ci(np.array([1.0, np.nan, 3.0]), pair, model).mean == 2
+
+
+def test_the_jackknife_of_a_mean_is_students_interval():
+    values = np.random.default_rng(0).normal(size=(9, 2))
+    got = stats.jackknife_ci(lambda kept: values[kept].mean(0), np.zeros(9))
+    np.testing.assert_allclose(got, stats.mean_ci(values))

@@ -1,0 +1,25 @@
+"""What controls early transferability (BenShmuel 2022, section 2.3): learning rate, batch size, optimizer.
+
+    python experiments/control.py --config=configs/control.py --config.data.dir=DIRECTORY
+
+DIRECTORY is a TFDS data directory that holds cifar10. FC deep at half its width, so that 864 networks, four for each of
+216 settings, take ten minutes on 2 cores. One file for each optimizer and batch size is kept, so that a run that was
+stopped goes on with the next.
+"""
+
+from ml_collections import ConfigDict
+
+from jtrans import settings
+
+
+def get_config() -> ConfigDict:
+    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
+    config = settings.control()
+    config.data.name = "cifar10"
+    config.data.classes = ("cat", "dog")
+    config.widths.mlp_deep = (512, 256, 128, 64)
+    config.num_networks = 4
+    config.num_examples = 100
+    config.learning_rates = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0, 10.0)
+    config.batch_sizes = (16, 32, 64, 128, 256, 1024)
+    return config

@@ -1,0 +1,22 @@
+"""Taking the early part out of adversarial directions: which small subspace holds it, and whether attacks need it.
+
+    python experiments/decompose.py --config=configs/decompose.py --config.data.dir=DIRECTORY
+
+DIRECTORY is a TFDS data directory that holds cifar10. FC deep at half its width, 16 networks measured and 8 more from
+which the subspaces are fitted.
+"""
+
+from ml_collections import ConfigDict
+
+from jtrans import settings
+
+
+def get_config() -> ConfigDict:
+    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
+    config = settings.decompose()
+    config.data.name = "cifar10"
+    config.data.classes = ("cat", "dog")
+    config.widths.mlp_deep = (512, 256, 128, 64)
+    config.num_examples = 100
+    config.steps = (0, 1, 2, 3, 5, 10, 20, 60, 240)
+    return config

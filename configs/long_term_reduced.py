@@ -1,0 +1,27 @@
+"""Long-term transferability, reduced for 2 cores: a conv B of an eighth of its widths, 2,000 training images.
+
+    python experiments/sweep.py --config=configs/long_term_reduced.py --config.data.dir=DIRECTORY \
+        --sweep="optimizer.learning_rate=1e-4,3e-3"
+
+DIRECTORY is a TFDS data directory that holds cifar10. Forty epochs of 15 steps.
+"""
+
+from ml_collections import ConfigDict
+
+from jtrans import settings
+
+
+def get_config() -> ConfigDict:
+    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
+    config = settings.early()
+    config.data.name = "cifar10"
+    config.data.classes = ("airplane", "automobile")
+    config.data.num_train = 2000
+    config.models = ("conv_b",)
+    config.widths.conv_b = (16, 16, 32, 32, 64, 64, 128)
+    config.num_networks = 4
+    config.num_examples = 100
+    config.num_steps = 600
+    config.measure_every = 15
+    config.attack.epsilon = 8 / 255
+    return config

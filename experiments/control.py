@@ -1,0 +1,107 @@
+"""What controls early transferability: learning rate, batch size and optimizer, hundreds of settings side by side."""
+
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import early
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jtrans import cli, data, devices, findings, plots, population, results, settings, training
+from jtrans.models import Model
+from jtrans.population import Keys, Trajectory
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """A map of the lowest angle while the accuracy is at chance, over learning rate, batch size and optimizer."""
+    settings.check_control(config)
+    with results.claimed(workdir, config) as finished:
+        if not finished:
+            measure(config, workdir)
+    table = results.read_table(workdir / results.CONTROL_TABLE)
+    print(f"{findings.describe_control(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+
+
+def measure(config: ConfigDict, workdir: Path) -> None:
+    """Every setting, from where an earlier run stopped, the table, the figure."""
+    started = time.monotonic()
+    keys = population.keys(config.seed)
+    dataset, test = early.load(config, keys.data, max(config.batch_sizes))
+    (name,) = config.models
+    model = early.build(config, name, dataset)
+    results.write_config(workdir, config)
+    of_part = {}
+    for optimizer, batch_size in itertools.product(config.optimizers, config.batch_sizes):
+        path = workdir / f"{optimizer}-{batch_size}.npz"
+        if not path.exists():
+            trajectory, first_update = train(model, config, optimizer, batch_size, keys, dataset.train, test)
+            results.write_arrays(path, trajectory, first_update=first_update)
+            print(
+                f"{optimizer}, batch size {batch_size}: {len(config.learning_rates)} learning rates measured",
+                flush=True,
+            )
+        of_part[optimizer, batch_size] = results.read_arrays(path)
+    dimension, num_classes = test.images[0].size, len(dataset.class_names)
+    table = findings.control(of_part, config.learning_rates, dimension, num_classes)
+    summary = findings.summarize_control(of_part, table, config.learning_rates, dimension, num_classes)
+    summary["seconds"] = time.monotonic() - started
+    results.write_table(workdir / results.CONTROL_TABLE, table)
+    results.write_figure(workdir, plots.control(config.to_dict(), table, summary))
+    results.write_summary(workdir, config, summary)
+
+
+def train(
+    model: Model,
+    config: ConfigDict,
+    optimizer: str,
+    batch_size: int,
+    keys: Keys,
+    train: data.Split,
+    test: data.Split,
+) -> tuple[Trajectory, np.ndarray]:
+    """All learning rates of one optimizer and batch size as one population, the networks of each rate in a row.
+
+    Returns:
+      The trajectory, with the pairs across learning rates; and for each network the length of its first update over
+      that of its weights.
+    """
+    rates = np.repeat(np.array(config.learning_rates, np.float32), config.num_networks)
+    num_examples, *shape = test.images.shape
+    block = population.block_size(num_examples, len(rates), test.images[0].size)
+    placement = population.place(model, shape, max(batch_size, block), len(rates), size=config.group_size)
+    adjustable = training.adjustable(optimizer)
+    (groups,) = population.initialize([model], adjustable, keys.init, [placement])
+    groups = list(map(training.with_learning_rate, groups, devices.split(rates, placement)))
+    steps = population.trajectory(
+        [model],
+        adjustable,
+        [groups],
+        [placement],
+        keys,
+        train,
+        test,
+        batch_size=batch_size,
+        num_steps=config.num_steps,
+        batch_statistics=config.batch_statistics,
+    )
+    weights, measured = [], []
+    for step, (groups,), measurement in steps:
+        measured.append((step, measurement._replace(angle_examples=None)))
+        if step < 2:
+            weights.append(devices.merge([group.variables["params"] for group in groups], placement))
+    before, after = map(jax.tree.leaves, weights)
+    moved = length([b - a for a, b in zip(before, after, strict=True)])
+    return population.collect(*zip(*measured, strict=True), 1, num_examples), moved / length(before)
+
+
+def length(leaves: Sequence[np.ndarray]) -> np.ndarray:
+    """The Euclidean length of each network's numbers, which stand along the first axis."""
+    return np.sqrt(sum(np.square(leaf, dtype=np.float64).reshape(len(leaf), -1).sum(1) for leaf in leaves))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,140 @@
+"""Taking the early part out: adversarial directions without what lies in a small subspace, step by step."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import early
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jtrans import (
+    cli,
+    data,
+    decomposition,
+    devices,
+    directions,
+    findings,
+    models,
+    plots,
+    population,
+    results,
+    settings,
+    training,
+)
+from jtrans.data import Dataset, Split
+from jtrans.errors import InputError
+from jtrans.models import Model
+from jtrans.population import Keys
+from jtrans.training import Network
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """The angle between adversarial directions once a small subspace is projected out, and whether attacks need it."""
+    settings.check_decompose(config)
+    with results.claimed(workdir, config) as finished:
+        if not finished:
+            measure(config, workdir)
+    table = results.read_table(workdir / results.DECOMPOSE_TABLE)
+    print(f"{findings.describe_decomposition(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+
+
+def measure(config: ConfigDict, workdir: Path) -> None:
+    """The networks, the subspaces fitted on some of them, the others measured without those, the table, the figure."""
+    started = time.monotonic()
+    keys = population.keys(config.seed)
+    dataset, test = early.load(config, keys.data, config.batch_size)
+    shape, dimension, most = test.images.shape[1:], test.images[0].size, config.ranks[-1]
+    if most >= dimension:
+        raise InputError(f"ranks: got {most}; the images have {dimension} values, so fewer than that")
+    fit_images = data.balanced(dataset.train, config.fit_examples, "fit_examples")
+    (name,) = config.models
+    model = early.build(config, name, dataset)
+    look = jax.jit(partial(population.observe, model, batch_statistics=config.batch_statistics))
+    without = jax.jit(partial(decomposition.measure, model, epsilon=config.attack.epsilon))
+    fixed = of_images(dataset, keys.attack, most, subtract_mean=config.data.subtract_mean)
+    layer, convolution = models.first_layer(name)
+    found, accuracy, start = {}, {}, None
+    for step, networks in trained(config, model, keys, dataset.train, test):
+        fit, own = (
+            jax.tree.map(lambda leaf, part=part: leaf[part], networks)
+            for part in (slice(config.num_fit), slice(config.num_fit, None))
+        )
+        rows = np.reshape(look(fit, *fit_images).unit, (-1, dimension))
+        subspaces = {**fixed, "other networks' gradients": decomposition.leading(rows, most)}
+        kernel = fit.variables["params"][layer]["kernel"]
+        start = kernel if start is None else start
+        moved = decomposition.updates(start, kernel, shape, convolution)
+        subspaces["other networks' updates"] = decomposition.leading(moved, most)
+        seen = look(own, *test)
+        accuracy[step] = np.mean(seen.correct, axis=1)
+        for subspace, rank, basis in bases(subspaces, config.ranks, dimension):
+            found[step, subspace, rank] = jax.device_get(without(own, seen, *test, basis))
+        print(f"step {step}: accuracy {accuracy[step].mean():.3f}, {len(subspaces)} subspaces measured", flush=True)
+    table = findings.decomposition(found, accuracy)
+    summary = findings.summarize_decomposition(table, dimension, len(dataset.class_names))
+    summary["seconds"] = time.monotonic() - started
+    results.write_config(workdir, config)
+    results.write_table(workdir / results.DECOMPOSE_TABLE, table)
+    results.write_figure(workdir, plots.decompose(config.to_dict(), table, summary))
+    results.write_summary(workdir, config, summary)
+
+
+def trained(config: ConfigDict, model: Model, keys: Keys, train: Split, test: Split) -> Iterator[tuple[int, Network]]:
+    """The networks `[num_fit + num_networks, ...]` on the host, at each of the config's steps."""
+    count = config.num_fit + config.num_networks
+    num_examples, *shape = test.images.shape
+    block = population.block_size(num_examples, count, test.images[0].size)
+    placement = population.place(model, shape, max(config.batch_size, block), count, size=config.group_size)
+    optimizer = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
+    last = config.steps[-1]
+    steps = population.trajectory(
+        [model],
+        optimizer,
+        population.initialize([model], optimizer, keys.init, [placement]),
+        [placement],
+        keys,
+        train,
+        test,
+        batch_size=config.batch_size,
+        num_steps=last,
+        measure_every=last,
+    )
+    for step, (groups,), _ in steps:
+        if step in config.steps:
+            yield step, devices.merge(groups, placement)
+
+
+def of_images(dataset: Dataset, key: jax.Array, most: int, *, subtract_mean: bool) -> dict[str, np.ndarray]:
+    """The subspaces that no network is needed for, with `most` directions at most."""
+    images = dataset.train.images.reshape(len(dataset.train.labels), -1).astype(np.float32) / 255
+    mean = images.mean(0, keepdims=True)
+    noise = directions.random(key, np.zeros((most, images.shape[1]), np.float32))
+    return {
+        "random directions": decomposition.leading(noise, most),
+        "the mean image": decomposition.leading(mean, 1),
+        # As the networks see them.
+        "training images": decomposition.leading(images - mean if subtract_mean else images, most),
+    }
+
+
+def bases(
+    subspaces: Mapping[str, np.ndarray], ranks: Sequence[int], dimension: int
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """The name, the number of directions and the basis of nothing, and of each subspace at each rank that it has.
+
+    All bases have the same shape, for one compiled program, by rows of zeros.
+    """
+    nothing = np.zeros((ranks[-1], dimension), np.float32)
+    yield findings.NOTHING, 0, nothing
+    for name, basis in subspaces.items():
+        for rank in ranks:
+            if rank <= len(basis):
+                yield name, rank, np.concatenate([basis[:rank], nothing[rank:]])
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,218 @@
+import csv
+import json
+
+import decompose
+import early
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from jtrans import cli, decomposition, directions, layers, models, plots, population, results, stats
+from jtrans.models import Model
+from jtrans.modules import Convolution
+from jtrans.training import Network
+
+SHAPE = (6, 5, 3)
+DIMENSION = 90
+
+
+def orthonormal(count, seed):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(DIMENSION, count)))[0].T
+
+
+def test_projection_agrees_with_float64():
+    rng = np.random.default_rng(0)
+    vectors, basis = rng.normal(size=(7, *SHAPE)), orthonormal(4, 1)
+    got = directions.project_off(jnp.array(vectors, jnp.float32), jnp.array(basis, jnp.float32))
+    flat = vectors.reshape(7, -1)
+    want = flat - flat @ basis.T @ basis
+    assert got.shape == vectors.shape
+    np.testing.assert_allclose(got.reshape(7, -1), want, atol=1e-5)
+    np.testing.assert_allclose(got.reshape(7, -1) @ basis.T, 0, atol=1e-5)
+    vectors = np.float32(vectors)
+    np.testing.assert_array_equal(directions.project_off(vectors, np.zeros((2, DIMENSION), np.float32)), vectors)
+
+
+@pytest.mark.parametrize("count", [40, 200])  # fewer rows than values, and more
+def test_leading_directions_of_a_chosen_spectrum(count):
+    rng = np.random.default_rng(0)
+    left = np.linalg.qr(rng.normal(size=(count, 5)))[0]
+    right = orthonormal(5, 1)
+    rows = left * [9, 5, 3, 2, 1] @ right
+    rows = np.concatenate([rows, np.full((1, DIMENSION), np.nan), np.zeros((1, DIMENSION))])
+    basis = decomposition.leading(rows, 3)
+    np.testing.assert_allclose(np.abs(basis @ right.T), np.eye(3, 5), atol=1e-3)
+    many = decomposition.leading(rows[:4], 10)
+    assert many.shape == (4, DIMENSION)
+    np.testing.assert_allclose(many @ many.T, np.eye(4), atol=1e-5)
+    assert decomposition.leading(np.zeros((3, DIMENSION)), 2).shape == (0, DIMENSION)
+
+
+@pytest.mark.parametrize("layer", [Convolution(3, 1, 1), Convolution(5, 2, 1), Convolution(3, 2, 0)])
+def test_updates_of_a_convolution_span_what_it_sees(layer):
+    """The same Gram matrix as the Jacobian of the convolution with every network's filters."""
+    rng = np.random.default_rng(0)
+    moved = rng.normal(size=(2, layer.kernel, layer.kernel, 3, 20)).astype(np.float32)
+    rows = decomposition.updates(np.zeros_like(moved), moved, SHAPE, layer)
+    see = lambda x, kernel: layers.convolve(x[None], kernel, stride=layer.stride, padding=layer.padding).ravel()
+    jacobian = np.concatenate([jax.jacrev(see)(jnp.zeros(SHAPE), k).reshape(-1, DIMENSION) for k in moved])
+    np.testing.assert_allclose(rows.T @ rows, jacobian.T @ jacobian, atol=1e-2)
+
+
+def test_updates_of_a_fully_connected_layer_are_in_the_order_of_the_images():
+    model = models.build("mlp_shallow", SHAPE, 2, widths=(4,))
+    before, after = (model.init(jax.random.key(i)) for i in range(2))
+    kernels = [v["params"]["Dense_0"]["kernel"][None] for v in (before, after)]
+    rows = decomposition.updates(*map(np.asarray, kernels), SHAPE, None)
+    x = np.random.default_rng(0).uniform(size=(1, *SHAPE)).astype(np.float32)
+    flat = np.moveaxis(x, -1, 1).reshape(1, -1)
+    np.testing.assert_allclose(x.reshape(1, -1) @ rows.T, flat @ (kernels[1] - kernels[0])[0].T, atol=1e-5)
+
+
+# Networks whose two logits are w.x and -w.x: the adversarial direction is w, up to its sign, at every image.
+def linear(variables, x):
+    margin = jnp.matmul(x.reshape(len(x), -1) - 0.5, variables["w"], precision="highest")
+    return jnp.stack([margin, -margin], axis=1)
+
+
+MODEL = Model(None, linear, None, None)
+IMAGES = np.random.default_rng(3).integers(256, size=(8, *SHAPE), dtype=np.uint8)
+LABELS = np.arange(8) % 2
+
+
+def measured(weights, basis, epsilon=0.5):
+    networks = Network({"w": jnp.array(weights, jnp.float32)}, None)
+    seen = population.observe(MODEL, networks, IMAGES, LABELS)
+    return decomposition.measure(MODEL, networks, seen, IMAGES, LABELS, jnp.array(basis, jnp.float32), epsilon=epsilon)
+
+
+def angles(weights):
+    unit = np.float64(weights) / np.linalg.norm(weights, axis=1, keepdims=True)
+    a, b = np.triu_indices(len(unit), 1)
+    return np.rad2deg(np.arccos(np.minimum(np.abs((unit @ unit.T)[a, b]), 1)))
+
+
+def test_alignment_inside_the_span_goes_back_to_the_random_law():
+    span, count = orthonormal(4, 1), 60
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=(count, DIMENSION))
+    own -= own @ span.T @ span
+    shared = 20 * rng.normal(size=(count, 1)) * span.sum(0) + 5 * rng.normal(size=(count, 4)) @ span
+    whole = measured(own + shared, np.zeros_like(span))
+    assert np.mean(whole.angle) < 60
+    np.testing.assert_allclose(whole.share, 0, atol=1e-6)
+    left = measured(own + shared, span)
+    law = stats.random_angle(DIMENSION - 4)
+    interval = stats.pair_mean_ci(left.angle, population.pairs(1, count)[0], np.zeros(count))
+    assert interval.low < law.mean() < interval.high
+    assert interval.high - interval.low < 2
+    np.testing.assert_allclose(left.angle, angles(own), atol=0.02)
+    lengths = np.square(shared).sum(1) / np.square(own + shared).sum(1)
+    np.testing.assert_allclose(left.share, lengths, rtol=1e-4)
+
+
+def test_alignment_outside_the_span_stays():
+    span, count = orthonormal(5, 1), 12
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(count, DIMENSION))
+    weights -= weights @ span[:4].T @ span[:4]
+    weights += 30 * span[4]
+    whole, left = (measured(weights, basis) for basis in (np.zeros_like(span[:4]), span[:4]))
+    assert np.mean(whole.angle) < 40
+    np.testing.assert_allclose(left.angle, whole.angle, atol=1e-2)
+    np.testing.assert_allclose(left.angle, angles(weights), atol=1e-2)
+
+
+def test_attacks_of_either_component_agree_with_float64():
+    span = orthonormal(3, 1)
+    weights = np.random.default_rng(0).normal(size=(4, DIMENSION)) + 2 * span.sum(0)
+    got = measured(weights, span, epsilon=1.5)
+    x = IMAGES.reshape(8, -1) / 255
+    sign = np.where(LABELS == 0, 1, -1)  # label 0 is the class of positive margins
+    inside = weights @ span.T @ span
+    for part, rates in ((weights - inside, got.off), (inside, got.inside)):
+        unit = part / np.linalg.norm(part, axis=1, keepdims=True)
+        for target in range(4):
+            attacked = np.clip(x - 1.5 * sign[:, None] * unit[(target + 1) % 4], 0, 1)
+            right, still = (((v - 0.5) @ weights[target] > 0) == (sign > 0) for v in (x, attacked))
+            assert float(rates[target]) == pytest.approx((right & ~still).sum() / right.sum(), abs=1e-6)
+
+
+SMALL = ["--config.num_networks=4", "--config.num_fit=3", "--config.num_examples=20", "--config.fit_examples=20"]
+SMALL += ["--config.batch_size=20", "--config.data.name=digits", "--config.data.classes=()", "--config.steps=(0,1,3)"]
+SMALL += ["--config.data.image_size=8", "--config.widths.mlp_deep=(32,16)", "--config.ranks=(1,4)"]
+SMALL += ["--config.optimizer.learning_rate=1e-2"]
+
+
+def run(workdir, *arguments):
+    # A tuple given twice would be added up.
+    fields = {flag.partition("=")[0]: flag for flag in (*SMALL, *arguments)}
+    flags = [f"--config={ROOT / 'configs' / 'decompose.py'}", f"--workdir={workdir}", *fields.values()]
+    return cli.run(decompose.main, ["decompose.py", *flags])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    assert run(workdir) == 0
+    return workdir
+
+
+def test_the_measured_networks_are_others_than_the_fitted(finished, tmp_path):
+    """Whole directions are those of the last four of seven networks that train together."""
+    flags = [f for f in SMALL if not any(name in f for name in ("num_networks", "num_fit", "fit_ex", "steps", "ranks"))]
+    flags += ["--config.num_networks=7", "--config.num_steps=3", f"--workdir={tmp_path}"]
+    assert cli.run(early.main, ["early.py", f"--config={ROOT / 'configs' / 'digits.py'}", *flags]) == 0
+    _, trajectory, _ = results.read(tmp_path)
+    want = population.select(trajectory, np.arange(3, 7)).angle.mean(0)
+    table = results.read_table(finished / "decompose.csv")
+    whole = table["subspace"] == "nothing"
+    np.testing.assert_allclose(table["angle_mean"][whole], want[[0, 1, 3]], atol=1e-3)
+
+
+def test_the_experiment_leaves_a_table_with_every_subspace(finished, capsys):
+    rows = list(csv.DictReader((finished / "decompose.csv").open()))
+    kinds = {(row["subspace"], row["rank"]) for row in rows if row["step"] == "3"}
+    ranked = ("random directions", "training images", "other networks' gradients", "other networks' updates")
+    assert kinds == {("nothing", "0"), ("the mean image", "1"), *((name, rank) for name in ranked for rank in "14")}
+    assert all(float(row["off_low"]) <= float(row["off_mean"]) for row in rows if row["off_low"] != "nan")
+    summary = json.loads((finished / "summary.json").read_text())
+    first = [row for row in summary["enough"] if row["step"] == 0]
+    assert {row["mean"] for row in first} == {0}  # before training nothing has to be taken out
+    assert run(finished) == 0  # finished: told again
+    assert "off the span of" in capsys.readouterr().out
+    config = json.loads((finished / "config.json").read_text())
+    panels = plots.decompose(config, results.read_table(finished / "decompose.csv"), summary).axes
+    assert [axes.get_xlabel() for axes in panels] == ["optimizer steps"] * 3
+
+
+def test_convolutional_networks(tmp_path):
+    sizes = "--config.widths.conv_a=(2,2,2,2)"
+    assert (
+        run(tmp_path, "--config.models=('conv_a',)", sizes, "--config.data.image_size=32", "--config.steps=(0,1)") == 0
+    )
+    rows = list(csv.DictReader((tmp_path / "decompose.csv").open()))
+    assert {row["subspace"] for row in rows} >= {"other networks' updates"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "--config.models=('mlp_deep', 'mlp_shallow')",
+            "models: got ('mlp_deep', 'mlp_shallow'); this experiment takes",
+        ),
+        ("--config.ranks=(4,1)", "ranks: got (4, 1); it takes a tuple of whole numbers"),
+        ("--config.ranks=(64,)", "ranks: got 64; the images have 64 values"),
+        ("--config.steps=(0,)", "steps: got (0,); it takes"),
+        ("--config.data.image_size=224", "data.image_size: got 224; subspaces take memory"),
+        ("--config.fit_examples=5000", "fit_examples: got 5000; the class-balanced images are"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, flag, message):
+    assert run(tmp_path, flag) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert message in err

@@ -1,10 +1,16 @@
 # `make early`: the main job on the data that ships with the environment. `make test`: the tests.
 # Both make the environment in .venv first, where it is not there yet.
 
-.PHONY: early test quick check check-all pins clean
+.PHONY: early reproduce test quick check check-all pins clean
 
 early: .venv/base
 	.venv/bin/python experiments/early.py --config=configs/digits.py
+
+# Every figure and claim of the early paper, into docs/reproduction.md: DATA is a TFDS data directory that holds cifar10,
+# IMAGES a folder of photographs in two classes (optional).
+reproduce: .venv/base
+	.venv/bin/python experiments/reproduce.py --config=configs/reproduce.py --workdir=runs/reproduction \
+	  --config.data_dir="$(DATA)" --config.images_dir="$(IMAGES)"
 
 test: .venv/dev
 	.venv/bin/python -m pytest -n 2 -m "not slow"

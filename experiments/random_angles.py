@@ -18,8 +18,11 @@ BLOCK = 2**21  # values drawn at a time
 def main(config: ConfigDict, workdir: Path) -> None:
     """The angle between random directions: typical and mean angles by dimension, and how rare small angles are."""
     settings.check(config, settings.RANDOM_ANGLES)
-    with results.claimed(workdir, config):
-        measure(config, workdir)
+    with results.claimed(workdir, config) as finished:
+        if not finished:
+            measure(config, workdir)
+    tables = (results.read_table(workdir / name) for name in (results.TYPICAL_TABLE, results.UNLIKELY_TABLE))
+    print(f"\n{findings.describe_random_angles(*tables, results.read_summary(workdir))}\n\nresults: {workdir}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:
@@ -35,12 +38,11 @@ def measure(config: ConfigDict, workdir: Path) -> None:
 
     typical, unlikely, summary = findings.random_angles(by_dimension, rare, config.dimension, config.factors)
     results.write_config(workdir, config)
-    results.write_table(workdir / "typical.csv", typical)
-    results.write_table(workdir / "unlikely.csv", unlikely)
+    results.write_table(workdir / results.TYPICAL_TABLE, typical)
+    results.write_table(workdir / results.UNLIKELY_TABLE, unlikely)
     results.write_figure(workdir, plots.random_angles(typical, unlikely, summary))
     summary["seconds"] = time.monotonic() - started
     results.write_summary(workdir, config, summary)
-    print(f"\n{findings.describe_random_angles(typical, unlikely, summary)}\n\nresults: {workdir}")
 
 
 def sample(keys: jax.Array, dimension: int, num_pairs: int) -> np.ndarray:

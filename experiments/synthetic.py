@@ -20,8 +20,11 @@ def main(config: ConfigDict, workdir: Path) -> None:
     given = synthetic.load(config.problem) if config.problem else None
     if given:
         settings.check_levels(config.levels, given.x.shape[1], given.y.shape[1])
-    with results.claimed(workdir, config):
-        measure(config, workdir, given)
+    with results.claimed(workdir, config) as finished:
+        if not finished:
+            measure(config, workdir, given)
+    said = findings.describe_synthetic(results.read_summary(workdir))
+    print(f"{said}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path, given: synthetic.Problem | None) -> None:
@@ -35,7 +38,6 @@ def measure(config: ConfigDict, workdir: Path, given: synthetic.Problem | None) 
     summary["seconds"] = time.monotonic() - started
     results.write_figure(workdir, plots.synthetic(workdir))
     results.write_summary(workdir, config, summary)
-    print(f"{findings.describe_synthetic(summary)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def generated(config: ConfigDict) -> Iterator[tuple[int, synthetic.Problem]]:

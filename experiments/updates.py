@@ -19,8 +19,11 @@ from jtrans.errors import InputError
 def main(config: ConfigDict, workdir: Path) -> None:
     """Update vectors: the angles between them after one SGD step, and to adversarial directions after a large one."""
     settings.check(config, settings.UPDATES)
-    with results.claimed(workdir, config):
-        measure(config, workdir)
+    with results.claimed(workdir, config) as finished:
+        if not finished:
+            measure(config, workdir)
+    said = findings.describe_updates(results.read_table(workdir / results.UPDATES_TABLE), results.read_summary(workdir))
+    print(f"\n{said}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:
@@ -52,12 +55,11 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     table, histograms = findings.updates(of_networks, of_pairs)
     summary = findings.summarize_updates(table, networks, test.images[0].size)
     results.write_config(workdir, config)
-    results.write_table(workdir / "updates.csv", table)
+    results.write_table(workdir / results.UPDATES_TABLE, table)
     results.write_table(workdir / "histograms.csv", histograms)
     results.write_figure(workdir, plots.updates(table, histograms, summary))
     summary["seconds"] = time.monotonic() - started
     results.write_summary(workdir, config, summary)
-    print(f"\n{findings.describe_updates(table, summary)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def disjoint(key: jax.Array, train: Split, batch_size: int, count: int) -> list[Split]:

@@ -61,11 +61,12 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
       num_classes: K, for the accuracy of chance.
 
     Returns:
-      `random` (the law's mean and 1 % quantile, degrees), `chance` (1 / K), the moments `before_training`, `lowest`,
-      `lowest_at_chance` (among the steps before the mean accuracy first leaves chance) and `first_below_random` (the
-      first below the quantile; None if there is none), `early_transferability` (whether `lowest_at_chance` is `FALL`
-      degrees or more below the random mean), and the counts of what was left out: `undirected` directions (of
-      `directions`) and `non_finite`: the networks whose loss stopped being finite, with the step where that was seen.
+      `random` (the law's mean and 1 % quantile, degrees), `chance` (1 / K), the moments `before_training`, `last`,
+      `lowest`, `lowest_at_chance` (among the steps before the mean accuracy first leaves chance) and
+      `first_below_random` (the first below the quantile; None if there is none), `early_transferability` (whether
+      `lowest_at_chance` is `FALL` degrees or more below the random mean), and the counts of what was left out:
+      `undirected` directions (of `directions`) and `non_finite`: the networks whose loss stopped being finite, with the
+      step where that was seen.
     """
     random = stats.random_angle(dimension)
     over = curves(trajectory)
@@ -92,6 +93,7 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
         "first_below_random": moment(below[0]) if len(below) else None,
         "lowest_at_chance": moment(lowest_at_chance),
         "lowest": moment(_lowest(angle)),
+        "last": moment(-1),
         "early_transferability": bool(angle[lowest_at_chance] <= random.mean() - FALL),
         "directions": int(trajectory.accuracy.size * trajectory.num_examples),
         "undirected": int(trajectory.undirected.sum()),
@@ -425,7 +427,7 @@ def describe_random_angles(
     lines = [f"{'dimension':>9} {'typical angle':>14} {'exact mean':>11}   sampled mean, degrees [95 %]"]
     for i, dimension in enumerate(typical["dimension"]):
         text = interval_text(row(typical, i), 2)
-        lines.append(f"{dimension:9} {typical['typical'][i]:14.2f} {typical['exact'][i]:11.2f}   {text}")
+        lines.append(f"{dimension:9.0f} {typical['typical'][i]:14.2f} {typical['exact'][i]:11.2f}   {text}")
     lines.append(f"\n{'angle':>9} {'Markov bound':>14} {'exact':>11}   sampled share of pairs [95 %]")
     for i, angle in enumerate(unlikely["angle"]):
         text = interval_text(row(unlikely, i), 5)

@@ -30,8 +30,10 @@ from jtrans.training import Network
 
 CONFIG, SUMMARY, NETWORKS = "config.json", "summary.json", "networks"
 TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.csv", "synthetic.csv"
-CONTROL_TABLE, DECOMPOSE_TABLE = "control.csv", "decompose.csv"
-RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE, CONTROL_TABLE, DECOMPOSE_TABLE)
+CONTROL_TABLE, DECOMPOSE_TABLE, UPDATES_TABLE = "control.csv", "decompose.csv", "updates.csv"
+TYPICAL_TABLE, UNLIKELY_TABLE = "typical.csv", "unlikely.csv"
+TABLES = (TRAJECTORY_TABLE, SYNTHETIC_TABLE, CONTROL_TABLE, DECOMPOSE_TABLE, UPDATES_TABLE, TYPICAL_TABLE)
+RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, *TABLES)
 
 
 @contextlib.contextmanager
@@ -255,6 +257,18 @@ def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
 def write_summary(workdir: Path, config: ConfigDict, summary: Mapping[str, Any]) -> None:
     """`summary.json`, what was found and with what. The last file of a run: that it is there says that all are."""
     write_json(workdir / SUMMARY, {**summary, **environment(), "config": _plain(config)})
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+      InputError: there is none.
+    """
+    try:
+        return json.loads((workdir / SUMMARY).read_text())
+    except OSError as error:
+        raise InputError(f"--workdir: {workdir} holds no finished run ({one_line(error)})") from error
 
 
 def read(workdir: Path) -> tuple[dict[str, Any], Trajectory, dict[str, Any]]:

@@ -168,6 +168,15 @@ DECOMPOSE: Mapping[str, Field] = {
 }
 
 
+REPRODUCE: Mapping[str, Field] = {
+    "data_dir": Field(
+        "", lambda v: isinstance(v, str), "the TFDS data directory that holds cifar10, or '' for the default"
+    ),
+    "images_dir": Field("", lambda v: isinstance(v, str), "a folder of photographs in two classes, or '' for none"),
+    "docs": Field("docs", lambda v: isinstance(v, str) and v != "", "the directory of the page"),
+}
+
+
 SYNTHETIC: Mapping[str, Field] = {
     "problem": Field("", lambda v: isinstance(v, str), "an npz file, or '' to generate problems"),
     "seed": seed(),
@@ -257,6 +266,11 @@ def control() -> ConfigDict:
 def decompose() -> ConfigDict:
     """The defaults of `experiments/decompose.py`."""
     return defaults(DECOMPOSE)
+
+
+def reproduce() -> ConfigDict:
+    """The defaults of `experiments/reproduce.py`."""
+    return defaults(REPRODUCE)
 
 
 def synthetic() -> ConfigDict:

@@ -28,6 +28,7 @@ ORDER = [
     "findings",
     "settings",
     "results",
+    "claims",
     "checkpoints",
     "plots",
     "runs",

@@ -1,0 +1,16 @@
+"""Every figure and claim of the early-transferability paper (BenShmuel 2022), into `docs/reproduction.md`.
+
+    make reproduce DATA=DIRECTORY IMAGES=FOLDER
+
+DATA is a TFDS data directory that holds cifar10; IMAGES a folder of photographs in two classes, each a folder of its
+own, for VGG11 (left out, so is VGG11). What is finished is kept, and what was stopped goes on.
+"""
+
+from ml_collections import ConfigDict
+
+from jtrans import settings
+
+
+def get_config() -> ConfigDict:
+    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
+    return settings.reproduce()

@@ -58,16 +58,17 @@ def runs(images_dir: str) -> list[Run]:
     Args:
       images_dir: a folder of photographs in two classes, or '' for none.
     """
-    few = ["--config.num_networks=4", "--config.num_examples=100"]
+    few = ["--config.num_networks=8", "--config.num_examples=100"]
+    fewer = ["--config.num_networks=6", "--config.num_examples=100"]
     decompose = "decompose", "decompose"
     listed = [
         Run("random-angles", "random_angles", "random_angles", [], "Tables 3 and 4: how near random directions come."),
         Run("updates", "updates", "updates", [], "Tables 1 and 2: how one step of SGD moves the first layer."),
         *[Run(f"case-{i}", "early", f"cases:{i}", [], f"Case {i} of Appendix C.") for i in range(1, 6)],
-        Run("case-6", "early", "cases:6", [*few, "--config.num_steps=10"], "Case 6 of Appendix C, reduced."),
-        Run("case-7", "early", "cases:7", [*few, "--config.num_steps=8"], "Case 7 of Appendix C, reduced."),
-        Run("case-8", "early", "cases:8", [*few, "--config.num_steps=20"], "Case 8 of Appendix C, reduced."),
-        Run("conv-b", "early", "conv_b", [*few, "--config.num_steps=6"], "Figure 2, reduced."),
+        Run("case-6", "early", "cases:6", [*few, "--config.num_steps=6"], "Case 6 of Appendix C, reduced."),
+        Run("case-7", "early", "cases:7", [*fewer, "--config.num_steps=4"], "Case 7 of Appendix C, reduced."),
+        Run("case-8", "early", "cases:8", [*few, "--config.num_steps=13"], "Case 8 of Appendix C, reduced."),
+        Run("conv-b", "early", "conv_b", [*few, "--config.num_steps=5"], "Figure 2, reduced."),
         Run(
             "data",
             "sweep",
@@ -106,21 +107,21 @@ def runs(images_dir: str) -> list[Run]:
         Run(
             "decompose-conv-b",
             *decompose,
-            ["--config.models=('conv_b',)", *few, "--config.num_fit=4", "--config.steps=(0, 1, 2, 3)", MANY_RANKS],
+            ["--config.models=('conv_b',)", *fewer, "--config.num_fit=4", "--config.steps=(0, 1, 2, 3)", MANY_RANKS],
             "Conv B.",
         ),
         Run(
             "long-term",
             "sweep",
             "long_term_reduced",
-            ["--sweep=optimizer.learning_rate=1e-4,1e-3"],
+            ["--sweep=optimizer.learning_rate=1e-3,1e-2"],
             "Section 4.5, Figures 4 and 5, reduced: long-term transferability under two learning rates.",
         ),
     ]
     if images_dir:
         small = [SMALL_VGG11, "--config.data.name=folder", "--config.data.classes=()", "--config.data.image_size=64"]
         shows = "Figure 3 and case 9, reduced: VGG11 on photographs of 64 pixels."
-        arguments = [f"--config.data.dir={images_dir}", *small, *few, "--config.num_steps=8"]
+        arguments = [f"--config.data.dir={images_dir}", *small, *few, "--config.num_steps=4"]
         listed.append(Run("vgg11", "early", "vgg11_imagenet", arguments, shows))
     return listed
 

@@ -70,9 +70,7 @@ def train(
       that of its weights.
     """
     rates = np.repeat(np.array(config.learning_rates, np.float32), config.num_networks)
-    num_examples, *shape = test.images.shape
-    block = population.block_size(num_examples, len(rates), test.images[0].size)
-    placement = population.place(model, shape, max(batch_size, block), len(rates), size=config.group_size)
+    placement = early.place(config, model, test.images, batch_size, len(rates))
     adjustable = training.adjustable(optimizer)
     (groups,) = population.initialize([model], adjustable, keys.init, [placement])
     groups = list(map(training.with_learning_rate, groups, devices.split(rates, placement)))
@@ -95,7 +93,7 @@ def train(
             weights.append(devices.merge([group.variables["params"] for group in groups], placement))
     before, after = map(jax.tree.leaves, weights)
     moved = length([b - a for a, b in zip(before, after, strict=True)])
-    return population.collect(*zip(*measured, strict=True), 1, num_examples), moved / length(before)
+    return population.collect(*zip(*measured, strict=True), 1, len(test.labels)), moved / length(before)
 
 
 def length(leaves: Sequence[np.ndarray]) -> np.ndarray:

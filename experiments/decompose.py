@@ -47,13 +47,13 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     started = time.monotonic()
     keys = population.keys(config.seed)
     dataset, test = early.load(config, keys.data, config.batch_size)
-    shape, dimension, most = test.images.shape[1:], test.images[0].size, config.ranks[-1]
+    dimension, most = test.images[0].size, config.ranks[-1]
     if most >= dimension:
         raise InputError(f"ranks: got {most}; the images have {dimension} values, so fewer than that")
     fit_images = data.balanced(dataset.train, config.fit_examples, "fit_examples")
     (name,) = config.models
     model = early.build(config, name, dataset)
-    look = jax.jit(partial(population.observe, model, batch_statistics=config.batch_statistics))
+    look = jax.jit(partial(population.observe, model))
     without = jax.jit(partial(decomposition.measure, model, epsilon=config.attack.epsilon))
     fixed = of_images(dataset, keys.attack, most, subtract_mean=config.data.subtract_mean)
     layer, convolution = models.first_layer(name)
@@ -63,12 +63,12 @@ def measure(config: ConfigDict, workdir: Path) -> None:
             jax.tree.map(lambda leaf, part=part: leaf[part], networks)
             for part in (slice(config.num_fit), slice(config.num_fit, None))
         )
-        rows = np.reshape(look(fit, *fit_images).unit, (-1, dimension))
-        subspaces = {**fixed, "other networks' gradients": decomposition.leading(rows, most)}
         kernel = fit.variables["params"][layer]["kernel"]
         start = kernel if start is None else start
-        moved = decomposition.updates(start, kernel, shape, convolution)
-        subspaces["other networks' updates"] = decomposition.leading(moved, most)
+        moved = decomposition.updates(start, kernel, test.images.shape[1:], convolution)
+        gradients = np.reshape(look(fit, *fit_images).unit, (-1, dimension))
+        fitted = {"other networks' gradients": gradients, "other networks' updates": moved}
+        subspaces = fixed | {kind: decomposition.leading(rows, most) for kind, rows in fitted.items()}
         seen = look(own, *test)
         accuracy[step] = np.mean(seen.correct, axis=1)
         for subspace, rank, basis in bases(subspaces, config.ranks, dimension):
@@ -86,9 +86,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
 def trained(config: ConfigDict, model: Model, keys: Keys, train: Split, test: Split) -> Iterator[tuple[int, Network]]:
     """The networks `[num_fit + num_networks, ...]` on the host, at each of the config's steps."""
     count = config.num_fit + config.num_networks
-    num_examples, *shape = test.images.shape
-    block = population.block_size(num_examples, count, test.images[0].size)
-    placement = population.place(model, shape, max(config.batch_size, block), count, size=config.group_size)
+    placement = early.place(config, model, test.images, config.batch_size, count)
     optimizer = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
     last = config.steps[-1]
     steps = population.trajectory(

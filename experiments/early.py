@@ -46,7 +46,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     num_images = len(dataset.train.labels)
     built = [build(config, name, dataset) for name in config.models]
     optimizer = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
-    placements = [place(config, model, test.images) for model in built]
+    placements = [place(config, model, test.images, config.batch_size, config.num_networks) for model in built]
     for name, placement in zip(config.models, placements, strict=True):
         if placement.num_groups > 1 or len(placement.devices) > 1:
             on = f"each of {len(placement.devices)} {placement.devices[0].platform} devices"
@@ -126,12 +126,14 @@ def build(config: ConfigDict, name: str, dataset: data.Dataset) -> models.Model:
     )
 
 
-def place(config: ConfigDict, model: models.Model, images: np.ndarray) -> devices.Placement:
-    """Where its networks lie, for batches and measured blocks of such images."""
+def place(
+    config: ConfigDict, model: models.Model, images: np.ndarray, batch_size: int, num_networks: int
+) -> devices.Placement:
+    """Where so many networks of an architecture lie, for batches and measured blocks of such images."""
     count, *shape = images.shape
-    all_networks, image_size = config.num_networks * len(config.models), images[0].size
+    all_networks, image_size = num_networks * len(config.models), images[0].size
     block = population.block_size(count, all_networks, image_size, batch_statistics=config.batch_statistics)
-    return population.place(model, shape, max(config.batch_size, block), config.num_networks, size=config.group_size)
+    return population.place(model, shape, max(batch_size, block), num_networks, size=config.group_size)
 
 
 if __name__ == "__main__":

@@ -345,6 +345,8 @@ def check_decompose(config: ConfigDict) -> None:
       InputError: names the first field that is wrong.
     """
     check(config, DECOMPOSE)
+    if config.batch_statistics:
+        raise InputError("batch_statistics: got True; this experiment measures by running statistics, so False")
     check_one_model(config)
     if config.data.image_size > DECOMPOSE_SIZE:
         size = config.data.image_size

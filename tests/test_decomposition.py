@@ -208,6 +208,7 @@ def test_convolutional_networks(tmp_path):
         ("--config.ranks=(64,)", "ranks: got 64; the images have 64 values"),
         ("--config.steps=(0,)", "steps: got (0,); it takes"),
         ("--config.data.image_size=224", "data.image_size: got 224; subspaces take memory"),
+        ("--config.batch_statistics", "batch_statistics: got True; this experiment measures by running statistics"),
         ("--config.fit_examples=5000", "fit_examples: got 5000; the class-balanced images are"),
     ],
 )

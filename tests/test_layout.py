@@ -18,6 +18,7 @@ ORDER = [
     "directions",
     "attacks",
     "transfer",
+    "scores",
     "metrics",
     "synthetic",
     "stats",
@@ -57,7 +58,7 @@ def test_a_module_imports_only_from_those_above_it(name):
     assert set(imported(ROOT / "jtrans" / f"{name}.py")) <= above
 
 
-MEASURES = ["loops", "jacobian", "directions", "attacks", "transfer", "metrics"]
+MEASURES = ["loops", "jacobian", "directions", "attacks", "transfer", "scores", "metrics"]
 
 
 @pytest.mark.parametrize("name", MEASURES)

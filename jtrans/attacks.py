@@ -17,6 +17,25 @@ from jtrans.jacobian import Function
 
 Attack = Callable[[Function, jax.Array, jax.Array, jax.Array | None], jax.Array]
 Bounds = tuple[float, float] | None
+# Success is counted among these images.
+DENOMINATORS = ("all images", "those the target gets right", "those both networks get right")
+
+
+def success_rates(wrong: np.ndarray, right_target: np.ndarray, right_source: np.ndarray) -> np.ndarray:
+    """The share of images that a network gets wrong under attack, among each of `DENOMINATORS`.
+
+    Args:
+      wrong: `[..., N]`, whether the attacked network, the target, gets the adversarial image wrong.
+      right_target, right_source: `[..., N]`, whether it, and the network that the attack was made on, get the clean
+        image right.
+
+    Returns:
+      `[..., 3]`; NaN where there is no image to count.
+    """
+    wrong, target, source = np.broadcast_arrays(wrong, right_target, right_source)
+    counted = np.stack([np.ones_like(target), target, target & source], axis=-2)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+        return (wrong[..., None, :] & counted).sum(-1) / counted.sum(-1)
 
 
 def own_prediction(f: Function, x: jax.Array) -> jax.Array:

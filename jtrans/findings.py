@@ -8,8 +8,9 @@ import numpy as np
 import scipy.stats
 
 from jtrans import stats
+from jtrans.attacks import DENOMINATORS
 from jtrans.decomposition import Measured
-from jtrans.population import ATTACKS, DENOMINATORS, Trajectory, attackers, mean_angle, pairs, select
+from jtrans.population import ATTACKS, Trajectory, attackers, mean_angle, pairs, select
 from jtrans.updates import BINS, Angles, Step
 
 AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"

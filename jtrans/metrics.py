@@ -5,6 +5,7 @@ have different numbers of outputs. Arguments go source first. All of it can be `
 but for the singular vectors, differentiated.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtrans import directions, jacobian, loops, transfer
-from jtrans.attacks import Attack
+from jtrans.attacks import Attack, success_rates
 from jtrans.jacobian import Function, SingularTriple
 
 
@@ -113,6 +114,52 @@ def taus(own: jax.Array, across: jax.Array, best: jax.Array) -> Transferability:
       best: `[N]`, the length of the target's change under its own best attack.
     """
     return _from_moments(*_moments(own, across, best))
+
+
+def success_matrix(
+    sources: Sequence[Function],
+    targets: Sequence[Function],
+    x: jax.Array,
+    y: jax.Array,
+    attack: Attack,
+    *,
+    key: jax.Array | None = None,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """How often an attack made on each source is one on each target too: away from the true labels.
+
+    Args:
+      sources, targets: S and T functions `[N, ...] -> [N, K]` to logits.
+      x: `[N, ...]`, in the units of the attack's epsilon.
+      y: `[N]` integer labels in `[0, K)`.
+      attack: as in `transferability`; each source is attacked once, for all targets.
+      key: for an attack that starts at random; example i's draws come from `fold_in(key, i)`, for every source.
+      batch_size: how many examples are in memory at once.
+
+    Returns:
+      `[S, T, 3]`, the share of images that the target gets wrong under attack, among each of `attacks.DENOMINATORS`:
+      all, those the target gets right without it, those both get right. NaN where there is no such image.
+
+    Raises:
+      ValueError: a random attack without a key.
+    """
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    keys = None if key is None else directions.example_keys(key, len(x))
+
+    # Compiled once for each network, not for each entry of the matrix.
+    judges = [jax.jit(lambda x, y, f=f: (None, f(x).argmax(-1) == y)) for f in (*sources, *targets)]
+
+    def right(judge: Function, x: jax.Array) -> np.ndarray:
+        return np.asarray(loops.in_batches(judge, batch_size, x, y, compiled=False)[1])
+
+    clean, judges = [right(judge, x) for judge in judges], judges[len(sources) :]
+    right_target, rows = np.array(clean[len(sources) :]), []
+    for f, right_source in zip(sources, clean[: len(sources)], strict=True):
+        make = lambda x, y, keys, f=f: (None, attack(f, x, y, keys))
+        adversarial = loops.in_batches(make, batch_size, x, y, keys, compiled=False)[1]
+        wrong = ~np.array([right(judge, adversarial) for judge in judges])
+        rows.append(success_rates(wrong, right_target, right_source))
+    return np.array(rows)
 
 
 def gradient_matching_distance(

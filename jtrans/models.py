@@ -67,12 +67,14 @@ class Model(NamedTuple):
       which move the running ones; the key draws the dropout, where there is one.
     calibrate: `(variables, images) -> variables` whose running statistics are exactly those of the images, so that
       `apply` then measures the network by batch statistics, held constant.
+    features: `(variables, images) -> [N, F]`, what the last layer takes in, in evaluation mode.
     """
 
     init: Callable[[jax.Array], Variables]
     apply: Callable[[Variables, jax.Array], jax.Array]
     train: Callable[[Variables, jax.Array, jax.Array], tuple[jax.Array, Variables]]
     calibrate: Callable[[Variables, jax.Array], Variables]
+    features: Callable[[Variables, jax.Array], jax.Array]
 
 
 def _start(shapes: Mapping[tuple[str, ...], tuple[int, ...]], initializer: str, key: jax.Array) -> Variables:
@@ -112,6 +114,13 @@ def _module(name: str, widths: Sequence[int], num_classes: int) -> Callable[[str
     module = partial(modules.Convolutional, plan, widths, num_classes)
     # torchvision's head; without hidden layers the one that is usual for CIFAR's small images.
     return partial(module, average=7 if len(widths) > len(plan) else 1, dropout=0.5) if name == "vgg11" else module
+
+
+def last_layer(variables: Variables) -> dict[str, jax.Array]:
+    """The kernel `[K, F]` and the bias `[K]` that make logits of a network's features."""
+    params = variables["params"]
+    params = params.get("MLP_0", params)
+    return params[max((name for name in params if name.startswith("Dense_")), key=lambda name: int(name[6:]))]
 
 
 def first_layer(name: str) -> tuple[str, Convolution | None]:
@@ -174,8 +183,10 @@ def build(
         abstract = jax.eval_shape(module().init, key, jnp.zeros((1, *image_shape)))
         return _start({path: leaf.shape for path, leaf in flatten_dict(abstract).items()}, initializer, key)
 
-    def run(mode: str, variables: Variables, images: jax.Array, **options: Any) -> Any:
-        return module(mode=mode).apply(variables, low + (high - low) * (images - subtracted), **options)
+    def run(mode: str, variables: Variables, images: jax.Array, headless: bool = False, **options: Any) -> Any:
+        return module(mode=mode, headless=headless).apply(
+            variables, low + (high - low) * (images - subtracted), **options
+        )
 
     def train(variables: Variables, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Variables]:
         logits, moved = run("train", variables, images, rngs={"dropout": key}, mutable=["batch_stats"])
@@ -184,7 +195,7 @@ def build(
     def calibrate(variables: Variables, images: jax.Array) -> Variables:
         return {**variables, **run("calibrate", variables, images, mutable=["batch_stats"])[1]}
 
-    return Model(init, partial(run, "apply"), train, calibrate)
+    return Model(init, partial(run, "apply"), train, calibrate, partial(run, "apply", headless=True))
 
 
 def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:

@@ -83,6 +83,7 @@ class MLP(nn.Module):
     num_classes: int
     mode: str = "apply"
     dropout: float = 0.0  # after each ReLU, when training
+    headless: bool = False  # gives what the last layer takes in
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -90,7 +91,7 @@ class MLP(nn.Module):
         for width in self.widths:
             x = nn.relu(Dense(width)(x))
             x = nn.Dropout(self.dropout, deterministic=self.mode != "train")(x)
-        return Dense(self.num_classes)(x)
+        return x if self.headless else Dense(self.num_classes)(x)
 
 
 class Convolution(NamedTuple):
@@ -112,6 +113,7 @@ class Convolutional(nn.Module):
     mode: str = "apply"
     average: int = 0  # pixels along either side, to which the features are averaged before the linear layers; 0: as is
     dropout: float = 0.0
+    headless: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -120,7 +122,7 @@ class Convolutional(nn.Module):
             x = nn.relu(BatchNorm(self.mode)(x) if batch_norm else x)
             x = layers.max_pool(x) if pool else x
         x = layers.average_pool(x, self.average) if self.average else x
-        return MLP(self.widths[len(self.plan) :], self.num_classes, self.mode, self.dropout)(x)
+        return MLP(self.widths[len(self.plan) :], self.num_classes, self.mode, self.dropout, self.headless)(x)
 
 
 class Block(nn.Module):
@@ -156,6 +158,7 @@ class Residual(nn.Module):
     widths: Sequence[int]
     num_classes: int
     mode: str = "apply"
+    headless: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -165,4 +168,5 @@ class Residual(nn.Module):
             for i in range(count):
                 stride = 2 if stage and not i else 1
                 x = Block(width, stride, self.bottleneck, self.mode)(x)
-        return Dense(self.num_classes)(x.mean((1, 2)))
+        x = x.mean((1, 2))
+        return x if self.headless else Dense(self.num_classes)(x)

@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtrans import devices, directions, training
+from jtrans import attacks, devices, directions, training
 from jtrans.data import Split
 from jtrans.devices import Group, Placement
 from jtrans.models import Model, Variables
 from jtrans.training import Network
 
-# What a network of the first architecture is attacked with, and among which images the success is counted.
-ATTACKS = ("another network's", "its own", "random signs")
-DENOMINATORS = ("all images", "those the target gets right", "those both networks get right")
+ATTACKS = (
+    "another network's",
+    "its own",
+    "random signs",
+)  # along which a network of the first architecture is attacked
 
 # Test images are measured so many at a time at most, and fewer where the directions of all networks would take more.
 BLOCK = 200
@@ -56,8 +58,9 @@ class Measurement(NamedTuple):
     angle: `[P]`, the mean over the images of the folded angle, in degrees; NaN where no image has one.
     accuracy, loss: `[M]`, shares of 1 and nats, means over the same images.
     undirected: `[M]`, the number of images at which the network's input gradient is zero or not finite.
-    success: `[M, 3, 3]`, of FGSM on the M networks of the first architecture: for each of `ATTACKS` and `DENOMINATORS`
-      the share of images got wrong under attack; NaN where there is no such image. None where there was no attack.
+    success: `[M, 3, 3]`, of FGSM on the M networks of the first architecture: for each of `ATTACKS` and
+      `attacks.DENOMINATORS` the share of images got wrong under attack; NaN where there is no such image. None where
+      there was no attack.
     angle_examples: `[P, N]`, each image's angle; NaN where either network has no direction there.
     """
 
@@ -286,18 +289,14 @@ def withstand(
 
 
 def success(kept: np.ndarray, correct: np.ndarray, num_models: int) -> np.ndarray:
-    """The shares of images that attacks turn into errors, `[M, 3, 3]` as in `Measurement`.
+    """The success rates `[M, 3, 3]` of `Measurement`.
 
     Args:
       kept: `[M, 3, N]`, whether the label is still predicted under each attack.
       correct: `[M, N]` of all architectures, whether it is without.
     """
     target, source = attackers(num_models, len(kept)).T
-    right = correct[target] == 1
-    counted = np.stack([np.ones_like(right), right, right & (correct[source] == 1)], axis=1)
-    fooled = (kept[:, :, None] == 0) & counted[:, None]
-    with np.errstate(invalid="ignore"):  # 0 / 0, where no image counts, is the NaN that is meant
-        return fooled.sum(-1) / counted.sum(-1)[:, None]
+    return attacks.success_rates(kept == 0, correct[target, None] == 1, correct[source, None] == 1)
 
 
 def trajectory(

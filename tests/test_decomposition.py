@@ -77,7 +77,7 @@ def linear(variables, x):
     return jnp.stack([margin, -margin], axis=1)
 
 
-MODEL = Model(None, linear, None, None)
+MODEL = Model(None, linear, None, None, None)
 IMAGES = np.random.default_rng(3).integers(256, size=(8, *SHAPE), dtype=np.uint8)
 LABELS = np.arange(8) % 2
 

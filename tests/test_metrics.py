@@ -278,3 +278,35 @@ def test_bad_arguments_are_named(options, message):
     (source, _), x = networks()
     with pytest.raises(ValueError, match=message):
         metrics.transferability(lambda x: function(source)(x)[:, :4], function(source), x.astype(np.float32), **options)
+
+
+def test_the_success_matrix_of_linear_networks_in_closed_form():
+    """Margins w.x move by epsilon times the overlap of the target's weights with the signs of the source's."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(3, 6))
+    x, y = rng.uniform(0.3, 0.7, size=(50, 6)), rng.integers(2, size=50)
+    networks = [lambda x, w=w: jnp.stack([-(x - 0.5) @ w, (x - 0.5) @ w], 1) for w in jnp.array(weights, jnp.float32)]
+    got = metrics.success_matrix(networks, networks[:2], x, y, attacks.fgsm(0.05), batch_size=16)
+    sign = 2 * y - 1
+    margins = sign[:, None] * ((x - 0.5) @ weights.T)
+    for s in range(3):
+        for t in range(2):
+            moved = margins[:, t] - 0.05 * np.sign(weights[s]) @ weights[t]
+            for among, rate in zip(
+                (slice(None), margins[:, t] > 0, (margins[:, [t, s]] > 0).all(1)), got[s, t], strict=True
+            ):
+                assert rate == pytest.approx((moved < 0)[among].mean())
+
+
+def test_the_success_matrix_does_not_depend_on_the_batch_size():
+    rng = np.random.default_rng(0)
+    weights = jnp.array(rng.normal(size=(2, 12, 3)), jnp.float32)
+    networks = [lambda x, w=w: jnp.tanh(x.reshape(len(x), -1) @ w) for w in weights]
+    x, y = rng.uniform(size=(30, 2, 2, 3)).astype(np.float32), rng.integers(3, size=30)
+    attack, key = attacks.pgd(0.3, 3, 0.2), jax.random.key(0)
+    whole, parts = (metrics.success_matrix(networks, networks, x, y, attack, key=key, batch_size=b) for b in (30, 7))
+    np.testing.assert_array_equal(whole, parts)
+    assert (whole >= 0).all()
+    assert whole[0, 0, 0] > whole[0, 1, 0]  # an attack works best on its own network
+    with pytest.raises(ValueError, match="key"):
+        metrics.success_matrix(networks, networks, x, y, attack)

@@ -91,6 +91,28 @@ def test_conv_a_takes_32_pixels_to_one_and_others_are_too_small():
         models.build("conv_a", (8, 8, 3), 2).init(jax.random.key(0))
 
 
+@pytest.mark.parametrize("name", models.WIDTHS)
+def test_features_are_what_the_last_layer_takes_in(name):
+    widths = [2] * len(models.WIDTHS[name])
+    model = models.build(name, SHAPE, 4, widths=widths)
+    variables = model.init(jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (3, *SHAPE))
+    features, head = model.features(variables, x), models.last_layer(variables)
+    assert features.shape == (3, head["kernel"].shape[1])
+    logits = np.float64(features) @ np.float64(head["kernel"]).T + np.float64(head["bias"])
+    np.testing.assert_allclose(model.apply(variables, x), logits, atol=1e-5)
+
+
+def test_a_mean_image_is_subtracted_before_anything_else():
+    mean = np.random.default_rng(0).uniform(size=(2, 2, 1))
+    options = {"widths": (5,), "pixel_range": (-1.0, 1.0)}
+    with_mean = models.build("mlp_shallow", (2, 2, 1), 3, **options, mean_image=mean)
+    without = models.build("mlp_shallow", (2, 2, 1), 3, **options)
+    variables, x = with_mean.init(jax.random.key(0)), jax.random.uniform(jax.random.key(1), (4, 2, 2, 1))
+    want = without.apply(variables, x - jnp.float32(mean)[None])
+    np.testing.assert_allclose(with_mean.apply(variables, x), want, atol=1e-6)
+
+
 def test_the_network_maps_pixels_to_its_range_and_agrees_with_numpy():
     model = models.build("mlp_shallow", (2, 2, 1), 3, widths=(5, 4), pixel_range=(-1.0, 1.0))
     variables = model.init(jax.random.key(0))

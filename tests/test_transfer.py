@@ -1,6 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.datasets
+import sklearn.linear_model
 
 from jtrans import transfer
 
@@ -32,3 +34,31 @@ def test_an_affine_target_is_fitted_wholly():
 def test_the_error_is_summed_over_outputs_and_averaged_over_examples():
     outputs = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     assert transfer.root_mean_squared_error(outputs, jnp.zeros((2, 2))) == pytest.approx(np.sqrt(12.5))
+
+
+@pytest.mark.parametrize("weight_decay", [1e-1, 1e-4])
+def test_the_softmax_head_agrees_with_scikit_learn(weight_decay):
+    digits = sklearn.datasets.load_digits()
+    features, labels = digits.data[:600] / 16, digits.target[:600]
+    head = transfer.fit_softmax_head(features, labels, 10, weight_decay=weight_decay)
+    model = sklearn.linear_model.LogisticRegression(C=1 / (600 * weight_decay), tol=1e-8, max_iter=10_000)
+    model.fit(features, labels)
+    theirs = transfer.Head(model.coef_.T, model.intercept_)
+    loss, accuracy = transfer.classification(head, features, labels)
+    want, their_accuracy = transfer.classification(theirs, features, labels)
+    assert loss == pytest.approx(want, abs=1e-4)
+    assert accuracy == pytest.approx(their_accuracy, abs=2e-3)
+    penalised = lambda h, loss: loss + weight_decay / 2 * np.square(h.weights).sum()
+    assert penalised(head, loss) <= penalised(theirs, want) + 1e-9
+
+
+def test_classification_of_chosen_logits():
+    head = transfer.Head(np.eye(2), np.zeros(2))
+    loss, accuracy = transfer.classification(head, np.log([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]))
+    assert loss == pytest.approx(-(np.log(0.9) + np.log(0.4)) / 2)
+    assert accuracy == 0.5
+
+
+def test_no_weight_decay_is_refused():
+    with pytest.raises(ValueError, match="weight_decay: got 0; it takes more than 0"):
+        transfer.fit_softmax_head(np.eye(2), np.arange(2), 2, weight_decay=0)

@@ -163,14 +163,14 @@ def page(listed: Sequence[Run], workdir: Path) -> str:
     seconds = {run.name: sum(map(duration, sorted((workdir / run.name).rglob(results.SUMMARY)))) for run in listed}
     environment = results.read_summary(workdir / listed[0].name)
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    claimed = "\n".join(f"{number}. {text}" for number, text in claims.CLAIMS.items())
+    rows = claims.rows(workdir)
     total = f"{sum(seconds.values()) / 60:.0f} minutes on {' and '.join(environment['devices'])}"
     parts = [
         TITLE,
         INTRODUCTION.format(total=total),
-        f"## Claims\n\n{claimed}",
+        f"## Claims\n\n{claims.overview(rows)}",
         f"{claims.RULE} {SELECTION.format(points=100 * findings.AT_CHANCE)}",
-        claims.claims_table(claims.rows(workdir)),
+        claims.claims_table(rows),
         ATTACKS,
         claims.attacks_table(workdir),
         DECOMPOSITION,

@@ -159,9 +159,13 @@ def _updates(root: Path) -> Iterator[Row]:
         config, summary = read(folder)
         bound, who = summary["random"]["mean_angle"] - findings.FALL, networks(config)
         for row in summary["table"]:
-            claim = 6 if "adversarial" in row["what"] else 5
-            said = f"update vectors {row['what']} are {findings.FALL:.0f} degrees or more below random"
-            yield Row(claim, said, _interval(row), "degrees", 0, bound, who, folder.name)
+            name, _, adversarial = row["what"].partition(", to ")
+            below = f"{findings.FALL:.0f} degrees or more below random"
+            if adversarial:
+                said = f"{name}: after a large step, adversarial directions are to the update vectors {below}"
+            else:
+                said = f"update vectors {name} are {below}"
+            yield Row(6 if adversarial else 5, said, _interval(row), "degrees", 0, bound, who, folder.name)
 
 
 def _long_term(root: Path) -> Iterator[Row]:
@@ -203,6 +207,16 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _text(interval: Interval, unit: str) -> str:
     return findings.interval_text(interval._asdict(), 1 if unit == "degrees" else 3) + f" {unit}".rstrip()
+
+
+def overview(rows: Sequence[Row]) -> str:
+    """The claims as a list, each with its verdicts counted."""
+    lines = []
+    for number, text in CLAIMS.items():
+        verdicts = [row.verdict for row in rows if row.claim == number]
+        counted = ", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts))
+        lines.append(f"{number}. {text} *Rows: {len(verdicts)} ({counted or 'not run'}).*")
+    return "\n".join(lines)
 
 
 def claims_table(rows: Sequence[Row]) -> str:

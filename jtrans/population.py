@@ -4,7 +4,7 @@ M networks of one architecture give M (M - 1) / 2 pairs; M networks of each of t
 across. How they lie on the devices is for `devices.py`; what stands here is one network's share, or one device's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -38,6 +38,7 @@ class Keys(NamedTuple):
     order: jax.Array
     dropout: jax.Array
     attack: jax.Array
+    augment: jax.Array
 
 
 class Observation(NamedTuple):
@@ -313,6 +314,7 @@ def trajectory(
     measure_every: int = 1,
     batch_statistics: bool = False,
     epsilon: float = 0.0,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     first_step: int = 0,
 ) -> Iterator[tuple[int, list[list[Group]], Measurement | None]]:
     """Train all networks and measure them before training, after every `measure_every` steps, and after the last.
@@ -324,10 +326,11 @@ def trajectory(
       models: one architecture, or two for the pairs across.
       networks: of each, its groups, as `initialize` makes them. They are used up: the first step writes over them.
       placements: of each, where its networks lie; all on the same devices.
-      keys: `order`, `dropout` and `attack` are used.
+      keys: all but `data` and `init` are used.
       train, test: images uint8 `[N, H, W, C]` and labels `[N]`, kept on the devices as they are.
       batch_statistics: as in `observe`; all test images are then measured at a time.
       epsilon: of FGSM, in units of pixels in [0, 1], from network to network; 0: none.
+      augment: `(key, images) -> images` of a training batch, as `training.crop_and_flip`; None for nothing.
       first_step: the steps that the networks have behind them; above 0 nothing is measured before the next.
 
     Yields:
@@ -341,10 +344,11 @@ def trajectory(
     block = block_size(num_examples, all_networks, image_size, batch_statistics=batch_statistics)
     train, test = devices.copies((tuple(train), tuple(test)), on)
 
-    def one_step(model, network, order, key, step, position, images, labels):
+    def one_step(model, network, order, step_keys, step, position, images, labels):
         batch = jax.lax.dynamic_slice(order, (position,), (batch_size,))
-        key = jax.random.fold_in(key, step)
-        return training.train_step(model, optimizer, network, images[batch], labels[batch], key)
+        dropout_key, augment_key = (jax.random.fold_in(key, step) for key in step_keys)
+        chosen = images[batch] if augment is None else augment(augment_key, images[batch])
+        return training.train_step(model, optimizer, network, chosen, labels[batch], dropout_key)
 
     def look(model, group, images, labels, start):
         images, labels = (jax.lax.dynamic_slice_in_dim(a, start, block) for a in (images, labels))
@@ -368,11 +372,14 @@ def trajectory(
 
     networks = [list(groups) for groups in networks]
     by_group = lambda key: list(map(devices.split, network_keys(key, len(models), num_networks), placements))
-    order_keys, dropout_keys = by_group(keys.order), by_group(keys.dropout)
+    order_keys = by_group(keys.order)
+    step_keys = [
+        list(zip(*own, strict=True)) for own in zip(by_group(keys.dropout), by_group(keys.augment), strict=True)
+    ]
     orders = None
 
-    def advance(take, groups, orders, dropout_keys, placement, *at):
-        for i, per_group in enumerate(zip(groups, orders, dropout_keys, strict=True)):
+    def advance(take, groups, orders, step_keys, placement, *at):
+        for i, per_group in enumerate(zip(groups, orders, step_keys, strict=True)):
             group = take(*per_group, *at, *train)
             groups[i] = jax.device_get(group) if placement.rest_on_host else group
 
@@ -396,7 +403,7 @@ def trajectory(
         epoch, batch = divmod(step - 1, num_images // batch_size)
         if batch == 0 or orders is None:
             orders = [[shuffle(key, epoch) for key in groups] for groups in order_keys]
-        for own in zip(steps, networks, orders, dropout_keys, placements, strict=True):
+        for own in zip(steps, networks, orders, step_keys, placements, strict=True):
             advance(*own, step, batch * batch_size)
         due = step % measure_every == 0 or step == num_steps
         yield step, networks, measured() if due else None

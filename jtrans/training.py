@@ -19,6 +19,18 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 }
 
 
+def cosine_sgd(
+    learning_rate: float, num_steps: int, *, momentum: float = 0.9, weight_decay: float = 1e-4
+) -> optax.GradientTransformation:
+    """SGD with momentum whose learning rate falls to 0 along a cosine, as Liang et al. (2021) train.
+
+    With PyTorch's weight decay, which is added to the gradient. The learning rate falls with every step; the official
+    code lowers it once an epoch.
+    """
+    schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum))
+
+
 def adjustable(name: str) -> optax.GradientTransformation:
     """The optimizer of that name with its learning rate in its state, where each network can have its own."""
     return optax.inject_hyperparams(lambda learning_rate: OPTIMIZERS[name](learning_rate))(learning_rate=0.0)
@@ -46,6 +58,19 @@ def with_learning_rate(network: Network, learning_rate: jax.Array) -> Network:
 def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
     """The order `[num_examples]` in which a network goes through its training images in the given epoch."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+
+
+def crop_and_flip(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax.Array:
+    """Images `[B, H, W, C]`, each moved by up to `padding` pixels either way, black beyond its border, and mirrored by
+    the toss of a coin: the usual augmentation for CIFAR.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
+    crop = lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+    cropped = jax.vmap(crop)(padded, corners)
+    mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+    return jnp.where(mirrored, cropped[:, :, ::-1], cropped)
 
 
 def pixels(images: jax.Array) -> jax.Array:

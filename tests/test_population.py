@@ -43,6 +43,7 @@ def run(
     on=1,
     host=False,
     epsilon=0.0,
+    augment=None,
 ):
     keys = keys or population.keys(seed)
     built, optimizer = build(names), training.OPTIMIZERS["adam"](1e-2)
@@ -59,6 +60,7 @@ def run(
         num_steps=num_steps,
         measure_every=measure_every,
         epsilon=epsilon,
+        augment=augment,
     )
     measured = [(step, measurement) for step, _, measurement in steps if measurement]
     return population.collect(*zip(*measured, strict=True), len(built), len(TEST.labels))
@@ -140,6 +142,18 @@ def test_groups_give_what_all_at_once_gives(size, host):
     whole, grouped = run(num_networks=5), run(num_networks=5, size=size, host=host)
     np.testing.assert_allclose(grouped.loss, whole.loss, rtol=1e-4)
     np.testing.assert_allclose(grouped.angle, whole.angle, atol=1e-3)
+
+
+def test_augmentation_has_a_key_of_its_own_and_touches_training_alone():
+    keys, others = population.keys(0), population.keys(1)
+    plain, same = run(num_steps=2), run(num_steps=2, augment=lambda key, images: images)
+    np.testing.assert_array_equal(plain.angle, same.angle)
+    crop = partial(training.crop_and_flip, padding=1)
+    cropped = run(num_steps=2, augment=crop)
+    np.testing.assert_array_equal(cropped.angle[:, 0], plain.angle[:, 0])
+    assert not np.allclose(cropped.loss[:, 1:], plain.loss[:, 1:])
+    again = run(num_steps=2, augment=crop, keys=keys._replace(augment=others.augment))
+    assert not np.allclose(cropped.loss[:, 1:], again.loss[:, 1:])
 
 
 @pytest.mark.parametrize("names", [("mlp_deep",), ("mlp_shallow", "mlp_deep")])

@@ -89,3 +89,39 @@ def test_dropout_follows_its_key_and_is_off_outside_training():
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     np.testing.assert_array_equal(model.apply(variables, x), model.apply(variables, x))
+
+
+def test_cosine_sgd_follows_pytorchs_formulas():
+    rng = np.random.default_rng(0)
+    weights, momentum = rng.normal(size=5), 0.0
+    optimizer = training.cosine_sgd(0.1, 4, weight_decay=0.01)
+    params = jnp.array(weights, jnp.float32)
+    state = optimizer.init(params)
+    for step in range(4):
+        gradient = rng.normal(size=5)
+        update, state = optimizer.update(jnp.array(gradient, jnp.float32), state, params)
+        params = params + update
+        momentum = 0.9 * momentum + gradient + 0.01 * weights
+        weights = weights - 0.1 * (1 + np.cos(np.pi * step / 4)) / 2 * momentum
+        np.testing.assert_allclose(params, weights, rtol=1e-5)
+
+
+def test_crops_are_windows_of_the_padded_image_mirrored_half_of_the_time():
+    images = np.random.default_rng(0).integers(1, 256, size=(300, 6, 5, 2), dtype=np.uint8)
+    got = np.asarray(training.crop_and_flip(jax.random.key(0), jnp.array(images), padding=2))
+    assert got.dtype == np.uint8
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    seen = []
+    for image, border in zip(got, padded, strict=True):
+        windows = {
+            (i, j, m): border[i : i + 6, j : j + 5][:, :: 1 - 2 * m] for i in range(5) for j in range(5) for m in (0, 1)
+        }
+        (found,) = [at for at, window in windows.items() if (window == image).all()]
+        seen.append(found)
+    counts = [
+        np.bincount(values, minlength=n) / 300 for values, n in zip(zip(*seen, strict=True), (5, 5, 2), strict=True)
+    ]
+    for share, n in zip(counts, (5, 5, 2), strict=True):
+        np.testing.assert_allclose(share, 1 / n, atol=0.1)
+    other = np.asarray(training.crop_and_flip(jax.random.key(1), jnp.array(images), padding=2))
+    assert (other != got).any()

@@ -92,6 +92,58 @@ def jackknife_ci(estimate: Callable[[np.ndarray], np.ndarray], group: np.ndarray
     return _student(whole, np.sqrt(variance), freedom)
 
 
+class Correlation(NamedTuple):
+    """How two quantities go together over few sources.
+
+    statistic: of the sources' means, with its 95 % interval.
+    p_value: of the exact permutation test over sources, two-sided: the share of all pairings with a statistic as far
+      from 0.
+    """
+
+    statistic: Interval
+    p_value: float
+
+
+def correlation(
+    first: np.ndarray, second: np.ndarray, rng: np.random.Generator, *, ranks: bool = False, resamples: int = 2000
+) -> Correlation:
+    """Pearson's correlation, or Spearman's, over sources that were each trained from several seeds.
+
+    The interval is the bootstrap's, seeds drawn again within each source: it says how far other seeds of the same
+    sources would move the correlation, not other sources, which the permutation test is for.
+
+    Args:
+      first, second: `[S, seeds]`, of S sources; 3 or more, and few enough for all S! pairings.
+      rng: draws the seeds.
+      ranks: Spearman's.
+      resamples: how often seeds are drawn.
+
+    Raises:
+      ValueError: the shapes differ, or fewer than 3 sources or more than 9.
+    """
+    first, second = (np.asarray(values, np.float64) for values in (first, second))
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(f"second: got the shape {second.shape}; first has {first.shape}; both take [sources, seeds]")
+    sources, seeds = first.shape
+    if not 3 <= sources <= 9:
+        raise ValueError(f"first: got {sources} sources; the exact test takes 3 to 9")
+    measure = scipy.stats.spearmanr if ranks else scipy.stats.pearsonr
+    of_means = lambda x, y: measure(x, y).statistic
+    means = first.mean(1), second.mean(1)
+    size = lambda x: abs(of_means(x, means[1]))
+    test = {"permutation_type": "pairings", "alternative": "greater", "n_resamples": np.inf}
+    pairings = scipy.stats.permutation_test(means[:1], size, **test)
+    drawn = rng.integers(seeds, size=(resamples, sources, seeds))
+    rows = np.arange(sources)[:, None]
+    again = (
+        [of_means(first[rows, index].mean(1), second[rows, index].mean(1)) for index in drawn]
+        if seeds > 1
+        else [np.nan]
+    )
+    low, high = np.quantile(again, (0.025, 0.975))
+    return Correlation(Interval(np.array(of_means(*means)), low, high), float(pairings.pvalue))
+
+
 @dataclasses.dataclass(frozen=True)
 class RandomAngle:
     """The folded angle between two independent, uniformly random directions in `dimension` dimensions, in degrees.

@@ -120,3 +120,38 @@ def test_the_jackknife_of_a_mean_is_students_interval():
     values = np.random.default_rng(0).normal(size=(9, 2))
     got = stats.jackknife_ci(lambda kept: values[kept].mean(0), np.zeros(9))
     np.testing.assert_allclose(got, stats.mean_ci(values))
+
+
+def test_correlations_of_chosen_sources():
+    x = np.array([[1.0], [2.0], [3.0], [4.0], [10.0]])
+    rng = np.random.default_rng(0)
+    got = stats.correlation(x, x**3, rng, ranks=True)
+    assert got.statistic.mean == pytest.approx(1)
+    assert got.p_value == pytest.approx(2 / 120)  # of all 5! orders, the same and the opposite one
+    assert np.isnan([got.statistic.low, got.statistic.high]).all()  # a single seed
+    got = stats.correlation(x, -2 * x + 1, rng)
+    assert got.statistic.mean == pytest.approx(-1)
+    assert got.p_value == pytest.approx(1 / 120)  # unequal steps: no other order comes as far
+
+
+def test_the_interval_of_a_correlation_comes_from_the_seeds():
+    rng = np.random.default_rng(0)
+    level = np.arange(5)[:, None]
+    x = level + rng.normal(scale=0.1, size=(5, 8))
+    tight = stats.correlation(x, level + rng.normal(scale=0.1, size=(5, 8)), rng)
+    wide = stats.correlation(x, level + rng.normal(scale=5, size=(5, 8)), rng)
+    assert tight.statistic.low > 0.99
+    assert wide.statistic.high - wide.statistic.low > 0.1
+    for got in (tight, wide):
+        assert got.statistic.low <= got.statistic.mean <= got.statistic.high
+    # Both of a seed's values are drawn together: what moves them together leaves the correlation.
+    moved = x + 3 * rng.normal(size=(5, 8))
+    assert stats.correlation(moved, moved, rng).statistic.low == pytest.approx(1)
+
+
+def test_too_few_sources_are_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="got 2 sources; the exact test takes 3 to 9"):
+        stats.correlation(np.ones((2, 3)), np.ones((2, 3)), rng)
+    with pytest.raises(ValueError, match="second: got the shape"):
+        stats.correlation(np.ones((3, 3)), np.ones((3, 2)), rng)

@@ -16,6 +16,21 @@ from jtrans.updates import BINS, Angles, Step
 AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"
 FALL = 15.0  # degrees below the random mean that count as early transferability
 QUANTILE = 0.01  # of random directions, below which a mean angle is called below random
+KNOWLEDGE = {
+    **{
+        f"{attack}_{measure}_{across}": f"{text}, {named}, {way}"
+        for attack, named in (("virtual", "virtual attack"), ("fgsm", "FGSM"), ("pgd", "PGD"))
+        for across, way in (("S_T", "source to target"), ("T_S", "target to source"))
+        for measure, text in (("tau1", "tau1"), ("tau2", "tau2"), ("tau1tau2", "tau1 tau2"))
+    },
+    "fgsm_success": "success of FGSM",
+    "pgd_success": "success of PGD",
+    "logme": "LogME",
+    "leep": "LEEP",
+    "h_score": "H-score",
+    "cka": "linear CKA with the reference",
+    "parameters": "number of parameters",
+}
 NEAR = 2.0  # degrees below the random mean that count as random once a subspace is taken out
 NOTHING = "nothing"
 SUCCESS = dict(zip(("success_transferred", "success_own", "success_random"), ATTACKS, strict=True))
@@ -348,6 +363,69 @@ def describe_decomposition(table: Mapping[str, np.ndarray]) -> str:
         lines.append(f"{kind[0]:28} {kind[1]:5} {cells}")
     steps = " ".join(f"{step:6.0f}" for step in np.unique(table["step"]))
     return "\n".join(["mean angles in degrees", f"{'off the span of':28} {'rank':>5} {'step ' + steps:>1}", *lines])
+
+
+def by_source(table: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A column of the knowledge table, `[sources, seeds]`, the sources in the table's order."""
+    return np.stack([table[name][table["source"] == source] for source in dict.fromkeys(table["source"].tolist())])
+
+
+def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, Any]:
+    """How every measure goes with knowledge transfer over the sources, ready for JSON.
+
+    Args:
+      table: by columns, `source`, `seed`, `transfer_loss` and the measures of `KNOWLEDGE`.
+      rng: draws the seeds of the intervals.
+
+    Returns:
+      `sources`: for each, every column as `{mean, low, high}` over seeds. `correlations` with the transfer loss: for
+      each measure Pearson's and Spearman's, `{mean, low, high, p_value}`, as `stats.correlation` gives them, and
+      whether it `falls` with the loss: True where the whole interval of Spearman's lies below 0, False where it lies
+      above, else None.
+    """
+    columns = [name for name in table if name not in ("source", "seed")]
+    values = {name: by_source(table, name) for name in columns}
+    names = list(dict.fromkeys(table["source"].tolist()))
+    sources = [
+        {"source": source, **{name: _plain(stats.mean_ci(values[name][i])) for name in columns}}
+        for i, source in enumerate(names)
+    ]
+    correlations = []
+    for name in KNOWLEDGE:
+        row: dict[str, Any] = {"measure": name}
+        for kind in ("pearson", "spearman"):
+            if np.ptp(values[name].mean(1)) > 0:
+                got = stats.correlation(values[name], values["transfer_loss"], rng, ranks=kind == "spearman")
+                row[kind] = {**_plain(got.statistic), "p_value": got.p_value}
+            else:  # the same for every source, as the number of parameters of one architecture
+                row[kind] = None
+        found = row["spearman"]
+        row["falls"] = None if found is None or not (found["high"] < 0 or found["low"] > 0) else found["high"] < 0
+        correlations.append(row)
+    return {"num_seeds": values["transfer_loss"].shape[1], "sources": sources, "correlations": correlations}
+
+
+def describe_knowledge(summary: Mapping[str, Any]) -> str:
+    """Both tables: the sources, and what goes with their transfer loss."""
+    shown = ("transfer_loss", "transfer_accuracy", "pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_success")
+    lines = [f"{'source':24}" + "".join(f"{name:24}" for name in shown)]
+    lines += [
+        f"{row['source']:24}" + "".join(f"{interval_text(row[name], 3):24}" for name in shown)
+        for row in summary["sources"]
+    ]
+    lines.append(f"\n{'correlation with the transfer loss':36}{'Pearson [95 %]':28}{'Spearman [95 %]':28}p (both)")
+    for row in summary["correlations"]:
+        both = [row[kind] for kind in ("pearson", "spearman")]
+        if None in both:
+            lines.append(f"{KNOWLEDGE[row['measure']]:36}the same for every source")
+        else:
+            texts = "".join(f"{interval_text(found, 2):28}" for found in both)
+            lines.append(f"{KNOWLEDGE[row['measure']]:36}{texts}{both[0]['p_value']:.3f}, {both[1]['p_value']:.3f}")
+    lines.append(
+        "intervals: other seeds of the same sources; p: exact permutation test over sources, two-sided\n"
+        "the claim of Liang et al. (2021): taus and success are larger where the transfer loss is smaller, so below 0"
+    )
+    return "\n".join(lines)
 
 
 def over_seeds(columns: dict[str, np.ndarray], name: str, width: float, level: float) -> tuple[np.ndarray, np.ndarray]:

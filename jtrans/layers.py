@@ -54,8 +54,13 @@ def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
 
     Among equal pixels the derivative is shared, where PyTorch gives it to the first; after a ReLU they differ in
     nothing, since the only equal ones to be expected are its zeros.
+
+    Raises:
+      ValueError: the image is smaller than a square.
     """
     _, height, width, _ = x.shape
+    if min(height, width) < size:
+        raise ValueError(f"x: got an image of {height} x {width} pixels; a pool of {size} x {size} takes a larger one")
     parts = _shifted(x[:, : height // size * size, : width // size * size], size, size, size)
     return functools.reduce(jnp.maximum, parts)
 

@@ -17,7 +17,7 @@ from jtrans.stats import Interval, mean_ci, random_angle
 
 COLOURS = ("C0", "C1")
 SHOWN_RANK = 10  # of the ranks, the largest up to this one is drawn
-EPOCHS = 5  # from so many on the x axis counts epochs, not steps
+EPOCHS = 10  # from so many on the x axis counts epochs, not steps
 
 
 def early(config: Mapping[str, Any], trajectory: Trajectory, summary: Mapping[str, Any]) -> Figure:
@@ -312,6 +312,52 @@ def decompose(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
         f"Adversarial directions without a small subspace: {_networks(config)}, {config['num_networks']} networks, "
         f"subspaces from {config['num_fit']} others\n{_data(config)}; {optimizer['name']}, "
         f"learning rate {optimizer['learning_rate']:g}, batch size {config['batch_size']}",
+        fontsize="medium",
+    )
+    return figure
+
+
+def knowledge(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> Figure:
+    """Every measure against the transfer loss, a point for each source, with 95 % intervals over seeds.
+
+    Args:
+      config: the run's config.
+      table, summary: as the run leaves them; `findings.summarize_knowledge`.
+    """
+    shown = ("pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_tau1tau2_S_T", "virtual_tau1_S_T", "virtual_tau2_S_T", "pgd_success")
+    shown += ("logme", "leep", "h_score", "cka", "parameters")
+    figure = Figure(figsize=(14, 10), layout="constrained")
+    *panels, key = figure.subplots(3, 4).flat
+    loss = mean_ci(findings.by_source(table, "transfer_loss"), axis=1)
+    found = {row["measure"]: row["spearman"] for row in summary["correlations"]}
+    names = list(dict.fromkeys(table["source"].tolist()))
+    reach = lambda i: None if np.isnan(i.low).all() else np.stack([i.mean - i.low, i.high - i.mean])
+    for axes, name in zip(panels, shown, strict=True):
+        values = mean_ci(findings.by_source(table, name), axis=1)
+        across, up = reach(values), reach(loss)
+        for i in range(len(names)):
+            bars = {"xerr": None if across is None else across[:, [i]], "yerr": None if up is None else up[:, [i]]}
+            axes.errorbar(values.mean[i], loss.mean[i], **bars, fmt="o", color=f"C{i}", capsize=3)
+        rank = found[name]
+        said = (
+            "the same for every source"
+            if rank is None
+            else f"{findings.interval_text(rank, 2)}, p {rank['p_value']:.2f}"
+        )
+        axes.set_title(f"rank correlation {said}", fontsize="small")
+        axes.set(xlabel=findings.KNOWLEDGE[name], ylabel="transfer loss (nats)")
+        axes.grid(alpha=0.25)
+        if name == "parameters":
+            axes.set_xscale("log")
+    key.axis("off")
+    handles = [Line2D([], [], color=f"C{i}", marker="o", linestyle="", label=name) for i, name in enumerate(names)]
+    if summary["num_seeds"] > 1:
+        handles.append(Line2D([], [], color="0.3", label=f"95 % interval, {summary['num_seeds']} seeds"))
+    key.legend(handles=handles, loc="center", title="sources")
+    source, target = ({**config, "data": config[section]} for section in ("source", "target"))
+    figure.suptitle(
+        f"Adversarial and knowledge transferability: from {_data(source)} to {_data(target)}; reference "
+        f"{config['reference']}; PGD of epsilon {config['attack']['epsilon']:g} (pixels in [0, 1])",
         fontsize="medium",
     )
     return figure

@@ -31,8 +31,16 @@ from jtrans.training import Network
 CONFIG, SUMMARY, NETWORKS = "config.json", "summary.json", "networks"
 TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.csv", "synthetic.csv"
 CONTROL_TABLE, DECOMPOSE_TABLE, UPDATES_TABLE = "control.csv", "decompose.csv", "updates.csv"
-TYPICAL_TABLE, UNLIKELY_TABLE = "typical.csv", "unlikely.csv"
-TABLES = (TRAJECTORY_TABLE, SYNTHETIC_TABLE, CONTROL_TABLE, DECOMPOSE_TABLE, UPDATES_TABLE, TYPICAL_TABLE)
+TYPICAL_TABLE, UNLIKELY_TABLE, KNOWLEDGE_TABLE = "typical.csv", "unlikely.csv", "knowledge.csv"
+TABLES = (
+    TRAJECTORY_TABLE,
+    SYNTHETIC_TABLE,
+    CONTROL_TABLE,
+    DECOMPOSE_TABLE,
+    UPDATES_TABLE,
+    TYPICAL_TABLE,
+    KNOWLEDGE_TABLE,
+)
 RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, *TABLES)
 
 
@@ -252,6 +260,19 @@ def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
         ocp.save((workdir / NETWORKS).resolve(), {str(i): v for i, v in enumerate(networks)}, overwrite=True)
     except Exception as error:  # whatever a full disk makes of it
         raise cannot_write(workdir / NETWORKS, error) from error
+
+
+def read_networks(workdir: Path) -> list[Variables]:
+    """What `write_networks` wrote.
+
+    Raises:
+      InputError: it is missing, or damaged.
+    """
+    try:
+        networks = ocp.load((workdir / NETWORKS).resolve())
+    except Exception as error:  # whatever Orbax makes of it
+        raise InputError(f"--workdir: {workdir / NETWORKS} cannot be read ({one_line(error)[:200]})") from error
+    return [networks[name] for name in sorted(networks)]
 
 
 def write_summary(workdir: Path, config: ConfigDict, summary: Mapping[str, Any]) -> None:

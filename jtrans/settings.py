@@ -177,6 +177,46 @@ REPRODUCE: Mapping[str, Field] = {
 }
 
 
+def _domain(name: str) -> dict[str, Field]:
+    """The fields of a data set under another section's name."""
+    return {field.replace("data", name, 1): value for field, value in DATA.items()}
+
+
+KNOWLEDGE: Mapping[str, Field] = {
+    "seed": seed(),
+    # A source for each architecture and each mixture of classes; a mixture of none is all classes of the source domain.
+    "models": Field(
+        ("lenet", "alexnet", "resnet18"),
+        lambda v: is_tuple(v, lambda name: name in models.WIDTHS) and len(set(v)) == len(v),
+        f"a tuple of {', '.join(models.WIDTHS)}, each once",
+    ),
+    "mixtures": Field(
+        ((),),
+        lambda v: (
+            is_tuple(v, lambda m: is_tuple(m, lambda c: isinstance(c, str), range(10**6))) and len(set(v)) == len(v)
+        ),
+        "a tuple of tuples of class names, each once, as ((),) or (('cat', 'dog'), ('cat', 'ship'))",
+    ),
+    "reference": one_of("resnet18", models.WIDTHS),
+    **{f"widths.{name}": widths(v, partial(models.takes_widths, name)) for name, v in models.WIDTHS.items()},
+    "initializer": one_of("pytorch", models.INITIALIZERS),
+    "num_networks": whole(5),  # seeds of each source, and of the reference
+    **_domain("source"),
+    **_domain("target"),
+    "num_epochs": whole(100),
+    "reference_epochs": whole(100),
+    "batch_size": whole(64),
+    "learning_rate": Field(0.1, lambda v: is_number(v) and v > 0, "a number above 0"),
+    "augment": yes_no(True),  # crops and flips
+    "num_examples": whole(1000),  # test images attacked, at most
+    "attack.epsilon": Field(0.1, lambda v: is_number(v) and 0 < v <= 1, "a number above 0, 1 at most"),
+    "attack.steps": whole(50),
+    "group_size": whole(0, least=0),
+    "checkpoint.seconds": Field(300.0, lambda v: is_number(v) and v >= 0, "a number, 0 or more"),
+    "checkpoint.steps": whole(0, least=0),
+}
+
+
 SYNTHETIC: Mapping[str, Field] = {
     "problem": Field("", lambda v: isinstance(v, str), "an npz file, or '' to generate problems"),
     "seed": seed(),
@@ -273,6 +313,11 @@ def reproduce() -> ConfigDict:
     return defaults(REPRODUCE)
 
 
+def knowledge() -> ConfigDict:
+    """The defaults of `experiments/knowledge.py`."""
+    return defaults(KNOWLEDGE)
+
+
 def synthetic() -> ConfigDict:
     """The defaults of `experiments/synthetic.py`."""
     return defaults(SYNTHETIC)
@@ -356,6 +401,30 @@ def check_decompose(config: ConfigDict) -> None:
     check_networks(config)
 
 
+def check_knowledge(config: ConfigDict) -> None:
+    """Nothing, if `experiments/knowledge.py` can run the config.
+
+    Raises:
+      InputError: names the first field that is wrong.
+    """
+    check(config, KNOWLEDGE)
+    count = len(config.models) * len(config.mixtures)
+    if not 3 <= count <= 9:
+        raise InputError(f"models: got {count} sources in all, by models and mixtures; correlations take 3 to 9")
+    for section, names in (("source", config.models), ("target", (config.reference,))):
+        for name in names:
+            check_size(name, config.widths[name], config[section].image_size, f"{section}.image_size")
+    if config.source.image_size != config.target.image_size:
+        sizes = f"{config.target.image_size}; source.image_size is {config.source.image_size}"
+        raise InputError(f"target.image_size: got {sizes}, and attacks go over only at the same")
+
+
+def source_label(config: ConfigDict, name: str, classes: tuple[str, ...]) -> str:
+    """What a source is called: its architecture, its mixture, or both, whatever there are several of."""
+    parts = [name] * (len(config.models) > 1) + ["+".join(classes) or "all"] * (len(config.mixtures) > 1)
+    return "-".join(parts)
+
+
 def check_one_model(config: ConfigDict) -> None:
     """Nothing, if the config has a single architecture.
 
@@ -375,11 +444,19 @@ def check_networks(config: ConfigDict) -> None:
     if len(config.models) == 1 and config.num_networks < 2:
         raise InputError("num_networks: got 1; pairs of one architecture take 2 networks or more")
     for name in config.models:
-        size = config.data.image_size
-        try:
-            jax.eval_shape(models.build(name, (size, size, 3), 2, widths=config.widths[name]).init, jax.random.key(0))
-        except ValueError as error:
-            raise InputError(f"data.image_size: got {size}, too small for {name} ({one_line(error)})") from error
+        check_size(name, config.widths[name], config.data.image_size, "data.image_size")
+
+
+def check_size(name: str, widths: tuple[int, ...], size: int, field: str) -> None:
+    """Nothing, if the architecture takes images of that size.
+
+    Raises:
+      InputError: names the field, where they are too small.
+    """
+    try:
+        jax.eval_shape(models.build(name, (size, size, 3), 2, widths=widths).init, jax.random.key(0))
+    except ValueError as error:
+        raise InputError(f"{field}: got {size}, too small for {name} ({one_line(error)})") from error
 
 
 def check_synthetic(config: ConfigDict) -> None:

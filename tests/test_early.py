@@ -113,12 +113,12 @@ def test_fewer_training_images_and_without_their_mean(tmp_path, capsys):
 
 
 def test_many_epochs_are_counted_in_epochs(tmp_path):
-    assert run(tmp_path, *SMALL, "--config.data.num_train=100", "--config.batch_size=50", "--config.num_steps=12") == 0
+    assert run(tmp_path, *SMALL, "--config.data.num_train=100", "--config.batch_size=50", "--config.num_steps=20") == 0
     config, trajectory, summary = results.read(tmp_path)
     assert summary["steps_per_epoch"] == 2
     axes = plots.early(config, trajectory, summary).axes
     assert axes[-1].get_xlabel() == "epochs"
-    assert axes[0].get_lines()[0].get_xdata().max() == 6
+    assert axes[0].get_lines()[0].get_xdata().max() == 10
 
 
 def test_a_single_pair_has_no_interval_in_any_file(tmp_path):

@@ -21,6 +21,7 @@ ORDER = [
     "scores",
     "metrics",
     "synthetic",
+    "knowledge",
     "stats",
     "devices",
     "population",

@@ -1,0 +1,45 @@
+"""Adversarial and knowledge transferability, reduced for 2 cores: four sources, from CIFAR-10 to Tiny ImageNet.
+
+    python experiments/knowledge.py --config=configs/adv_to_know_reduced.py \
+        --config.source.dir=DIRECTORY --config.target.dir=DIRECTORY
+
+DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet of which twelve,
+the vehicles, are taken; any other set can be named (`--config.target.name`, `--config.target.classes`). Three seeds,
+three epochs on 20,000 images, a ResNet18 of a quarter of its widths as a source and as the reference, attacks of 20
+steps.
+"""
+
+from ml_collections import ConfigDict
+
+from jtrans import settings
+
+VEHICLES = (
+    "sports_car",
+    "convertible",
+    "limousine",
+    "beach_wagon",
+    "school_bus",
+    "trolleybus",
+    "moving_van",
+    "police_van",
+    "freight_car",
+    "bullet_train",
+    "lifeboat",
+    "gondola",
+)
+
+
+def get_config() -> ConfigDict:
+    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
+    config = settings.knowledge()
+    config.models = ("fcnet", "lenet", "alexnet", "resnet18")
+    config.widths.resnet18 = (16, 32, 64, 128)
+    config.num_networks = 3
+    config.source.name, config.target.name = "cifar10", "tiny_imagenet22"
+    config.target.classes = VEHICLES
+    config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
+    config.source.num_train = 20_000
+    config.num_epochs, config.reference_epochs = 3, 10
+    config.num_examples = 100
+    config.attack.steps = 20
+    return config

@@ -1,0 +1,30 @@
+"""From knowledge to adversarial transferability (Liang et al. 2021): five mixtures of vehicles and animals.
+
+    python experiments/knowledge.py --config=configs/know_to_adv.py
+
+ResNet18 sources on four classes of CIFAR-10 each, with 0, 25, 50, 75 and 100 % animals; the reference is a ResNet18 on
+STL-10's vehicles. Otherwise as `configs/adv_to_know.py`. For an accelerator; `configs/know_to_adv_reduced.py` is the
+form for 2 cores.
+"""
+
+from ml_collections import ConfigDict
+
+from jtrans import settings
+
+MIXTURES = (
+    ("airplane", "automobile", "ship", "truck"),
+    ("bird", "automobile", "ship", "truck"),
+    ("bird", "cat", "ship", "truck"),
+    ("bird", "cat", "deer", "truck"),
+    ("bird", "cat", "deer", "horse"),
+)
+
+
+def get_config() -> ConfigDict:
+    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
+    config = settings.knowledge()
+    config.models, config.mixtures = ("resnet18",), MIXTURES
+    config.source.name, config.target.name = "cifar10", "stl10"
+    config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
+    config.target.classes = ("airplane", "car", "ship", "truck")
+    return config

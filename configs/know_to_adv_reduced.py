@@ -1,0 +1,50 @@
+"""From knowledge to adversarial transferability, reduced for 2 cores: five mixtures of CIFAR-10, Tiny ImageNet after.
+
+    python experiments/knowledge.py --config=configs/know_to_adv_reduced.py \
+        --config.source.dir=DIRECTORY --config.target.dir=DIRECTORY
+
+DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet of which twelve,
+the vehicles, are taken; any other set can be named. Three seeds, ResNet18 of a quarter of its widths, two epochs on the
+20,000 images of each mixture, attacks of 20 steps.
+"""
+
+from ml_collections import ConfigDict
+
+from jtrans import settings
+
+MIXTURES = (
+    ("airplane", "automobile", "ship", "truck"),
+    ("bird", "automobile", "ship", "truck"),
+    ("bird", "cat", "ship", "truck"),
+    ("bird", "cat", "deer", "truck"),
+    ("bird", "cat", "deer", "horse"),
+)
+VEHICLES = (
+    "sports_car",
+    "convertible",
+    "limousine",
+    "beach_wagon",
+    "school_bus",
+    "trolleybus",
+    "moving_van",
+    "police_van",
+    "freight_car",
+    "bullet_train",
+    "lifeboat",
+    "gondola",
+)
+
+
+def get_config() -> ConfigDict:
+    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
+    config = settings.knowledge()
+    config.models, config.mixtures = ("resnet18",), MIXTURES
+    config.widths.resnet18 = (16, 32, 64, 128)
+    config.num_networks = 3
+    config.source.name, config.target.name = "cifar10", "tiny_imagenet22"
+    config.target.classes = VEHICLES
+    config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
+    config.num_epochs, config.reference_epochs = 2, 10
+    config.num_examples = 100
+    config.attack.steps = 20
+    return config

@@ -1,0 +1,210 @@
+"""Adversarial and knowledge transferability on images, both ways: sources, a reference, heads fitted again, attacks."""
+
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jtrans import (
+    attacks,
+    checkpoints,
+    cli,
+    data,
+    devices,
+    findings,
+    knowledge,
+    models,
+    plots,
+    population,
+    results,
+    runs,
+    settings,
+    training,
+)
+from jtrans.data import Dataset, Split
+from jtrans.errors import InputError
+from jtrans.models import Model, Variables
+from jtrans.population import Keys
+
+REFERENCE = "reference"
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Adversarial and knowledge transferability: do attacks go over to where features go over to?"""
+    settings.check_knowledge(config)
+    with results.claimed(workdir, config) as finished:
+        if not finished:
+            measure(config, workdir)
+    said = findings.describe_knowledge(results.read_summary(workdir))
+    print(f"\n{said}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+
+
+def measure(config: ConfigDict, workdir: Path) -> None:
+    """Every stage, from where an earlier run stopped: train, refit, attack, report."""
+    started = time.monotonic()
+    keys = population.keys(config.seed)
+    target = load(config.target, keys.data, (), "target")
+    sources = list(itertools.product(config.models, config.mixtures))
+    domains = {classes: load(config.source, keys.data, classes, "source") for classes in config.mixtures}
+    results.write_config(workdir, config)
+    folder = workdir / "networks"
+    reference = build(config, config.reference, config.target, target)
+    kept = train(config, folder / REFERENCE, reference, target, config.reference_epochs, of_source(keys, 0))
+    parts = []
+    for i, (name, classes) in enumerate(sources):
+        label, dataset = settings.source_label(config, name, classes), domains[classes]
+        path = workdir / "measured" / f"{label}.csv"
+        model = build(config, name, config.source, dataset)
+        variables = train(config, folder / label, model, dataset, config.num_epochs, of_source(keys, i + 1))
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            results.write_table(path, compare(config, (model, reference), (variables, kept), target, keys.attack))
+            print(f"{label}: measured against the reference", flush=True)
+        parts.append({"source": np.full(config.num_networks, label)} | results.read_table(path))
+    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    summary = findings.summarize_knowledge(table, np.random.default_rng(config.seed))
+    summary["seconds"] = time.monotonic() - started
+    results.write_table(workdir / results.KNOWLEDGE_TABLE, table)
+    results.write_figure(workdir, plots.knowledge(config.to_dict(), table, summary))
+    results.write_summary(workdir, config, summary)
+
+
+def load(config: ConfigDict, key: jax.Array, classes: Sequence[str], section: str) -> Dataset:
+    """The source or the target domain; of the source those classes, where any are named."""
+    dataset = data.load(
+        config.name,
+        key,
+        directory=config.dir,
+        classes=classes or config.classes,
+        image_size=config.image_size,
+        shuffle_labels=config.shuffle_labels,
+    )
+    if config.num_train:
+        few = data.balanced(dataset.train, config.num_train, f"{section}.num_train")
+        dataset = dataset._replace(train=few)
+    counts = f"{len(dataset.train.labels)} training images of {len(dataset.class_names)} classes"
+    print(f"{section}, {config.name}: {counts}; test images from {dataset.origin}", flush=True)
+    return dataset
+
+
+def build(config: ConfigDict, name: str, section: ConfigDict, dataset: Dataset) -> Model:
+    """The architecture of that name for the images of that section of the config."""
+    return models.build(
+        name,
+        dataset.train.images.shape[1:],
+        len(dataset.class_names),
+        widths=config.widths[name],
+        initializer=config.initializer,
+        pixel_range=section.pixel_range,
+        mean_image=dataset.train.images.mean(0) / 255 if section.subtract_mean else None,
+    )
+
+
+def of_source(keys: Keys, number: int) -> Keys:
+    """The keys of one source's networks."""
+    return Keys(*(jax.random.fold_in(key, number) for key in keys))
+
+
+def train(config: ConfigDict, workdir: Path, model: Model, dataset: Dataset, epochs: int, keys: Keys) -> Variables:
+    """One source's networks, `[num_networks, ...]`: from the disk where they are trained already."""
+    per_epoch = len(dataset.train.labels) // config.batch_size
+    if not per_epoch:
+        count = len(dataset.train.labels)
+        raise InputError(f"batch_size: got {config.batch_size}; {workdir.name} has {count} training images")
+    run = ConfigDict(
+        {
+            "num_steps": epochs * per_epoch,
+            "measure_every": per_epoch,
+            "keep_examples": False,
+            "tensorboard": False,
+            "checkpoint": config.checkpoint.to_dict(),
+        }
+    )
+    with results.claimed(workdir, run) as finished:
+        if not finished:
+            print(f"{workdir.name}: {config.num_networks} networks, {epochs} epochs of {per_epoch} steps", flush=True)
+            train_population(config, run, workdir, model, dataset, keys)
+    return results.read_networks(workdir)[0]
+
+
+def train_population(
+    config: ConfigDict, run: ConfigDict, workdir: Path, model: Model, dataset: Dataset, keys: Keys
+) -> None:
+    """The networks side by side, as the official code trains them, and their accuracy."""
+    count = min(config.num_examples, int(np.bincount(dataset.test.labels).min()) * len(dataset.class_names))
+    test = data.balanced(dataset.test, count, "num_examples")
+    size = max(config.batch_size, population.block_size(count, config.num_networks, test.images[0].size))
+    placement = population.place(model, test.images.shape[1:], size, config.num_networks, size=config.group_size)
+    optimizer = training.cosine_sgd(config.learning_rate, run.num_steps)
+    saves = checkpoints.Checkpoints(workdir)
+    shapes = population.shapes([model], optimizer, config.num_networks)
+    reached = runs.restore(saves, shapes, run) or runs.Progress(0, shapes, [], [])
+    if reached.step:
+        networks = [devices.split(reached.networks[0], placement)]
+    else:
+        networks = population.initialize([model], optimizer, keys.init, [placement])
+    steps = population.trajectory(
+        [model],
+        optimizer,
+        networks,
+        [placement],
+        keys,
+        dataset.train,
+        test,
+        batch_size=config.batch_size,
+        num_steps=run.num_steps,
+        measure_every=run.measure_every,
+        augment=training.crop_and_flip if config.augment else None,
+        first_step=reached.step,
+    )
+    trajectory, (trained,) = runs.follow(steps, [placement], reached, saves, run, workdir, count)
+    results.write_networks(workdir, [trained.variables])
+    results.write_trajectory(workdir, trajectory)
+    results.write_config(workdir, run)
+    results.write_summary(workdir, run, {"accuracy": trajectory.accuracy[:, -1].tolist()})
+    saves.wait()
+
+
+def compare(
+    config: ConfigDict,
+    networks: tuple[Model, Model],
+    variables: tuple[Variables, Variables],
+    target: Dataset,
+    key: jax.Array,
+) -> dict[str, np.ndarray]:
+    """One source against the reference: a row for each seed, of which each has a reference of its own."""
+    rows = []
+    for seed in range(config.num_networks):
+        source, reference = (jax.tree.map(lambda leaf, i=seed: leaf[i], v) for v in variables)
+        seen = [knowledge.see(networks[0], source, split.images) for split in (target.train, target.test)]
+        known = knowledge.see(networks[1], reference, target.test.images)
+        labels = target.train.labels, target.test.labels
+        found, right = knowledge.knowledge(tuple(seen), known, labels, len(target.class_names))
+        found["parameters"] = float(sum(leaf.size for leaf in jax.tree.leaves(source["params"])))
+        found["reference_accuracy"] = float((known.logits.argmax(1) == target.test.labels).mean())
+        chosen = np.flatnonzero(known.logits.argmax(1) == target.test.labels)[: config.num_examples]
+        attacked = Split(target.test.images[chosen], target.test.labels[chosen])
+        found |= knowledge.adversarial(
+            networks, (source, reference), attacked, right[chosen], known_attacks(config), jax.random.fold_in(key, seed)
+        )
+        rows.append({"seed": seed, **found})
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def known_attacks(config: ConfigDict) -> dict[str, attacks.Attack | None]:
+    """The attacks by name, as in the official code: epsilon in units of pixels in [0, 1]."""
+    epsilon, steps = config.attack.epsilon, config.attack.steps
+    return {
+        "virtual": None,
+        "fgsm": attacks.fgsm(epsilon, random_start=True),
+        "pgd": attacks.pgd(epsilon, steps, 5 * epsilon / steps),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

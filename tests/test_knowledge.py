@@ -1,0 +1,171 @@
+"""Sources, a reference, heads fitted again and attacks, on small data."""
+
+import json
+
+import jax
+import knowledge as experiment
+import numpy as np
+import pytest
+
+from jtrans import attacks, cli, directions, findings, knowledge, models, plots, results
+from jtrans.data import Split
+
+SMALL = [
+    "--config.models=('mlp_shallow', 'mlp_deep', 'lenet')",
+    "--config.widths.mlp_shallow=(24,)",
+    "--config.widths.mlp_deep=(32, 16)",
+    "--config.widths.lenet=(3, 4, 12, 8)",
+    "--config.reference=mlp_shallow",
+    "--config.num_networks=2",
+    "--config.source.name=digits",
+    "--config.source.classes=('0', '1', '2', '3', '4')",
+    "--config.source.image_size=16",
+    "--config.target.name=digits",
+    "--config.target.classes=('5', '6', '7', '8', '9')",
+    "--config.target.image_size=16",
+    "--config.num_epochs=2",
+    "--config.reference_epochs=3",
+    "--config.batch_size=32",
+    "--config.num_examples=30",
+    "--config.attack.steps=3",
+]
+
+
+def run(workdir, *arguments):
+    # A tuple given twice would be added up.
+    fields = {flag.partition("=")[0]: flag for flag in (*SMALL, *arguments)}
+    config = workdir.parent / "config.py"
+    config.write_text(
+        "from jtrans import settings\n\n\ndef get_config():\n    config = settings.knowledge()\n"
+        "    config.models = ()\n    return config\n"
+    )
+    return cli.run(experiment.main, ["knowledge.py", f"--config={config}", f"--workdir={workdir}", *fields.values()])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    assert run(workdir) == 0
+    return workdir
+
+
+def test_the_run_leaves_every_source_with_every_measure(finished, capsys):
+    table = results.read_table(finished / "knowledge.csv")
+    assert table["source"].tolist() == ["mlp_shallow"] * 2 + ["mlp_deep"] * 2 + ["lenet"] * 2
+    assert set(findings.KNOWLEDGE) <= set(table)
+    for name in ("pgd_tau2_S_T", "virtual_tau1_S_T", "cka", "transfer_accuracy", "pgd_success"):
+        assert ((table[name] >= 0) & (table[name] <= 1.0001)).all(), name
+    assert (table["transfer_accuracy"] > 0.3).all()  # of five digits, from features of five others
+    assert (table["reference_accuracy"] > 0.5).all()
+    summary = json.loads((finished / "summary.json").read_text())
+    assert [row["source"] for row in summary["sources"]] == ["mlp_shallow", "mlp_deep", "lenet"]
+    assert {row["measure"] for row in summary["correlations"]} == set(findings.KNOWLEDGE)
+    assert run(finished) == 0  # finished: told again
+    assert "correlation with the transfer loss" in capsys.readouterr().out
+    config = json.loads((finished / "config.json").read_text())
+    panels = plots.knowledge(config, table, summary).axes
+    assert all(axes.get_ylabel() == "transfer loss (nats)" for axes in panels[:-1])
+
+
+def test_a_run_goes_on_from_any_stage_to_the_same_numbers(finished, tmp_path):
+    """What a stop leaves behind: a source that is not trained, one that is not measured, no report."""
+    workdir = tmp_path / "run"
+    assert run(workdir) == 0
+    (workdir / "summary.json").unlink()
+    (workdir / "measured" / "lenet.csv").unlink()
+    (workdir / "networks" / "lenet" / "summary.json").unlink()
+    trained = (workdir / "networks" / "mlp_deep" / "summary.json").stat().st_mtime_ns
+    assert run(workdir) == 0
+    assert (workdir / "networks" / "mlp_deep" / "summary.json").stat().st_mtime_ns == trained
+    assert (workdir / "knowledge.csv").read_bytes() == (finished / "knowledge.csv").read_bytes()
+
+
+def test_taus_and_success_agree_with_float64(finished):
+    """PGD and everything after it in NumPy, for one trained source and reference, from the same random start."""
+    config = json.loads((finished / "config.json").read_text())
+    of = {name: results.read_networks(finished / "networks" / name)[0] for name in ("mlp_deep", "reference")}
+    layers = {
+        name: [
+            {k: np.float64(a[1]) for k, a in layer.items()}
+            for _, layer in sorted(jax.device_get(variables)["params"].items())
+        ]
+        for name, variables in of.items()
+    }
+
+    def forward(name, x):
+        kept = []
+        for layer in layers[name]:
+            kept.append(x)
+            x = x @ layer["kernel"].T + layer["bias"]
+            x = np.maximum(x, 0) if layer is not layers[name][-1] else x
+        return x, kept
+
+    def gradient(name, x, y):
+        logits, kept = forward(name, x)
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        back = p / p.sum(1, keepdims=True) - np.eye(5)[y]
+        for layer, inside in zip(layers[name][::-1], kept[::-1], strict=True):
+            back = (back @ layer["kernel"]) * ((inside > 0) if inside is not kept[0] else 1)
+        return back
+
+    images = np.random.default_rng(0).integers(256, size=(12, 16, 16, 1), dtype=np.uint8)
+    x, epsilon, key = images.reshape(12, -1) / 255, config["attack"]["epsilon"], jax.random.key(7)
+    keys = directions.example_keys(key, 12)
+    noise = jax.vmap(lambda k: jax.random.uniform(k, (16, 16, 1), minval=-1, maxval=1))(keys).reshape(12, -1)
+
+    def pgd(name, steps, size):
+        y = forward(name, x)[0].argmax(1)
+        moved = np.clip(x + epsilon * np.float64(noise), 0, 1)
+        for _ in range(steps):
+            moved = moved + size * np.sign(gradient(name, moved, y))
+            moved = np.clip(np.clip(moved, x - epsilon, x + epsilon), 0, 1)
+        return moved
+
+    from_source, from_target = (pgd(name, 3, 5 * epsilon / 3) for name in ("mlp_deep", "reference"))
+    own = forward("mlp_deep", from_source)[0] - forward("mlp_deep", x)[0]
+    across = forward("reference", from_source)[0] - forward("reference", x)[0]
+    best = np.linalg.norm(forward("reference", from_target)[0] - forward("reference", x)[0], axis=1)
+    unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
+    want = {
+        "pgd_tau1_S_T": (np.linalg.norm(across, axis=1) / best).mean(),
+        "pgd_tau2_S_T": np.linalg.norm(unit(own).T @ unit(across) / 12),
+    }
+    built = [
+        models.build(name, (16, 16, 1), 5, widths=widths)
+        for name, widths in (("mlp_deep", (32, 16)), ("mlp_shallow", (24,)))
+    ]
+    labels = forward("reference", x)[0].argmax(1)
+    got = knowledge.adversarial(
+        tuple(built),
+        tuple(jax.tree.map(lambda leaf: leaf[1], of[name]) for name in ("mlp_deep", "reference")),
+        Split(images, labels),
+        np.arange(12) % 2 == 0,
+        {"pgd": attacks.pgd(epsilon, 3, 5 * epsilon / 3)},
+        key,
+    )
+    for name, value in want.items():
+        assert got[name] == pytest.approx(value, abs=1e-4), name
+    wrong = forward("reference", from_source)[0].argmax(1) != labels
+    assert got["pgd_success"] == pytest.approx(wrong.mean())
+    assert got["pgd_success_both"] == pytest.approx(wrong[::2].mean())
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "--config.models=('lenet',)",
+            "models: got 1 sources in all, by models and mixtures; correlations take 3 to 9",
+        ),
+        ("--config.target.image_size=20", "target.image_size: got 20; source.image_size is 16"),
+        ("--config.reference=vgg11", "target.image_size: got 16, too small for vgg11"),
+        ("--config.target.classes=('5', 'x')", "unknown class 'x'"),
+        ("--config.batch_size=5000", "batch_size: got 5000; reference has"),
+        ("--config.attack.epsilon=2.0", "attack.epsilon: got 2.0; it takes a number above 0, 1 at most"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, flag, message):
+    assert run(tmp_path / "run", flag) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert message in err

@@ -54,13 +54,15 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     results.write_config(workdir, config)
     folder = workdir / "networks"
     reference = build(config, config.reference, config.target, target)
-    kept = train(config, folder / REFERENCE, reference, target, config.reference_epochs, of_source(keys, 0))
+    own = of_source(keys, 0)
+    kept = train(config, folder / REFERENCE, config.reference, config.target, target, config.reference_epochs, own)
     parts = []
     for i, (name, classes) in enumerate(sources):
         label, dataset = settings.source_label(config, name, classes), domains[classes]
         path = workdir / "measured" / f"{label}.csv"
         model = build(config, name, config.source, dataset)
-        variables = train(config, folder / label, model, dataset, config.num_epochs, of_source(keys, i + 1))
+        own = of_source(keys, i + 1)
+        variables = train(config, folder / label, name, config.source, dataset, config.num_epochs, own)
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             results.write_table(path, compare(config, (model, reference), (variables, kept), target, keys.attack))
@@ -110,7 +112,9 @@ def of_source(keys: Keys, number: int) -> Keys:
     return Keys(*(jax.random.fold_in(key, number) for key in keys))
 
 
-def train(config: ConfigDict, workdir: Path, model: Model, dataset: Dataset, epochs: int, keys: Keys) -> Variables:
+def train(
+    config: ConfigDict, workdir: Path, name: str, section: ConfigDict, dataset: Dataset, epochs: int, keys: Keys
+) -> Variables:
     """One source's networks, `[num_networks, ...]`: from the disk where they are trained already."""
     per_epoch = len(dataset.train.labels) // config.batch_size
     if not per_epoch:
@@ -118,6 +122,9 @@ def train(config: ConfigDict, workdir: Path, model: Model, dataset: Dataset, epo
         raise InputError(f"batch_size: got {config.batch_size}; {workdir.name} has {count} training images")
     run = ConfigDict(
         {
+            "models": (name,),
+            "widths": {name: config.widths[name]},
+            "data": {**section.to_dict(), "classes": dataset.class_names},
             "num_steps": epochs * per_epoch,
             "measure_every": per_epoch,
             "keep_examples": False,
@@ -128,7 +135,7 @@ def train(config: ConfigDict, workdir: Path, model: Model, dataset: Dataset, epo
     with results.claimed(workdir, run) as finished:
         if not finished:
             print(f"{workdir.name}: {config.num_networks} networks, {epochs} epochs of {per_epoch} steps", flush=True)
-            train_population(config, run, workdir, model, dataset, keys)
+            train_population(config, run, workdir, build(config, name, section, dataset), dataset, keys)
     return results.read_networks(workdir)[0]
 
 

@@ -7,6 +7,7 @@ range. What comes back is floats: rounding them to pixel values would undo part 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +22,30 @@ Bounds = tuple[float, float] | None
 DENOMINATORS = ("all images", "those the target gets right", "those both networks get right")
 
 
-def success_rates(wrong: np.ndarray, right_target: np.ndarray, right_source: np.ndarray) -> np.ndarray:
-    """The share of images that a network gets wrong under attack, among each of `DENOMINATORS`.
+class Success(NamedTuple):
+    """How often attacks work, `[..., 3]`, among each of `DENOMINATORS`.
+
+    rate: the share of those images that the attacked network gets wrong under attack; NaN where there is none.
+    count: how many images those are.
+    """
+
+    rate: np.ndarray
+    count: np.ndarray
+
+
+def success(wrong: np.ndarray, right_target: np.ndarray, right_source: np.ndarray) -> Success:
+    """How often attacks work, from what the networks make of N images.
 
     Args:
       wrong: `[..., N]`, whether the attacked network, the target, gets the adversarial image wrong.
       right_target, right_source: `[..., N]`, whether it, and the network that the attack was made on, get the clean
         image right.
-
-    Returns:
-      `[..., 3]`; NaN where there is no image to count.
     """
     wrong, target, source = np.broadcast_arrays(wrong, right_target, right_source)
     counted = np.stack([np.ones_like(target), target, target & source], axis=-2)
+    count = counted.sum(-1)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
-        return (wrong[..., None, :] & counted).sum(-1) / counted.sum(-1)
+        return Success((wrong[..., None, :] & counted).sum(-1) / count, count)
 
 
 def own_prediction(f: Function, x: jax.Array) -> jax.Array:

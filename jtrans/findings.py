@@ -1,5 +1,6 @@
 """What a run shows, in numbers and in words."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import scipy.stats
 
 from jtrans import stats
-from jtrans.attacks import DENOMINATORS
+from jtrans.attacks import DENOMINATORS, Success
 from jtrans.decomposition import Measured
 from jtrans.population import ATTACKS, Trajectory, attackers, mean_angle, pairs, select
 from jtrans.updates import BINS, Angles, Step
@@ -16,6 +17,7 @@ from jtrans.updates import BINS, Angles, Step
 AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"
 FALL = 15.0  # degrees below the random mean that count as early transferability
 QUANTILE = 0.01  # of random directions, below which a mean angle is called below random
+RATES = ("all_images", "target_right", "both_right")  # the columns of `attacks.DENOMINATORS`
 KNOWLEDGE = {
     **{
         f"{attack}_{measure}_{across}": f"{text}, {named}, {way}"
@@ -363,6 +365,45 @@ def describe_decomposition(table: Mapping[str, np.ndarray]) -> str:
         lines.append(f"{kind[0]:28} {kind[1]:5} {cells}")
     steps = " ".join(f"{step:6.0f}" for step in np.unique(table["step"]))
     return "\n".join(["mean angles in degrees", f"{'off the span of':28} {'rank':>5} {'step ' + steps:>1}", *lines])
+
+
+def matrix(found: Mapping[str, Success], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Success matrices of the same networks, by columns: a row for each attack, source and target.
+
+    Args:
+      found: for each attack what `metrics.success_matrix` gives.
+      names: of the networks.
+
+    Returns:
+      `attack`, `source`, `target`; for each of `RATES` the share of images that the target gets wrong under attack,
+      with its 95 % interval over images (Wilson's) and the number of images.
+    """
+    rows = []
+    for attack, (rates, counts) in found.items():
+        for (s, source), (t, target) in itertools.product(enumerate(names), repeat=2):
+            row = {"attack": attack, "source": source, "target": target}
+            for k, name in enumerate(RATES):
+                rate, count = float(rates[s, t, k]), int(counts[s, t, k])
+                bounds = (math.nan, math.nan)
+                if count:
+                    bounds = scipy.stats.binomtest(round(rate * count), count).proportion_ci(method="wilson")
+                row |= {name: rate, f"{name}_low": bounds[0], f"{name}_high": bounds[1], f"{name}_count": count}
+            rows.append(row)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def describe_matrix(table: Mapping[str, np.ndarray]) -> str:
+    """A matrix for each attack, in percent of the images that the target gets right."""
+    names = list(dict.fromkeys(table["source"].tolist()))
+    width = max(map(len, names))
+    lines = []
+    for attack in dict.fromkeys(table["attack"].tolist()):
+        share = 100 * np.reshape(table["target_right"][table["attack"] == attack], (len(names), -1))
+        lines.append(f"{attack}: errors in % of the images that the target gets right; a row for each source")
+        lines += [
+            f"{name:{width}} " + " ".join(f"{s:5.1f}" for s in row) for name, row in zip(names, share, strict=True)
+        ]
+    return "\n".join(lines)
 
 
 def by_source(table: Mapping[str, np.ndarray], name: str) -> np.ndarray:

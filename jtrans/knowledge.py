@@ -110,6 +110,6 @@ def adversarial(
             source, reference = (partial(model.apply, v) for model, v in zip(models, variables, strict=True))
             moved = jax.jit(lambda x, f=source, attack=attack: attack(f, x, attacks.own_prediction(f, x), key))(x)
             wrong = np.asarray(reference(moved).argmax(1)) != test.labels
-            rates = attacks.success_rates(wrong, np.ones_like(wrong), right)
-            found |= {f"{name}_success": float(rates[0]), f"{name}_success_both": float(rates[2])}
+            of_all, _, of_both = attacks.success(wrong, np.ones_like(wrong), right).rate
+            found |= {f"{name}_success": float(of_all), f"{name}_success_both": float(of_both)}
     return found

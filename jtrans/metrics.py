@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtrans import directions, jacobian, loops, transfer
-from jtrans.attacks import Attack, success_rates
+from jtrans.attacks import Attack, Success, success
 from jtrans.jacobian import Function, SingularTriple
 
 
@@ -125,7 +125,7 @@ def success_matrix(
     *,
     key: jax.Array | None = None,
     batch_size: int = 256,
-) -> np.ndarray:
+) -> Success:
     """How often an attack made on each source is one on each target too: away from the true labels.
 
     Args:
@@ -137,8 +137,8 @@ def success_matrix(
       batch_size: how many examples are in memory at once.
 
     Returns:
-      `[S, T, 3]`, the share of images that the target gets wrong under attack, among each of `attacks.DENOMINATORS`:
-      all, those the target gets right without it, those both get right. NaN where there is no such image.
+      `rate` and `count` `[S, T, 3]`, among each of `attacks.DENOMINATORS`: all images, those that the target gets right
+      without the attack, those that both get right.
 
     Raises:
       ValueError: a random attack without a key.
@@ -158,8 +158,8 @@ def success_matrix(
         make = lambda x, y, keys, f=f: (None, attack(f, x, y, keys))
         adversarial = loops.in_batches(make, batch_size, x, y, keys, compiled=False)[1]
         wrong = ~np.array([right(judge, adversarial) for judge in judges])
-        rows.append(success_rates(wrong, right_target, right_source))
-    return np.array(rows)
+        rows.append(success(wrong, right_target, right_source))
+    return Success(*map(np.array, zip(*rows, strict=True)))
 
 
 def gradient_matching_distance(

@@ -317,6 +317,33 @@ def decompose(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
     return figure
 
 
+def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figure:
+    """The success of every attack from each network on each, as `findings.matrix` gives it."""
+    attacks, names = (list(dict.fromkeys(table[column].tolist())) for column in ("attack", "source"))
+    count = len(names)
+    figure = Figure(figsize=(2.2 + len(attacks) * (1 + 0.55 * count), 2.4 + 0.5 * count), layout="constrained")
+    panels = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
+    for axes, attack in zip(panels, attacks, strict=True):
+        of = table["attack"] == attack
+        value = lambda name, of=of: 100 * np.reshape(table[f"target_right{name}"][of], (count, count))
+        rate, reach = value(""), (value("_high") - value("_low")) / 2
+        image = axes.imshow(rate, vmin=0, vmax=100, cmap="viridis")
+        for (row, column), share in np.ndenumerate(rate):
+            text = "-" if np.isnan(share) else f"{share:.0f}\n±{reach[row, column]:.0f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="k" if share > 55 else "w")
+        axes.set_xticks(range(count), names, rotation=60, ha="right", fontsize="small")
+        axes.set_yticks(range(count), names, fontsize="small")
+        axes.set(title=attack, xlabel="attacked network (target)")
+    panels[0].set_ylabel("network that the attack is made on (source)")
+    figure.colorbar(image, ax=panels, label="errors (% of the images\nthat the target gets right)")
+    figure.suptitle(
+        f"Attacks of epsilon {config['attack']['epsilon']:.3g} (pixels in [0, 1]; virtual: of the same length in L2)\n"
+        f"{_data(config)}, {config['num_examples']} test images; ±: 95 % interval over images",
+        fontsize="medium",
+    )
+    return figure
+
+
 def knowledge(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> Figure:
     """Every measure against the transfer loss, a point for each source, with 95 % intervals over seeds.
 

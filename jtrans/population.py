@@ -297,7 +297,7 @@ def success(kept: np.ndarray, correct: np.ndarray, num_models: int) -> np.ndarra
       correct: `[M, N]` of all architectures, whether it is without.
     """
     target, source = attackers(num_models, len(kept)).T
-    return attacks.success_rates(kept == 0, correct[target, None] == 1, correct[source, None] == 1)
+    return attacks.success(kept == 0, correct[target, None] == 1, correct[source, None] == 1).rate
 
 
 def trajectory(

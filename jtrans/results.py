@@ -31,7 +31,8 @@ from jtrans.training import Network
 CONFIG, SUMMARY, NETWORKS = "config.json", "summary.json", "networks"
 TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.csv", "synthetic.csv"
 CONTROL_TABLE, DECOMPOSE_TABLE, UPDATES_TABLE = "control.csv", "decompose.csv", "updates.csv"
-TYPICAL_TABLE, UNLIKELY_TABLE, KNOWLEDGE_TABLE = "typical.csv", "unlikely.csv", "knowledge.csv"
+TYPICAL_TABLE, UNLIKELY_TABLE = "typical.csv", "unlikely.csv"
+KNOWLEDGE_TABLE, MATRIX_TABLE = "knowledge.csv", "matrix.csv"
 TABLES = (
     TRAJECTORY_TABLE,
     SYNTHETIC_TABLE,
@@ -40,6 +41,7 @@ TABLES = (
     UPDATES_TABLE,
     TYPICAL_TABLE,
     KNOWLEDGE_TABLE,
+    MATRIX_TABLE,
 )
 RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, *TABLES)
 

@@ -62,6 +62,7 @@ def widths(default: tuple[int, ...], number: Callable[[tuple[int, ...]], bool] =
     )
 
 
+ATTACKS = ("fgsm", "pgd", "mi_fgsm", "virtual")
 FULLY_CONNECTED = ("mlp_shallow", "mlp_deep", "fcnet")
 
 DATA: Mapping[str, Field] = {
@@ -174,6 +175,26 @@ REPRODUCE: Mapping[str, Field] = {
     ),
     "images_dir": Field("", lambda v: isinstance(v, str), "a folder of photographs in two classes, or '' for none"),
     "docs": Field("docs", lambda v: isinstance(v, str) and v != "", "the directory of the page"),
+}
+
+
+MATRIX: Mapping[str, Field] = {
+    "seed": seed(),
+    "networks": Field(
+        (),
+        lambda v: is_tuple(v, lambda entry: isinstance(entry, str)),
+        "a tuple of run folders with saved networks, and of ARCHITECTURE=FILE.npz for PyTorch state dicts",
+    ),
+    **{f"widths.{name}": widths(v, partial(models.takes_widths, name)) for name, v in models.WIDTHS.items()},
+    **DATA,
+    "num_examples": whole(200),  # test images attacked
+    "attacks": Field(
+        ("fgsm", "pgd", "mi_fgsm", "virtual"),
+        lambda v: is_tuple(v, lambda name: name in ATTACKS) and len(set(v)) == len(v),
+        f"a tuple of {', '.join(ATTACKS)}, each once",
+    ),
+    "attack.epsilon": Field(8 / 255, lambda v: is_number(v) and 0 < v <= 1, "a number above 0, 1 at most"),
+    "attack.steps": whole(10),
 }
 
 
@@ -318,6 +339,11 @@ def knowledge() -> ConfigDict:
     return defaults(KNOWLEDGE)
 
 
+def matrix() -> ConfigDict:
+    """The defaults of `experiments/matrix.py`."""
+    return defaults(MATRIX)
+
+
 def synthetic() -> ConfigDict:
     """The defaults of `experiments/synthetic.py`."""
     return defaults(SYNTHETIC)
@@ -399,6 +425,19 @@ def check_decompose(config: ConfigDict) -> None:
             f"data.image_size: got {size}; subspaces take memory with its 4th power: {DECOMPOSE_SIZE} at most"
         )
     check_networks(config)
+
+
+def check_matrix(config: ConfigDict) -> None:
+    """Nothing, if `experiments/matrix.py` can run the config.
+
+    Raises:
+      InputError: names the first field that is wrong.
+    """
+    check(config, MATRIX)
+    for entry in config.networks:
+        name, _, file = entry.partition("=")
+        if file and name not in models.WIDTHS:
+            raise InputError(f"networks: got {entry!r}; the architectures are {', '.join(models.WIDTHS)}")
 
 
 def check_knowledge(config: ConfigDict) -> None:

@@ -287,13 +287,14 @@ def test_the_success_matrix_of_linear_networks_in_closed_form():
     x, y = rng.uniform(0.3, 0.7, size=(50, 6)), rng.integers(2, size=50)
     networks = [lambda x, w=w: jnp.stack([-(x - 0.5) @ w, (x - 0.5) @ w], 1) for w in jnp.array(weights, jnp.float32)]
     got = metrics.success_matrix(networks, networks[:2], x, y, attacks.fgsm(0.05), batch_size=16)
+    assert got.count[0, 0].tolist()[0] == 50
     sign = 2 * y - 1
     margins = sign[:, None] * ((x - 0.5) @ weights.T)
     for s in range(3):
         for t in range(2):
             moved = margins[:, t] - 0.05 * np.sign(weights[s]) @ weights[t]
             for among, rate in zip(
-                (slice(None), margins[:, t] > 0, (margins[:, [t, s]] > 0).all(1)), got[s, t], strict=True
+                (slice(None), margins[:, t] > 0, (margins[:, [t, s]] > 0).all(1)), got.rate[s, t], strict=True
             ):
                 assert rate == pytest.approx((moved < 0)[among].mean())
 
@@ -304,7 +305,9 @@ def test_the_success_matrix_does_not_depend_on_the_batch_size():
     networks = [lambda x, w=w: jnp.tanh(x.reshape(len(x), -1) @ w) for w in weights]
     x, y = rng.uniform(size=(30, 2, 2, 3)).astype(np.float32), rng.integers(3, size=30)
     attack, key = attacks.pgd(0.3, 3, 0.2), jax.random.key(0)
-    whole, parts = (metrics.success_matrix(networks, networks, x, y, attack, key=key, batch_size=b) for b in (30, 7))
+    whole, parts = (
+        metrics.success_matrix(networks, networks, x, y, attack, key=key, batch_size=b).rate for b in (30, 7)
+    )
     np.testing.assert_array_equal(whole, parts)
     assert (whole >= 0).all()
     assert whole[0, 0, 0] > whole[0, 1, 0]  # an attack works best on its own network

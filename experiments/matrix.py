@@ -1,0 +1,106 @@
+"""How often attacks made on each network are attacks on every other: a matrix for any list of trained networks."""
+
+import json
+import math
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import early
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jtrans import attacks, cli, findings, metrics, models, plots, population, results, settings, training
+from jtrans.attacks import Attack
+from jtrans.data import Dataset
+from jtrans.errors import InputError, one_line
+from jtrans.jacobian import Function
+from jtrans.models import Variables
+
+# From epsilon, the number of steps and the number of values in an image. The virtual attack has FGSM's length in L2.
+ATTACKS: dict[str, Callable[[float, int, int], Attack]] = {
+    "fgsm": lambda epsilon, steps, dimension: attacks.fgsm(epsilon),
+    "pgd": lambda epsilon, steps, dimension: attacks.pgd(epsilon, steps, 2.5 * epsilon / steps),
+    "mi_fgsm": lambda epsilon, steps, dimension: attacks.mi_fgsm(epsilon, steps, epsilon / steps),
+    "virtual": lambda epsilon, steps, dimension: attacks.virtual(epsilon * math.sqrt(dimension), bounds=(0, 1)),
+}
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """The success of every attack, from each network (a row) on each network (a column)."""
+    settings.check_matrix(config)
+    with results.claimed(workdir, config) as finished:
+        if not finished:
+            measure(config, workdir)
+    table = results.read_table(workdir / results.MATRIX_TABLE)
+    print(f"\n{findings.describe_matrix(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+
+
+def measure(config: ConfigDict, workdir: Path) -> None:
+    """The networks, their matrix for every attack, the table, the figure."""
+    started = time.monotonic()
+    keys = population.keys(config.seed)
+    dataset, test = early.load(config, keys.data, 1)
+    networks = dict(named for entry in config.networks for named in read(entry, config, dataset))
+    functions, x = list(networks.values()), np.asarray(training.pixels(test.images))
+    found = {}
+    for name in config.attacks:
+        attack = ATTACKS[name](config.attack.epsilon, config.attack.steps, x[0].size)
+        found[name] = metrics.success_matrix(functions, functions, x, test.labels, attack, key=keys.attack)
+        print(f"{name}: {len(functions)} networks attacked", flush=True)
+    table = findings.matrix(found, list(networks))
+    results.write_config(workdir, config)
+    results.write_table(workdir / results.MATRIX_TABLE, table)
+    results.write_figure(workdir, plots.matrix(config.to_dict(), table))
+    results.write_summary(workdir, config, {"networks": list(networks), "seconds": time.monotonic() - started})
+
+
+def read(entry: str, config: ConfigDict, dataset: Dataset) -> Iterator[tuple[str, Function]]:
+    """The networks of an entry of the config by name: a run's folder, or `ARCHITECTURE=FILE.npz`, a PyTorch state dict.
+
+    Raises:
+      InputError: it cannot be read, or tells other numbers of classes apart than the images have.
+    """
+    architecture, _, file = entry.partition("=")
+    saved = from_pytorch(architecture, Path(file), config) if file else from_run(Path(entry))
+    for name, run, variables in saved:
+        shape, count = dataset.train.images.shape[1:], len(dataset.class_names)
+        architecture = name.partition("-")[0].rpartition("/")[2]
+        outputs = len(models.last_layer(variables)["bias"])
+        if outputs != count:
+            raise InputError(f"networks: {entry} tells {outputs} classes apart; the images have {count} classes")
+        options = {"widths": run["widths"][architecture], "pixel_range": tuple(run["data"]["pixel_range"])}
+        yield name, partial(models.build(architecture, shape, count, **options).apply, variables)
+
+
+def from_run(folder: Path) -> Iterator[tuple[str, dict, Variables]]:
+    """All networks that a run has saved, named by its folder, their architecture and number."""
+    try:
+        run = json.loads((folder / results.CONFIG).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        what = f"{folder} is no run's folder ({one_line(error)}); name one, or ARCHITECTURE=FILE.npz"
+        raise InputError(f"networks: {what}") from error
+    if run["data"]["subtract_mean"]:
+        raise InputError(f"networks: {folder} had its mean image subtracted, which is not among what it saved")
+    for architecture, variables in zip(run["models"], results.read_networks(folder), strict=True):
+        for i in range(len(jax.tree.leaves(variables)[0])):
+            name = f"{folder.name}/{architecture}-{i}"
+            yield name, run, jax.tree.map(lambda leaf, i=i: leaf[i], variables)
+
+
+def from_pytorch(architecture: str, file: Path, config: ConfigDict) -> Iterator[tuple[str, ConfigDict, Variables]]:
+    """The network of a state dict, whose widths and pixel range are the config's."""
+    try:
+        with np.load(file) as arrays:
+            variables = models.from_pytorch(architecture, dict(arrays))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"networks: {architecture}={file} cannot be read ({one_line(error)})") from error
+    yield f"{file.stem}/{architecture}", config, variables
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

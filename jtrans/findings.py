@@ -17,6 +17,14 @@ from jtrans.updates import BINS, Angles, Step
 AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"
 FALL = 15.0  # degrees below the random mean that count as early transferability
 QUANTILE = 0.01  # of random directions, below which a mean angle is called below random
+PENALTY = {
+    "angle": "angle to the surrogate's directions (degrees)",
+    "tau1": "tau1, virtual attack from the surrogate (0 to 1)",
+    "tau2": "tau2, virtual attack from the surrogate (0 to 1)",
+    "success": "errors by FGSM from the surrogate (share of images got right)",
+    "success_own": "errors by FGSM from itself (share of images got right)",
+    "accuracy": "test accuracy (share of images)",
+}
 RATES = ("all_images", "target_right", "both_right")  # the columns of `attacks.DENOMINATORS`
 KNOWLEDGE = {
     **{
@@ -365,6 +373,35 @@ def describe_decomposition(table: Mapping[str, np.ndarray]) -> str:
         lines.append(f"{kind[0]:28} {kind[1]:5} {cells}")
     steps = " ".join(f"{step:6.0f}" for step in np.unique(table["step"]))
     return "\n".join(["mean angles in degrees", f"{'off the span of':28} {'rank':>5} {'step ' + steps:>1}", *lines])
+
+
+def penalty(found: Mapping[float, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What each coefficient of the penalty does, by columns.
+
+    Args:
+      found: by coefficient, for each of `PENALTY` its value for every network, `[M]`.
+
+    Returns:
+      `coefficient`, and for each measure the mean with its 95 % interval over networks.
+    """
+    rows = []
+    for coefficient, measures in found.items():
+        intervals = {name: _plain(stats.mean_ci(measures[name])) for name in PENALTY}
+        bounds = {f"{name}_{bound}": value for name, i in intervals.items() for bound, value in i.items()}
+        rows.append({"coefficient": coefficient, **bounds})
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def describe_penalty(table: Mapping[str, np.ndarray]) -> str:
+    """The table."""
+    lines = [f"{'coefficient':>11}  " + "".join(f"{name:24}" for name in PENALTY)]
+    for i, coefficient in enumerate(table["coefficient"]):
+        cells = (
+            interval_text({bound: float(table[f"{name}_{bound}"][i]) for bound in stats.Interval._fields}, 3)
+            for name in PENALTY
+        )
+        lines.append(f"{coefficient:11g}  " + "".join(f"{cell:24}" for cell in cells))
+    return "\n".join(lines)
 
 
 def matrix(found: Mapping[str, Success], names: Sequence[str]) -> dict[str, np.ndarray]:

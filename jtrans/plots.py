@@ -317,6 +317,31 @@ def decompose(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
     return figure
 
 
+def penalty(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figure:
+    """What the penalty's coefficient does to each measure, with 95 % intervals; as `findings.penalty` gives it."""
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    panels = figure.subplots(2, 3, sharex=True)
+    x = np.arange(len(table["coefficient"]))
+    for i, (axes, (name, label)) in enumerate(zip(panels.flat, findings.PENALTY.items(), strict=True)):
+        interval = Interval(*(table[f"{name}_{bound}"] for bound in Interval._fields))
+        axes.plot(x, interval.mean, f"C{i}", marker=".", label=f"mean of {config['num_networks']} networks")
+        _band(axes, x, interval, f"C{i}")
+        axes.set_ylabel(label.replace(" (", "\n("))
+        axes.set_ylim(0, 92 if name == "angle" else 1.03)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize="x-small", loc="best")
+    for axes in panels[1]:
+        axes.set_xticks(x, [f"{c:g}" for c in table["coefficient"]])
+        axes.set_xlabel("coefficient of the penalty (nats)")
+    figure.suptitle(
+        f"Input gradients kept away from a frozen surrogate's ({config['surrogate']}): {_networks(config)}\n"
+        f"{_data(config)}, {config['num_examples']} test images, {config['num_steps']} steps; FGSM of epsilon "
+        f"{config['attack']['epsilon']:.3g} (pixels in [0, 1])",
+        fontsize="medium",
+    )
+    return figure
+
+
 def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figure:
     """The success of every attack from each network on each, as `findings.matrix` gives it."""
     attacks, names = (list(dict.fromkeys(table[column].tolist())) for column in ("attack", "source"))

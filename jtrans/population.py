@@ -17,7 +17,7 @@ from jtrans import attacks, devices, directions, training
 from jtrans.data import Split
 from jtrans.devices import Group, Placement
 from jtrans.models import Model, Variables
-from jtrans.training import Network
+from jtrans.training import Network, Objective
 
 ATTACKS = (
     "another network's",
@@ -315,6 +315,7 @@ def trajectory(
     batch_statistics: bool = False,
     epsilon: float = 0.0,
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    objective: Objective = training.cross_entropy,
     first_step: int = 0,
 ) -> Iterator[tuple[int, list[list[Group]], Measurement | None]]:
     """Train all networks and measure them before training, after every `measure_every` steps, and after the last.
@@ -331,6 +332,7 @@ def trajectory(
       batch_statistics: as in `observe`; all test images are then measured at a time.
       epsilon: of FGSM, in units of pixels in [0, 1], from network to network; 0: none.
       augment: `(key, images) -> images` of a training batch, as `training.crop_and_flip`; None for nothing.
+      objective: what training lowers.
       first_step: the steps that the networks have behind them; above 0 nothing is measured before the next.
 
     Yields:
@@ -348,7 +350,7 @@ def trajectory(
         batch = jax.lax.dynamic_slice(order, (position,), (batch_size,))
         dropout_key, augment_key = (jax.random.fold_in(key, step) for key in step_keys)
         chosen = images[batch] if augment is None else augment(augment_key, images[batch])
-        return training.train_step(model, optimizer, network, chosen, labels[batch], dropout_key)
+        return training.train_step(model, optimizer, network, chosen, labels[batch], dropout_key, objective)
 
     def look(model, group, images, labels, start):
         images, labels = (jax.lax.dynamic_slice_in_dim(a, start, block) for a in (images, labels))

@@ -32,7 +32,7 @@ CONFIG, SUMMARY, NETWORKS = "config.json", "summary.json", "networks"
 TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.csv", "synthetic.csv"
 CONTROL_TABLE, DECOMPOSE_TABLE, UPDATES_TABLE = "control.csv", "decompose.csv", "updates.csv"
 TYPICAL_TABLE, UNLIKELY_TABLE = "typical.csv", "unlikely.csv"
-KNOWLEDGE_TABLE, MATRIX_TABLE = "knowledge.csv", "matrix.csv"
+KNOWLEDGE_TABLE, MATRIX_TABLE, PENALTY_TABLE = "knowledge.csv", "matrix.csv", "penalty.csv"
 TABLES = (
     TRAJECTORY_TABLE,
     SYNTHETIC_TABLE,
@@ -42,6 +42,7 @@ TABLES = (
     TYPICAL_TABLE,
     KNOWLEDGE_TABLE,
     MATRIX_TABLE,
+    PENALTY_TABLE,
 )
 RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, *TABLES)
 

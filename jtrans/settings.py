@@ -127,6 +127,20 @@ EARLY: Mapping[str, Field] = {
 }
 
 
+PENALTY: Mapping[str, Field] = {
+    **NETWORKS,  # so many networks for each coefficient, each with a surrogate of its own
+    **TRAINING,
+    "surrogate": one_of("mlp_shallow", models.WIDTHS),
+    "coefficients": Field(
+        (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 5.0),
+        lambda v: is_tuple(v, lambda c: is_number(c) and c >= 0) and sorted(set(v)) == list(v),
+        "a tuple of numbers, 0 or more, each larger than the one before",
+    ),
+    "num_steps": whole(200),
+    "attack.epsilon": Field(8 / 255, lambda v: is_number(v) and 0 < v <= 1, "a number above 0, 1 at most"),
+}
+
+
 CONTROL: Mapping[str, Field] = {
     **NETWORKS,  # so many networks for each setting
     "num_steps": whole(20),
@@ -344,6 +358,11 @@ def matrix() -> ConfigDict:
     return defaults(MATRIX)
 
 
+def penalty() -> ConfigDict:
+    """The defaults of `experiments/penalty.py`."""
+    return defaults(PENALTY)
+
+
 def synthetic() -> ConfigDict:
     """The defaults of `experiments/synthetic.py`."""
     return defaults(SYNTHETIC)
@@ -425,6 +444,20 @@ def check_decompose(config: ConfigDict) -> None:
             f"data.image_size: got {size}; subspaces take memory with its 4th power: {DECOMPOSE_SIZE} at most"
         )
     check_networks(config)
+
+
+def check_penalty(config: ConfigDict) -> None:
+    """Nothing, if `experiments/penalty.py` can run the config.
+
+    Raises:
+      InputError: names the first field that is wrong.
+    """
+    check(config, PENALTY)
+    if config.batch_statistics:
+        raise InputError("batch_statistics: got True; this experiment measures by running statistics, so False")
+    check_one_model(config)
+    check_networks(config)
+    check_size(config.surrogate, config.widths[config.surrogate], config.data.image_size, "data.image_size")
 
 
 def check_matrix(config: ConfigDict) -> None:

@@ -36,6 +36,10 @@ def adjustable(name: str) -> optax.GradientTransformation:
     return optax.inject_hyperparams(lambda learning_rate: OPTIMIZERS[name](learning_rate))(learning_rate=0.0)
 
 
+# `(model, variables, images in [0, 1], labels, key) -> (loss, variables)`: the loss of a batch, which training lowers.
+Objective = Callable[[Model, Variables, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Variables]]
+
+
 class Network(NamedTuple):
     """A network in training: its variables and its optimizer's state, pytrees of arrays."""
 
@@ -78,6 +82,20 @@ def pixels(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255
 
 
+def cross_entropy(
+    model: Model, variables: Variables, images: jax.Array, labels: jax.Array, key: jax.Array
+) -> tuple[jax.Array, Variables]:
+    """The mean negative log-likelihood of a batch, and the variables after it: the usual objective.
+
+    Args:
+      images: `[B, H, W, C]` in [0, 1].
+      labels: `[B]`.
+      key: draws the dropout, where the model has one.
+    """
+    logits, moved = model.train(variables, images, key)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), moved
+
+
 def train_step(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -85,20 +103,16 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
+    objective: Objective = cross_entropy,
 ) -> Network:
-    """The network after one optimizer step on the mean negative log-likelihood of one batch.
+    """The network after one optimizer step on the objective of one batch.
 
     Args:
       images: uint8 `[B, H, W, C]`.
-      labels: `[B]`.
-      key: draws the dropout, where the model has one.
+      labels, key: as `cross_entropy`.
     """
-
-    def mean_loss(params):
-        logits, variables = model.train({**network.variables, "params": params}, pixels(images), key)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), variables
-
     params = network.variables["params"]
-    gradient, variables = jax.grad(mean_loss, has_aux=True)(params)
+    loss = lambda p: objective(model, {**network.variables, "params": p}, pixels(images), labels, key)
+    gradient, variables = jax.grad(loss, has_aux=True)(params)
     updates, state = optimizer.update(gradient, network.optimizer_state, params)
     return Network({**variables, "params": optax.apply_updates(params, updates)}, state)

@@ -16,6 +16,7 @@ ORDER = [
     "loops",
     "jacobian",
     "directions",
+    "penalty",
     "attacks",
     "transfer",
     "scores",

@@ -1,0 +1,146 @@
+"""Controlling transferability: networks trained to keep their adversarial directions away from a surrogate's."""
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import early
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jtrans import (
+    attacks,
+    cli,
+    devices,
+    directions,
+    findings,
+    metrics,
+    penalty,
+    plots,
+    population,
+    results,
+    settings,
+    training,
+)
+from jtrans.data import Dataset, Split
+from jtrans.models import Model, Variables
+from jtrans.population import Keys
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """A penalty on the cosine to a surrogate's input gradients: what its coefficient does to angles and attacks."""
+    settings.check_penalty(config)
+    with results.claimed(workdir, config) as finished:
+        if not finished:
+            measure(config, workdir)
+    table = results.read_table(workdir / results.PENALTY_TABLE)
+    print(f"\n{findings.describe_penalty(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+
+
+def measure(config: ConfigDict, workdir: Path) -> None:
+    """The surrogates, then the networks of every coefficient side by side, the table, the figure."""
+    started = time.monotonic()
+    keys = population.keys(config.seed)
+    dataset, test = early.load(config, keys.data, config.batch_size)
+    (name,) = config.models
+    model, surrogate = (early.build(config, n, dataset) for n in (name, config.surrogate))
+    own_keys = Keys(*(jax.random.fold_in(key, 1) for key in keys))
+    frozen = train(config, surrogate, keys, dataset, test, config.num_networks)
+    print(f"{config.surrogate}: {config.num_networks} surrogates trained", flush=True)
+
+    count = len(config.coefficients)
+    surrogates = jax.tree.map(lambda leaf: np.concatenate([leaf] * count), frozen)
+    held = surrogates, np.repeat(np.float32(config.coefficients), config.num_networks)
+    objective = penalty.objective(surrogate)
+    trained = train(config, model, own_keys, dataset, test, len(held[1]), held=held, objective=objective)
+    print(f"{name}: {len(held[1])} networks trained", flush=True)
+    each = jax.jit(partial(against, (surrogate, model), epsilon=config.attack.epsilon))
+    rows = [
+        jax.device_get(each(*(jax.tree.map(lambda leaf, i=i: leaf[i], v) for v in (surrogates, trained)), *test))
+        for i in range(len(held[1]))
+    ]
+    shares = np.split(np.arange(len(rows)), count)
+    found = {
+        coefficient: {measure: np.array([rows[i][measure] for i in own]) for measure in rows[0]}
+        for coefficient, own in zip(config.coefficients, shares, strict=True)
+    }
+    table = findings.penalty(found)
+    results.write_config(workdir, config)
+    results.write_table(workdir / results.PENALTY_TABLE, table)
+    results.write_figure(workdir, plots.penalty(config.to_dict(), table))
+    results.write_summary(workdir, config, {"seconds": time.monotonic() - started})
+
+
+def train(
+    config: ConfigDict,
+    model: Model,
+    keys: Keys,
+    dataset: Dataset,
+    test: Split,
+    count: int,
+    *,
+    held: tuple[Variables, np.ndarray] | None = None,
+    objective: training.Objective = training.cross_entropy,
+) -> Variables:
+    """So many trained networks, `[count, ...]`.
+
+    Args:
+      held: the surrogate `[count, ...]` and the coefficient `[count]` of each; None where there is no penalty.
+    """
+    placement = early.place(config, model, test.images, config.batch_size, count)
+    optimizer = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
+    (groups,) = population.initialize([model], optimizer, keys.init, [placement])
+    if held:
+        add: Callable = lambda group, own: group._replace(variables=penalty.with_surrogate(group.variables, *own))
+        groups = list(map(add, groups, devices.split(held, placement)))
+    steps = population.trajectory(
+        [model],
+        optimizer,
+        [groups],
+        [placement],
+        keys,
+        dataset.train,
+        test,
+        batch_size=config.batch_size,
+        num_steps=config.num_steps,
+        measure_every=config.num_steps,
+        objective=objective,
+    )
+    for step, (groups,), _ in steps:
+        if step == config.num_steps:
+            trained = devices.merge([group.variables for group in groups], placement)
+    return {name: leaf for name, leaf in trained.items() if name != penalty.PENALTY}
+
+
+def against(
+    models: tuple[Model, Model],
+    surrogate: Variables,
+    network: Variables,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    epsilon: float,
+) -> dict[str, jax.Array]:
+    """One network against its surrogate, on test images: `findings.PENALTY`."""
+    f, g = (partial(model.apply, v) for model, v in zip(models, (surrogate, network), strict=True))
+    x = training.pixels(images)
+    taus = metrics.transferability(f, g, x)
+    gradients = (directions.loss_gradient(h, x, labels) for h in (f, g))
+    right = g(x).argmax(1) == labels
+    fooled = lambda h: right & (g(attacks.fgsm(epsilon)(h, x, labels)).argmax(1) != labels)
+    return {
+        "angle": jnp.nanmean(metrics.angles(*gradients)),
+        "tau1": taus.tau1,
+        "tau2": taus.tau2,
+        "success": fooled(f).sum() / right.sum(),
+        "success_own": fooled(g).sum() / right.sum(),
+        "accuracy": right.mean(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -16,7 +16,6 @@ from jtrans import (
     cli,
     data,
     devices,
-    findings,
     knowledge,
     models,
     plots,
@@ -25,6 +24,7 @@ from jtrans import (
     runs,
     settings,
     training,
+    transfer_findings,
 )
 from jtrans.data import Dataset, Split
 from jtrans.errors import InputError
@@ -40,7 +40,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     with results.claimed(workdir, config) as finished:
         if not finished:
             measure(config, workdir)
-    said = findings.describe_knowledge(results.read_summary(workdir))
+    said = transfer_findings.describe_knowledge(results.read_summary(workdir))
     print(f"\n{said}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
@@ -69,7 +69,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
             print(f"{label}: measured against the reference", flush=True)
         parts.append({"source": np.full(config.num_networks, label)} | results.read_table(path))
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    summary = findings.summarize_knowledge(table, np.random.default_rng(config.seed))
+    summary = transfer_findings.summarize_knowledge(table, np.random.default_rng(config.seed))
     summary["seconds"] = time.monotonic() - started
     results.write_table(workdir / results.KNOWLEDGE_TABLE, table)
     results.write_figure(workdir, plots.knowledge(config.to_dict(), table, summary))

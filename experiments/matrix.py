@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import attacks, cli, findings, metrics, models, plots, population, results, settings, training
+from jtrans import attacks, cli, metrics, models, plots, population, results, settings, training, transfer_findings
 from jtrans.attacks import Attack
 from jtrans.data import Dataset
 from jtrans.errors import InputError, one_line
@@ -37,7 +37,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if not finished:
             measure(config, workdir)
     table = results.read_table(workdir / results.MATRIX_TABLE)
-    print(f"\n{findings.describe_matrix(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+    print(f"\n{transfer_findings.describe_matrix(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:
@@ -52,7 +52,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
         attack = ATTACKS[name](config.attack.epsilon, config.attack.steps, x[0].size)
         found[name] = metrics.success_matrix(functions, functions, x, test.labels, attack, key=keys.attack)
         print(f"{name}: {len(functions)} networks attacked", flush=True)
-    table = findings.matrix(found, list(networks))
+    table = transfer_findings.matrix(found, list(networks))
     results.write_config(workdir, config)
     results.write_table(workdir / results.MATRIX_TABLE, table)
     results.write_figure(workdir, plots.matrix(config.to_dict(), table))

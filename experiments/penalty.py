@@ -17,7 +17,6 @@ from jtrans import (
     cli,
     devices,
     directions,
-    findings,
     metrics,
     penalty,
     plots,
@@ -25,6 +24,7 @@ from jtrans import (
     results,
     settings,
     training,
+    transfer_findings,
 )
 from jtrans.data import Dataset, Split
 from jtrans.models import Model, Variables
@@ -38,7 +38,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if not finished:
             measure(config, workdir)
     table = results.read_table(workdir / results.PENALTY_TABLE)
-    print(f"\n{findings.describe_penalty(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+    print(f"\n{transfer_findings.describe_penalty(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:
@@ -68,7 +68,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
         coefficient: {measure: np.array([rows[i][measure] for i in own]) for measure in rows[0]}
         for coefficient, own in zip(config.coefficients, shares, strict=True)
     }
-    table = findings.penalty(found)
+    table = transfer_findings.penalty(found)
     results.write_config(workdir, config)
     results.write_table(workdir / results.PENALTY_TABLE, table)
     results.write_figure(workdir, plots.penalty(config.to_dict(), table))
@@ -125,7 +125,7 @@ def against(
     *,
     epsilon: float,
 ) -> dict[str, jax.Array]:
-    """One network against its surrogate, on test images: `findings.PENALTY`."""
+    """One network against its surrogate, on test images: `transfer_findings.PENALTY`."""
     f, g = (partial(model.apply, v) for model, v in zip(models, (surrogate, network), strict=True))
     x = training.pixels(images)
     taus = metrics.transferability(f, g, x)

@@ -12,7 +12,7 @@ import early
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, devices, findings, plots, results, settings
+from jtrans import cli, devices, plots, results, settings, stats
 from jtrans.errors import InputError
 
 OPTIONS = {
@@ -121,7 +121,7 @@ def describe(table: Sequence[Mapping[str, Any]]) -> str:
     fields = [key for key in table[0] if key not in ("step", "early_transferability")][:-6]
     lines = []
     for r in table:
-        interval = lambda key, digits, r=r: findings.interval_text(
+        interval = lambda key, digits, r=r: stats.interval_text(
             {bound: r[f"{key}_{bound}"] for bound in ("mean", "low", "high")}, digits
         )
         verdict = "yes" if r["early_transferability"] else "no"

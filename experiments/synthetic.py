@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, findings, plots, results, settings, synthetic
+from jtrans import cli, plots, results, settings, synthetic, transfer_findings
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -23,7 +23,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     with results.claimed(workdir, config) as finished:
         if not finished:
             measure(config, workdir, given)
-    said = findings.describe_synthetic(results.read_summary(workdir))
+    said = transfer_findings.describe_synthetic(results.read_summary(workdir))
     print(f"{said}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
@@ -34,7 +34,7 @@ def measure(config: ConfigDict, workdir: Path, given: synthetic.Problem | None) 
     columns = table(problems, config.levels)
     results.write_config(workdir, config)
     results.write_table(workdir / results.SYNTHETIC_TABLE, columns)
-    summary = findings.summarize_synthetic(columns)
+    summary = transfer_findings.summarize_synthetic(columns)
     summary["seconds"] = time.monotonic() - started
     results.write_figure(workdir, plots.synthetic(workdir))
     results.write_summary(workdir, config, summary)

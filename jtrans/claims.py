@@ -104,7 +104,7 @@ def _early(root: Path) -> Iterator[Row]:
                 said = f"before training the angle is within 1 degree of that of random directions, {random:.2f}"
                 yield Row(1, said, start, "degrees", random - 1, random + 1, who, name)
             lowest = summary["lowest_at_chance"]
-            accuracy = findings.interval_text(lowest["accuracy"], 3)
+            accuracy = stats.interval_text(lowest["accuracy"], 3)
             said = f"the angle falls {findings.FALL:.0f} degrees or more below random while the accuracy is at chance"
             what = _data(config)
             yield Row(
@@ -206,7 +206,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _text(interval: Interval, unit: str) -> str:
-    return findings.interval_text(interval._asdict(), 1 if unit == "degrees" else 3) + f" {unit}".rstrip()
+    return stats.interval_text(interval._asdict(), 1 if unit == "degrees" else 3) + f" {unit}".rstrip()
 
 
 def overview(rows: Sequence[Row]) -> str:
@@ -246,8 +246,8 @@ def attacks_table(root: Path) -> str:
         _, summary = read(folder)
         for moment, said in (("lowest_at_chance", "lowest angle at chance"), ("last", "last step")):
             at = summary[moment]
-            rates = [findings.interval_text(at[name], 2) for name in findings.SUCCESS]
-            angle, accuracy = findings.interval_text(at["angle"], 1), findings.interval_text(at["accuracy"], 2)
+            rates = [stats.interval_text(at[name], 2) for name in findings.SUCCESS]
+            angle, accuracy = stats.interval_text(at["angle"], 1), stats.interval_text(at["accuracy"], 2)
             name = folder.relative_to(root).as_posix()
             lines.append((name, f"{said}, step {at['step']}", angle, accuracy, *rates))
     return table(header, lines)
@@ -282,7 +282,7 @@ def decomposition_table(root: Path) -> str:
                 if not of.any():
                     return "-"
                 bounds = {bound: columns[f"{value}_{bound}"][of].item() for bound in Interval._fields}
-                return findings.interval_text(bounds, digits)
+                return stats.interval_text(bounds, digits)
 
             taken = ("other networks' updates", 10)
             attacks = [at((findings.NOTHING, 0), "off", 2), at(taken, "off", 2), at(taken, "inside", 2)]

@@ -1,15 +1,13 @@
 """What a run shows, in numbers and in words."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from jtrans import stats
-from jtrans.attacks import DENOMINATORS, Success
+from jtrans.attacks import DENOMINATORS
 from jtrans.decomposition import Measured
 from jtrans.population import ATTACKS, Trajectory, attackers, mean_angle, pairs, select
 from jtrans.updates import BINS, Angles, Step
@@ -17,43 +15,9 @@ from jtrans.updates import BINS, Angles, Step
 AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"
 FALL = 15.0  # degrees below the random mean that count as early transferability
 QUANTILE = 0.01  # of random directions, below which a mean angle is called below random
-PENALTY = {
-    "angle": "angle to the surrogate's directions (degrees)",
-    "tau1": "tau1, virtual attack from the surrogate (0 to 1)",
-    "tau2": "tau2, virtual attack from the surrogate (0 to 1)",
-    "success": "errors by FGSM from the surrogate (share of images got right)",
-    "success_own": "errors by FGSM from itself (share of images got right)",
-    "accuracy": "test accuracy (share of images)",
-}
-RATES = ("all_images", "target_right", "both_right")  # the columns of `attacks.DENOMINATORS`
-KNOWLEDGE = {
-    **{
-        f"{attack}_{measure}_{across}": f"{text}, {named}, {way}"
-        for attack, named in (("virtual", "virtual attack"), ("fgsm", "FGSM"), ("pgd", "PGD"))
-        for across, way in (("S_T", "source to target"), ("T_S", "target to source"))
-        for measure, text in (("tau1", "tau1"), ("tau2", "tau2"), ("tau1tau2", "tau1 tau2"))
-    },
-    "fgsm_success": "success of FGSM",
-    "pgd_success": "success of PGD",
-    "logme": "LogME",
-    "leep": "LEEP",
-    "h_score": "H-score",
-    "cka": "linear CKA with the reference",
-    "parameters": "number of parameters",
-}
 NEAR = 2.0  # degrees below the random mean that count as random once a subspace is taken out
 NOTHING = "nothing"
 SUCCESS = dict(zip(("success_transferred", "success_own", "success_random"), ATTACKS, strict=True))
-MEASURES = {
-    "tau1_S_T": "tau1, source to target",
-    "tau1_T_S": "tau1, target to source",
-    "tau2_S_T": "tau2, source to target",
-    "tau2_T_S": "tau2, target to source",
-    "tau1tau2_S_T": "tau1 tau2, source to target",
-    "tau1tau2_T_S": "tau1 tau2, target to source",
-    "transfer_loss_S": "transfer loss",
-    "gradient_matching_distance": "gradient matching distance",
-}
 
 
 def curves(trajectory: Trajectory) -> dict[str, stats.Interval]:
@@ -103,7 +67,7 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
     below = np.flatnonzero(angle < random.quantile(QUANTILE))
 
     def moment(index: int) -> dict[str, Any]:
-        at = {name: _plain(stats.Interval(*(v[index] for v in interval))) for name, interval in over.items()}
+        at = {name: stats.plain(stats.Interval(*(v[index] for v in interval))) for name, interval in over.items()}
         return {"step": int(trajectory.step[index]), **at}
 
     lowest_at_chance = _lowest(angle[at_chance])
@@ -149,7 +113,7 @@ def describe(summary: dict[str, Any]) -> str:
         if moment is None:
             lines.append(f"{name:26}{'never':>5}")
         else:
-            angle, accuracy = interval_text(moment["angle"], 2), interval_text(moment["accuracy"], 3)
+            angle, accuracy = stats.interval_text(moment["angle"], 2), stats.interval_text(moment["accuracy"], 3)
             lines.append(f"{name:26}{moment['step']:>5}   {angle:26}{accuracy}")
     mean = f"{random['mean_angle']:.2f}"
     lines.append(
@@ -163,7 +127,7 @@ def describe(summary: dict[str, Any]) -> str:
         lines.append(f"networks whose loss is not finite: {listed}")
     lowest = summary["lowest_at_chance"]
     if "success_transferred" in lowest:
-        rates = ", ".join(f"{attack} {interval_text(lowest[name], 2)}" for name, attack in SUCCESS.items())
+        rates = ", ".join(f"{attack} {stats.interval_text(lowest[name], 2)}" for name, attack in SUCCESS.items())
         lines.append(f"share of the rightly classified images that FGSM changes at step {lowest['step']}, by whose")
         lines.append(f"direction: {rates}")
     drop = f"{random['mean_angle'] - lowest['angle']['mean']:.1f} degrees below that of random directions"
@@ -175,13 +139,6 @@ def describe(summary: dict[str, Any]) -> str:
             f"No early transferability (a fall of {FALL:.0f} degrees): the angle came at most {drop}\n{while_at_chance}"
         )
     return "\n".join(lines)
-
-
-def interval_text(interval: dict[str, float], digits: int) -> str:
-    """`mean [low, high]`, or the mean alone where there is no interval."""
-    mean, low, high = (math.nan if interval[key] is None else interval[key] for key in ("mean", "low", "high"))
-    known = not (math.isnan(low) or math.isnan(high))
-    return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if known else "")
 
 
 def control(
@@ -247,7 +204,7 @@ def summarize_control(
         shown = np.flatnonzero(table["early_transferability"][here])
         if len(shown) > 1:
             networks = _by_rate(trajectory, learning_rates)[shown]
-            difference = _plain(_unlike(select(trajectory, networks.ravel()), len(shown), num_classes))
+            difference = stats.plain(_unlike(select(trajectory, networks.ravel()), len(shown), num_classes))
             rates = [learning_rates[i] for i in shown]
             unlike.append({"optimizer": optimizer, "batch_size": batch_size, "learning_rates": rates, **difference})
     random = stats.random_angle(dimension)
@@ -285,10 +242,9 @@ def describe_control(table: Mapping[str, np.ndarray]) -> str:
     lines = ["{:10} {:>6} {:>8} {:>5}   {:24} {:24} {:>8} {:>11}".format(*head)]
     for i in range(len(table["step"])):
         mark = "  *" * int(table["early_transferability"][i])
-        of = lambda name, i=i: {bound: float(table[f"{name}_{bound}"][i]) for bound in stats.Interval._fields}
         lines.append(
             f"{table['optimizer'][i]:10} {table['batch_size'][i]:6.0f} {table['learning_rate'][i]:8.3g} "
-            f"{table['step'][i]:5.0f}   {interval_text(of('angle'), 1):24} {interval_text(of('accuracy'), 3):24} "
+            f"{table['step'][i]:5.0f}   {stats.cell(table, 'angle', i, 1):24} {stats.cell(table, 'accuracy', i, 3):24} "
             f"{table['first_update'][i]:8.3g} {table['undirected'][i]:11.1%}{mark}"
         )
     shown = int(table["early_transferability"].sum())
@@ -322,7 +278,7 @@ def decomposition(
             "inside": stats.pair_mean_ci(measured.inside, ring, model),
             "accuracy": stats.mean_ci(accuracy[step]),
         }
-        bounds = {f"{name}_{key}": value for name, i in over.items() for key, value in _plain(i).items()}
+        bounds = {f"{name}_{key}": value for name, i in over.items() for key, value in stats.plain(i).items()}
         rows.append({"step": step, "subspace": subspace, "rank": rank, **bounds})
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -375,162 +331,6 @@ def describe_decomposition(table: Mapping[str, np.ndarray]) -> str:
     return "\n".join(["mean angles in degrees", f"{'off the span of':28} {'rank':>5} {'step ' + steps:>1}", *lines])
 
 
-def penalty(found: Mapping[float, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What each coefficient of the penalty does, by columns.
-
-    Args:
-      found: by coefficient, for each of `PENALTY` its value for every network, `[M]`.
-
-    Returns:
-      `coefficient`, and for each measure the mean with its 95 % interval over networks.
-    """
-    rows = []
-    for coefficient, measures in found.items():
-        intervals = {name: _plain(stats.mean_ci(measures[name])) for name in PENALTY}
-        bounds = {f"{name}_{bound}": value for name, i in intervals.items() for bound, value in i.items()}
-        rows.append({"coefficient": coefficient, **bounds})
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
-
-
-def describe_penalty(table: Mapping[str, np.ndarray]) -> str:
-    """The table."""
-    lines = [f"{'coefficient':>11}  " + "".join(f"{name:24}" for name in PENALTY)]
-    for i, coefficient in enumerate(table["coefficient"]):
-        cells = (
-            interval_text({bound: float(table[f"{name}_{bound}"][i]) for bound in stats.Interval._fields}, 3)
-            for name in PENALTY
-        )
-        lines.append(f"{coefficient:11g}  " + "".join(f"{cell:24}" for cell in cells))
-    return "\n".join(lines)
-
-
-def matrix(found: Mapping[str, Success], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Success matrices of the same networks, by columns: a row for each attack, source and target.
-
-    Args:
-      found: for each attack what `metrics.success_matrix` gives.
-      names: of the networks.
-
-    Returns:
-      `attack`, `source`, `target`; for each of `RATES` the share of images that the target gets wrong under attack,
-      with its 95 % interval over images (Wilson's) and the number of images.
-    """
-    rows = []
-    for attack, (rates, counts) in found.items():
-        for (s, source), (t, target) in itertools.product(enumerate(names), repeat=2):
-            row = {"attack": attack, "source": source, "target": target}
-            for k, name in enumerate(RATES):
-                rate, count = float(rates[s, t, k]), int(counts[s, t, k])
-                bounds = (math.nan, math.nan)
-                if count:
-                    bounds = scipy.stats.binomtest(round(rate * count), count).proportion_ci(method="wilson")
-                row |= {name: rate, f"{name}_low": bounds[0], f"{name}_high": bounds[1], f"{name}_count": count}
-            rows.append(row)
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
-
-
-def describe_matrix(table: Mapping[str, np.ndarray]) -> str:
-    """A matrix for each attack, in percent of the images that the target gets right."""
-    names = list(dict.fromkeys(table["source"].tolist()))
-    width = max(map(len, names))
-    lines = []
-    for attack in dict.fromkeys(table["attack"].tolist()):
-        share = 100 * np.reshape(table["target_right"][table["attack"] == attack], (len(names), -1))
-        lines.append(f"{attack}: errors in % of the images that the target gets right; a row for each source")
-        lines += [
-            f"{name:{width}} " + " ".join(f"{s:5.1f}" for s in row) for name, row in zip(names, share, strict=True)
-        ]
-    return "\n".join(lines)
-
-
-def by_source(table: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """A column of the knowledge table, `[sources, seeds]`, the sources in the table's order."""
-    return np.stack([table[name][table["source"] == source] for source in dict.fromkeys(table["source"].tolist())])
-
-
-def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, Any]:
-    """How every measure goes with knowledge transfer over the sources, ready for JSON.
-
-    Args:
-      table: by columns, `source`, `seed`, `transfer_loss` and the measures of `KNOWLEDGE`.
-      rng: draws the seeds of the intervals.
-
-    Returns:
-      `sources`: for each, every column as `{mean, low, high}` over seeds. `correlations` with the transfer loss: for
-      each measure Pearson's and Spearman's, `{mean, low, high, p_value}`, as `stats.correlation` gives them, and
-      whether it `falls` with the loss: True where the whole interval of Spearman's lies below 0, False where it lies
-      above, else None.
-    """
-    columns = [name for name in table if name not in ("source", "seed")]
-    values = {name: by_source(table, name) for name in columns}
-    names = list(dict.fromkeys(table["source"].tolist()))
-    sources = [
-        {"source": source, **{name: _plain(stats.mean_ci(values[name][i])) for name in columns}}
-        for i, source in enumerate(names)
-    ]
-    correlations = []
-    for name in KNOWLEDGE:
-        row: dict[str, Any] = {"measure": name}
-        for kind in ("pearson", "spearman"):
-            if np.ptp(values[name].mean(1)) > 0:
-                got = stats.correlation(values[name], values["transfer_loss"], rng, ranks=kind == "spearman")
-                row[kind] = {**_plain(got.statistic), "p_value": got.p_value}
-            else:  # the same for every source, as the number of parameters of one architecture
-                row[kind] = None
-        found = row["spearman"]
-        row["falls"] = None if found is None or not (found["high"] < 0 or found["low"] > 0) else found["high"] < 0
-        correlations.append(row)
-    return {"num_seeds": values["transfer_loss"].shape[1], "sources": sources, "correlations": correlations}
-
-
-def describe_knowledge(summary: Mapping[str, Any]) -> str:
-    """Both tables: the sources, and what goes with their transfer loss."""
-    shown = ("transfer_loss", "transfer_accuracy", "pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_success")
-    lines = [f"{'source':24}" + "".join(f"{name:24}" for name in shown)]
-    lines += [
-        f"{row['source']:24}" + "".join(f"{interval_text(row[name], 3):24}" for name in shown)
-        for row in summary["sources"]
-    ]
-    lines.append(f"\n{'correlation with the transfer loss':36}{'Pearson [95 %]':28}{'Spearman [95 %]':28}p (both)")
-    for row in summary["correlations"]:
-        both = [row[kind] for kind in ("pearson", "spearman")]
-        if None in both:
-            lines.append(f"{KNOWLEDGE[row['measure']]:36}the same for every source")
-        else:
-            texts = "".join(f"{interval_text(found, 2):28}" for found in both)
-            lines.append(f"{KNOWLEDGE[row['measure']]:36}{texts}{both[0]['p_value']:.3f}, {both[1]['p_value']:.3f}")
-    lines.append(
-        "intervals: other seeds of the same sources; p: exact permutation test over sources, two-sided\n"
-        "the claim of Liang et al. (2021): taus and success are larger where the transfer loss is smaller, so below 0"
-    )
-    return "\n".join(lines)
-
-
-def over_seeds(columns: dict[str, np.ndarray], name: str, width: float, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """The scales `[S]` of the drift, and a column of the synthetic table there for each seed, `[seeds, S]`."""
-    rows = (columns["width"] == width) & (columns["level"] == level)
-    of_seed = [rows & (columns["seed"] == seed) for seed in np.unique(columns["seed"])]
-    return columns["scale"][of_seed[0]], np.stack([columns[name][r] for r in of_seed])
-
-
-def summarize_synthetic(columns: dict[str, np.ndarray]) -> dict[str, Any]:
-    """How each measure moves with the drift, ready for JSON.
-
-    Returns:
-      `num_seeds`, and in `rows` for each width, level and measure: its value without drift and at the largest, and
-      Spearman's rank correlation with the scale, each as `{mean, low, high}` over seeds.
-    """
-    rows = []
-    for width, level in sorted({*zip(columns["width"].tolist(), columns["level"].tolist(), strict=True)}):
-        for name in MEASURES:
-            scale, values = over_seeds(columns, name, width, level)
-            ranks = np.array([scipy.stats.spearmanr(scale, of_seed).statistic for of_seed in values])
-            found = {"first": values[:, 0], "last": values[:, -1], "spearman": ranks}
-            intervals = {key: _plain(stats.mean_ci(seeds)) for key, seeds in found.items()}
-            rows.append({"width": width, "level": level, "measure": name, **intervals})
-    return {"num_seeds": len(np.unique(columns["seed"])), "rows": rows}
-
-
 def random_angles(
     by_dimension: Mapping[int, np.ndarray], rare: np.ndarray, dimension: int, factors: Sequence[float]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
@@ -568,7 +368,7 @@ def random_angles(
         "dimension": dimension,
         "num_pairs": rare.shape[1],
         "num_seeds": len(rare),
-        "least": _plain(stats.mean_ci(rare.min(1))),
+        "least": stats.plain(stats.mean_ci(rare.min(1))),
         "expected": {
             name: law.least(rare.shape[1], p) for name, p in (("low", 0.025), ("median", 0.5), ("high", 0.975))
         },
@@ -580,19 +380,18 @@ def describe_random_angles(
     typical: Mapping[str, np.ndarray], unlikely: Mapping[str, np.ndarray], summary: Mapping[str, Any]
 ) -> str:
     """Both tables, and a sentence."""
-    row = lambda table, i: {bound: float(table[f"sampled_{bound}"][i]) for bound in stats.Interval._fields}
     lines = [f"{'dimension':>9} {'typical angle':>14} {'exact mean':>11}   sampled mean, degrees [95 %]"]
     for i, dimension in enumerate(typical["dimension"]):
-        text = interval_text(row(typical, i), 2)
+        text = stats.cell(typical, "sampled", i, 2)
         lines.append(f"{dimension:9.0f} {typical['typical'][i]:14.2f} {typical['exact'][i]:11.2f}   {text}")
     lines.append(f"\n{'angle':>9} {'Markov bound':>14} {'exact':>11}   sampled share of pairs [95 %]")
     for i, angle in enumerate(unlikely["angle"]):
-        text = interval_text(row(unlikely, i), 5)
+        text = stats.cell(unlikely, "sampled", i, 5)
         lines.append(f"{angle:9.2f} {unlikely['markov'][i]:14.4f} {unlikely['exact'][i]:11.3g}   {text}")
     least, expected = summary["least"], summary["expected"]
     lines.append(
         f"\nThe smallest of {summary['num_pairs']} angles in {summary['dimension']} dimensions, over "
-        f"{summary['num_seeds']} seeds: {interval_text(least, 2)} degrees;\nby the exact law it has the median "
+        f"{summary['num_seeds']} seeds: {stats.interval_text(least, 2)} degrees;\nby the exact law it has the median "
         f"{expected['median']:.2f} and lies between {expected['low']:.2f} and {expected['high']:.2f} 95 times in 100."
     )
     return "\n".join(lines)
@@ -646,7 +445,7 @@ def describe_updates(table: Mapping[str, np.ndarray], summary: Mapping[str, Any]
     lines = [f"{'update vectors':40} mean angle, degrees [95 %]"]
     for i, name in enumerate(table["what"]):
         lines.append(
-            f"{name:40} {interval_text({bound: float(table[bound][i]) for bound in stats.Interval._fields}, 2)}"
+            f"{name:40} {stats.interval_text({bound: float(table[bound][i]) for bound in stats.Interval._fields}, 2)}"
         )
     lines.append(
         f"random directions in {summary['random']['dimension']} dimensions: {summary['random']['mean_angle']:.2f}"
@@ -662,22 +461,3 @@ def describe_updates(table: Mapping[str, np.ndarray], summary: Mapping[str, Any]
 
 def _item(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _plain(interval: stats.Interval) -> dict[str, float]:
-    return {key: float(value) for key, value in interval._asdict().items()}
-
-
-def describe_synthetic(summary: dict[str, Any]) -> str:
-    """The findings as a table."""
-    lines = [
-        f"{'width':>5} {'level':>5}  {'measure':28} {'no drift':24} {'largest drift':24} rank correlation with drift"
-    ]
-    for row in summary["rows"]:
-        first, last, ranks = (interval_text(row[k], 3) for k in ("first", "last", "spearman"))
-        lines.append(
-            f"{row['width']:5.0f} {row['level']:5.0f}  {MEASURES[row['measure']]:28} {first:24} {last:24} {ranks}"
-        )
-    many = summary["num_seeds"] > 1
-    lines.append(f"means [95 % intervals] over {summary['num_seeds']} seeds" if many else "one problem: no intervals")
-    return "\n".join(lines)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from jtrans import findings, results
+from jtrans import findings, results, stats, transfer_findings
 from jtrans.models import WIDTHS
 from jtrans.population import Trajectory
 from jtrans.stats import Interval, mean_ci, random_angle
@@ -318,11 +318,11 @@ def decompose(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
 
 
 def penalty(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figure:
-    """What the penalty's coefficient does to each measure, with 95 % intervals; as `findings.penalty` gives it."""
+    """What the penalty's coefficient does to each measure, with 95 % intervals; of `transfer_findings.penalty`."""
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True)
     x = np.arange(len(table["coefficient"]))
-    for i, (axes, (name, label)) in enumerate(zip(panels.flat, findings.PENALTY.items(), strict=True)):
+    for i, (axes, (name, label)) in enumerate(zip(panels.flat, transfer_findings.PENALTY.items(), strict=True)):
         interval = Interval(*(table[f"{name}_{bound}"] for bound in Interval._fields))
         axes.plot(x, interval.mean, f"C{i}", marker=".", label=f"mean of {config['num_networks']} networks")
         _band(axes, x, interval, f"C{i}")
@@ -343,7 +343,7 @@ def penalty(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figur
 
 
 def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figure:
-    """The success of every attack from each network on each, as `findings.matrix` gives it."""
+    """The success of every attack from each network on each, as `transfer_findings.matrix` gives it."""
     attacks, names = (list(dict.fromkeys(table[column].tolist())) for column in ("attack", "source"))
     count = len(names)
     figure = Figure(figsize=(2.2 + len(attacks) * (1 + 0.55 * count), 2.4 + 0.5 * count), layout="constrained")
@@ -374,30 +374,28 @@ def knowledge(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
 
     Args:
       config: the run's config.
-      table, summary: as the run leaves them; `findings.summarize_knowledge`.
+      table, summary: as the run leaves them; `transfer_findings.summarize_knowledge`.
     """
     shown = ("pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_tau1tau2_S_T", "virtual_tau1_S_T", "virtual_tau2_S_T", "pgd_success")
     shown += ("logme", "leep", "h_score", "cka", "parameters")
     figure = Figure(figsize=(14, 10), layout="constrained")
     *panels, key = figure.subplots(3, 4).flat
-    loss = mean_ci(findings.by_source(table, "transfer_loss"), axis=1)
+    loss = mean_ci(transfer_findings.by_source(table, "transfer_loss"), axis=1)
     found = {row["measure"]: row["spearman"] for row in summary["correlations"]}
     names = list(dict.fromkeys(table["source"].tolist()))
     reach = lambda i: None if np.isnan(i.low).all() else np.stack([i.mean - i.low, i.high - i.mean])
     for axes, name in zip(panels, shown, strict=True):
-        values = mean_ci(findings.by_source(table, name), axis=1)
+        values = mean_ci(transfer_findings.by_source(table, name), axis=1)
         across, up = reach(values), reach(loss)
         for i in range(len(names)):
             bars = {"xerr": None if across is None else across[:, [i]], "yerr": None if up is None else up[:, [i]]}
             axes.errorbar(values.mean[i], loss.mean[i], **bars, fmt="o", color=f"C{i}", capsize=3)
         rank = found[name]
         said = (
-            "the same for every source"
-            if rank is None
-            else f"{findings.interval_text(rank, 2)}, p {rank['p_value']:.2f}"
+            "the same for every source" if rank is None else f"{stats.interval_text(rank, 2)}, p {rank['p_value']:.2f}"
         )
         axes.set_title(f"rank correlation {said}", fontsize="small")
-        axes.set(xlabel=findings.KNOWLEDGE[name], ylabel="transfer loss (nats)")
+        axes.set(xlabel=transfer_findings.KNOWLEDGE[name], ylabel="transfer loss (nats)")
         axes.grid(alpha=0.25)
         if name == "parameters":
             axes.set_xscale("log")
@@ -420,7 +418,7 @@ _DIRECTIONS = (("-", "source to target"), ("--", "target to source"))
 
 def _lines(axes, columns, name, widths, level, style) -> None:
     for i, width in enumerate(widths):
-        scale, values = findings.over_seeds(columns, name, width, level)
+        scale, values = transfer_findings.over_seeds(columns, name, width, level)
         interval = mean_ci(values)
         axes.plot(scale, interval.mean, f"C{i}", linestyle=style)
         _band(axes, scale, interval, f"C{i}")

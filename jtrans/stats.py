@@ -1,7 +1,8 @@
 """Means with confidence intervals over seeds, and the law of the angle between random directions."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,23 @@ class Interval(NamedTuple):
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+
+def plain(interval: Interval) -> dict[str, float]:
+    """A single interval as JSON holds it."""
+    return {bound: float(value) for bound, value in interval._asdict().items()}
+
+
+def cell(table: Mapping[str, np.ndarray], name: str, row: int, digits: int) -> str:
+    """The interval in the columns `NAME_mean`, `NAME_low` and `NAME_high` of a table's row, in words."""
+    return interval_text({bound: float(table[f"{name}_{bound}"][row]) for bound in Interval._fields}, digits)
+
+
+def interval_text(interval: dict[str, float], digits: int) -> str:
+    """`mean [low, high]`, or the mean alone where there is no interval."""
+    mean, low, high = (math.nan if interval[key] is None else interval[key] for key in ("mean", "low", "high"))
+    known = not (math.isnan(low) or math.isnan(high))
+    return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if known else "")
 
 
 def _student(mean: np.ndarray, standard_error: np.ndarray, freedom: int) -> Interval:

@@ -7,7 +7,7 @@ import knowledge as experiment
 import numpy as np
 import pytest
 
-from jtrans import attacks, cli, directions, findings, knowledge, models, plots, results
+from jtrans import attacks, cli, directions, knowledge, models, plots, results, transfer_findings
 from jtrans.data import Split
 
 SMALL = [
@@ -52,14 +52,14 @@ def finished(tmp_path_factory):
 def test_the_run_leaves_every_source_with_every_measure(finished, capsys):
     table = results.read_table(finished / "knowledge.csv")
     assert table["source"].tolist() == ["mlp_shallow"] * 2 + ["mlp_deep"] * 2 + ["lenet"] * 2
-    assert set(findings.KNOWLEDGE) <= set(table)
+    assert set(transfer_findings.KNOWLEDGE) <= set(table)
     for name in ("pgd_tau2_S_T", "virtual_tau1_S_T", "cka", "transfer_accuracy", "pgd_success"):
         assert ((table[name] >= 0) & (table[name] <= 1.0001)).all(), name
     assert (table["transfer_accuracy"] > 0.3).all()  # of five digits, from features of five others
     assert (table["reference_accuracy"] > 0.5).all()
     summary = json.loads((finished / "summary.json").read_text())
     assert [row["source"] for row in summary["sources"]] == ["mlp_shallow", "mlp_deep", "lenet"]
-    assert {row["measure"] for row in summary["correlations"]} == set(findings.KNOWLEDGE)
+    assert {row["measure"] for row in summary["correlations"]} == set(transfer_findings.KNOWLEDGE)
     assert run(finished) == 0  # finished: told again
     assert "correlation with the transfer loss" in capsys.readouterr().out
     config = json.loads((finished / "config.json").read_text())

@@ -29,6 +29,7 @@ ORDER = [
     "updates",
     "decomposition",
     "findings",
+    "transfer_findings",
     "settings",
     "results",
     "claims",

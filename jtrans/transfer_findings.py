@@ -1,0 +1,215 @@
+"""What the runs on adversarial and knowledge transferability show, in numbers and in words."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from jtrans import stats
+from jtrans.attacks import Success
+
+PENALTY = {
+    "angle": "angle to the surrogate's directions (degrees)",
+    "tau1": "tau1, virtual attack from the surrogate (0 to 1)",
+    "tau2": "tau2, virtual attack from the surrogate (0 to 1)",
+    "success": "errors by FGSM from the surrogate (share of images got right)",
+    "success_own": "errors by FGSM from itself (share of images got right)",
+    "accuracy": "test accuracy (share of images)",
+}
+RATES = ("all_images", "target_right", "both_right")  # the columns of `attacks.DENOMINATORS`
+KNOWLEDGE = {
+    **{
+        f"{attack}_{measure}_{across}": f"{text}, {named}, {way}"
+        for attack, named in (("virtual", "virtual attack"), ("fgsm", "FGSM"), ("pgd", "PGD"))
+        for across, way in (("S_T", "source to target"), ("T_S", "target to source"))
+        for measure, text in (("tau1", "tau1"), ("tau2", "tau2"), ("tau1tau2", "tau1 tau2"))
+    },
+    "fgsm_success": "success of FGSM",
+    "pgd_success": "success of PGD",
+    "logme": "LogME",
+    "leep": "LEEP",
+    "h_score": "H-score",
+    "cka": "linear CKA with the reference",
+    "parameters": "number of parameters",
+}
+MEASURES = {
+    "tau1_S_T": "tau1, source to target",
+    "tau1_T_S": "tau1, target to source",
+    "tau2_S_T": "tau2, source to target",
+    "tau2_T_S": "tau2, target to source",
+    "tau1tau2_S_T": "tau1 tau2, source to target",
+    "tau1tau2_T_S": "tau1 tau2, target to source",
+    "transfer_loss_S": "transfer loss",
+    "gradient_matching_distance": "gradient matching distance",
+}
+
+
+def over_seeds(columns: dict[str, np.ndarray], name: str, width: float, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """The scales `[S]` of the drift, and a column of the synthetic table there for each seed, `[seeds, S]`."""
+    rows = (columns["width"] == width) & (columns["level"] == level)
+    of_seed = [rows & (columns["seed"] == seed) for seed in np.unique(columns["seed"])]
+    return columns["scale"][of_seed[0]], np.stack([columns[name][r] for r in of_seed])
+
+
+def summarize_synthetic(columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    """How each measure moves with the drift, ready for JSON.
+
+    Returns:
+      `num_seeds`, and in `rows` for each width, level and measure: its value without drift and at the largest, and
+      Spearman's rank correlation with the scale, each as `{mean, low, high}` over seeds.
+    """
+    rows = []
+    for width, level in sorted({*zip(columns["width"].tolist(), columns["level"].tolist(), strict=True)}):
+        for name in MEASURES:
+            scale, values = over_seeds(columns, name, width, level)
+            ranks = np.array([scipy.stats.spearmanr(scale, of_seed).statistic for of_seed in values])
+            found = {"first": values[:, 0], "last": values[:, -1], "spearman": ranks}
+            intervals = {key: stats.plain(stats.mean_ci(seeds)) for key, seeds in found.items()}
+            rows.append({"width": width, "level": level, "measure": name, **intervals})
+    return {"num_seeds": len(np.unique(columns["seed"])), "rows": rows}
+
+
+def describe_synthetic(summary: dict[str, Any]) -> str:
+    """The findings as a table."""
+    lines = [
+        f"{'width':>5} {'level':>5}  {'measure':28} {'no drift':24} {'largest drift':24} rank correlation with drift"
+    ]
+    for row in summary["rows"]:
+        first, last, ranks = (stats.interval_text(row[k], 3) for k in ("first", "last", "spearman"))
+        lines.append(
+            f"{row['width']:5.0f} {row['level']:5.0f}  {MEASURES[row['measure']]:28} {first:24} {last:24} {ranks}"
+        )
+    many = summary["num_seeds"] > 1
+    lines.append(f"means [95 % intervals] over {summary['num_seeds']} seeds" if many else "one problem: no intervals")
+    return "\n".join(lines)
+
+
+def by_source(table: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A column of the knowledge table, `[sources, seeds]`, the sources in the table's order."""
+    return np.stack([table[name][table["source"] == source] for source in dict.fromkeys(table["source"].tolist())])
+
+
+def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, Any]:
+    """How every measure goes with knowledge transfer over the sources, ready for JSON.
+
+    Args:
+      table: by columns, `source`, `seed`, `transfer_loss` and the measures of `KNOWLEDGE`.
+      rng: draws the seeds of the intervals.
+
+    Returns:
+      `sources`: for each, every column as `{mean, low, high}` over seeds. `correlations` with the transfer loss: for
+      each measure Pearson's and Spearman's, `{mean, low, high, p_value}`, as `stats.correlation` gives them, and
+      whether it `falls` with the loss: True where the whole interval of Spearman's lies below 0, False where it lies
+      above, else None.
+    """
+    columns = [name for name in table if name not in ("source", "seed")]
+    values = {name: by_source(table, name) for name in columns}
+    names = list(dict.fromkeys(table["source"].tolist()))
+    sources = [
+        {"source": source, **{name: stats.plain(stats.mean_ci(values[name][i])) for name in columns}}
+        for i, source in enumerate(names)
+    ]
+    correlations = []
+    for name in KNOWLEDGE:
+        row: dict[str, Any] = {"measure": name}
+        for kind in ("pearson", "spearman"):
+            if np.ptp(values[name].mean(1)) > 0:
+                got = stats.correlation(values[name], values["transfer_loss"], rng, ranks=kind == "spearman")
+                row[kind] = {**stats.plain(got.statistic), "p_value": got.p_value}
+            else:  # the same for every source, as the number of parameters of one architecture
+                row[kind] = None
+        found = row["spearman"]
+        row["falls"] = None if found is None or not (found["high"] < 0 or found["low"] > 0) else found["high"] < 0
+        correlations.append(row)
+    return {"num_seeds": values["transfer_loss"].shape[1], "sources": sources, "correlations": correlations}
+
+
+def describe_knowledge(summary: Mapping[str, Any]) -> str:
+    """Both tables: the sources, and what goes with their transfer loss."""
+    shown = ("transfer_loss", "transfer_accuracy", "pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_success")
+    lines = [f"{'source':24}" + "".join(f"{name:24}" for name in shown)]
+    lines += [
+        f"{row['source']:24}" + "".join(f"{stats.interval_text(row[name], 3):24}" for name in shown)
+        for row in summary["sources"]
+    ]
+    lines.append(f"\n{'correlation with the transfer loss':36}{'Pearson [95 %]':28}{'Spearman [95 %]':28}p (both)")
+    for row in summary["correlations"]:
+        both = [row[kind] for kind in ("pearson", "spearman")]
+        if None in both:
+            lines.append(f"{KNOWLEDGE[row['measure']]:36}the same for every source")
+        else:
+            texts = "".join(f"{stats.interval_text(found, 2):28}" for found in both)
+            lines.append(f"{KNOWLEDGE[row['measure']]:36}{texts}{both[0]['p_value']:.3f}, {both[1]['p_value']:.3f}")
+    lines.append(
+        "intervals: other seeds of the same sources; p: exact permutation test over sources, two-sided\n"
+        "the claim of Liang et al. (2021): taus and success are larger where the transfer loss is smaller, so below 0"
+    )
+    return "\n".join(lines)
+
+
+def penalty(found: Mapping[float, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What each coefficient of the penalty does, by columns.
+
+    Args:
+      found: by coefficient, for each of `PENALTY` its value for every network, `[M]`.
+
+    Returns:
+      `coefficient`, and for each measure the mean with its 95 % interval over networks.
+    """
+    rows = []
+    for coefficient, measures in found.items():
+        intervals = {name: stats.plain(stats.mean_ci(measures[name])) for name in PENALTY}
+        bounds = {f"{name}_{bound}": value for name, i in intervals.items() for bound, value in i.items()}
+        rows.append({"coefficient": coefficient, **bounds})
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def describe_penalty(table: Mapping[str, np.ndarray]) -> str:
+    """The table."""
+    lines = [f"{'coefficient':>11}  " + "".join(f"{name:24}" for name in PENALTY)]
+    for i, coefficient in enumerate(table["coefficient"]):
+        cells = (stats.cell(table, name, i, 3) for name in PENALTY)
+        lines.append(f"{coefficient:11g}  " + "".join(f"{cell:24}" for cell in cells))
+    return "\n".join(lines)
+
+
+def matrix(found: Mapping[str, Success], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Success matrices of the same networks, by columns: a row for each attack, source and target.
+
+    Args:
+      found: for each attack what `metrics.success_matrix` gives.
+      names: of the networks.
+
+    Returns:
+      `attack`, `source`, `target`; for each of `RATES` the share of images that the target gets wrong under attack,
+      with its 95 % interval over images (Wilson's) and the number of images.
+    """
+    rows = []
+    for attack, (rates, counts) in found.items():
+        for (s, source), (t, target) in itertools.product(enumerate(names), repeat=2):
+            row = {"attack": attack, "source": source, "target": target}
+            for k, name in enumerate(RATES):
+                rate, count = float(rates[s, t, k]), int(counts[s, t, k])
+                bounds = (math.nan, math.nan)
+                if count:
+                    bounds = scipy.stats.binomtest(round(rate * count), count).proportion_ci(method="wilson")
+                row |= {name: rate, f"{name}_low": bounds[0], f"{name}_high": bounds[1], f"{name}_count": count}
+            rows.append(row)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def describe_matrix(table: Mapping[str, np.ndarray]) -> str:
+    """A matrix for each attack, in percent of the images that the target gets right."""
+    names = list(dict.fromkeys(table["source"].tolist()))
+    width = max(map(len, names))
+    lines = []
+    for attack in dict.fromkeys(table["attack"].tolist()):
+        share = 100 * np.reshape(table["target_right"][table["attack"] == attack], (len(names), -1))
+        lines.append(f"{attack}: errors in % of the images that the target gets right; a row for each source")
+        lines += [
+            f"{name:{width}} " + " ".join(f"{s:5.1f}" for s in row) for name, row in zip(names, share, strict=True)
+        ]
+    return "\n".join(lines)

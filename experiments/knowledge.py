@@ -3,7 +3,8 @@
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from jtrans import (
     data,
     devices,
     knowledge,
+    loops,
     models,
     plots,
     population,
@@ -26,12 +28,14 @@ from jtrans import (
     training,
     transfer_findings,
 )
-from jtrans.data import Dataset, Split
+from jtrans.data import Dataset
 from jtrans.errors import InputError
+from jtrans.knowledge import Seen
 from jtrans.models import Model, Variables
 from jtrans.population import Keys
 
 REFERENCE = "reference"
+BATCH = 500  # images seen at a time
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -185,22 +189,29 @@ def compare(
     key: jax.Array,
 ) -> dict[str, np.ndarray]:
     """One source against the reference: a row for each seed, of which each has a reference of its own."""
-    rows = []
+    looks = [jax.jit(partial(knowledge.see, model)) for model in networks]
+    attack = jax.jit(partial(knowledge.adversarial, networks, known_attacks(config)))
+    labels, rows = (target.train.labels, target.test.labels), []
     for seed in range(config.num_networks):
-        source, reference = (jax.tree.map(lambda leaf, i=seed: leaf[i], v) for v in variables)
-        seen = [knowledge.see(networks[0], source, split.images) for split in (target.train, target.test)]
-        known = knowledge.see(networks[1], reference, target.test.images)
-        labels = target.train.labels, target.test.labels
-        found, right = knowledge.knowledge(tuple(seen), known, labels, len(target.class_names))
-        found["parameters"] = float(sum(leaf.size for leaf in jax.tree.leaves(source["params"])))
-        found["reference_accuracy"] = float((known.logits.argmax(1) == target.test.labels).mean())
-        chosen = np.flatnonzero(known.logits.argmax(1) == target.test.labels)[: config.num_examples]
-        attacked = Split(target.test.images[chosen], target.test.labels[chosen])
-        found |= knowledge.adversarial(
-            networks, (source, reference), attacked, right[chosen], known_attacks(config), jax.random.fold_in(key, seed)
+        own = [jax.tree.map(lambda leaf, i=seed: leaf[i], v) for v in variables]
+        seen = tuple(see(looks[0], own[0], split.images) for split in (target.train, target.test))
+        known = see(looks[1], own[1], target.test.images)
+        found, right = knowledge.knowledge(seen, known, labels, len(target.class_names))
+        found["parameters"] = float(sum(leaf.size for leaf in jax.tree.leaves(own[0]["params"])))
+        classified = known.logits.argmax(1) == labels[1]
+        found["reference_accuracy"] = float(classified.mean())
+        chosen = np.flatnonzero(classified)[: config.num_examples]
+        taus, wrong = jax.device_get(
+            attack(own, target.test.images[chosen], labels[1][chosen], jax.random.fold_in(key, seed))
         )
-        rows.append({"seed": seed, **found})
+        rows.append({"seed": seed, **found, **taus, **knowledge.success(wrong, right[chosen])})
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def see(look: Callable[[Variables, jax.Array], Seen], variables: Variables, images: np.ndarray) -> Seen:
+    """What a network makes of images, some at a time."""
+    batch = lambda images: (None, look(variables, images))
+    return jax.device_get(loops.in_batches(batch, BATCH, images, compiled=False)[1])
 
 
 def known_attacks(config: ConfigDict) -> dict[str, attacks.Attack | None]:

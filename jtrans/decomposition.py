@@ -63,6 +63,7 @@ def leading(rows: np.ndarray, count: int) -> np.ndarray:
     count = min(count, *rows.shape)
     if count == 0:
         return np.zeros((0, rows.shape[1]), np.float32)
+    rows = rows / np.abs(rows).max()  # products of very long or very short rows leave float32
     wide = rows.shape[0] < rows.shape[1]
     gram = rows @ rows.T if wide else rows.T @ rows
     _, vectors = scipy.linalg.eigh(gram, subset_by_index=(len(gram) - count, len(gram) - 1))

@@ -35,12 +35,13 @@ def test_projection_agrees_with_float64():
     np.testing.assert_array_equal(directions.project_off(vectors, np.zeros((2, DIMENSION), np.float32)), vectors)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
 @pytest.mark.parametrize("count", [40, 200])  # fewer rows than values, and more
-def test_leading_directions_of_a_chosen_spectrum(count):
+def test_leading_directions_of_a_chosen_spectrum(count, scale):
     rng = np.random.default_rng(0)
     left = np.linalg.qr(rng.normal(size=(count, 5)))[0]
     right = orthonormal(5, 1)
-    rows = left * [9, 5, 3, 2, 1] @ right
+    rows = scale * left * [9, 5, 3, 2, 1] @ right
     rows = np.concatenate([rows, np.full((1, DIMENSION), np.nan), np.zeros((1, DIMENSION))])
     basis = decomposition.leading(rows, 3)
     np.testing.assert_allclose(np.abs(basis @ right.T), np.eye(3, 5), atol=1e-3)

@@ -289,14 +289,16 @@ def summarize_decomposition(table: Mapping[str, np.ndarray], dimension: int, num
     Returns:
       The law of random angles, `chance`, and in `enough` for each step and subspace the smallest measured number of
       directions from which on the mean angle is within `NEAR` degrees of the random mean, by the mean and by both ends
-      of its interval: `{mean, low, high}`; None where that is more than was measured.
+      of its interval: `{mean, low, high}`; None where that is more than was measured. Steps at which no network has a
+      direction are left out.
     """
     random = stats.random_angle(dimension).mean()
     enough = []
     for step in np.unique(table["step"]):
         for subspace in dict.fromkeys(table["subspace"].tolist()):
             rows = (table["step"] == step) & np.isin(table["subspace"], [subspace, NOTHING])
-            if subspace == NOTHING or not (rows & (table["subspace"] == subspace)).any():
+            measured = ~np.isnan(table["angle_mean"]) & rows & (table["subspace"] == subspace)
+            if subspace == NOTHING or not measured.any():
                 continue
 
             def smallest(bound: str, rows: np.ndarray = rows) -> int | None:

@@ -281,7 +281,7 @@ def decompose(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
     angle.fill_between([], [], [], color="0.5", alpha=0.25, linewidth=0, label="95 % intervals")
     angle.set(ylabel="angle between adversarial directions (degrees)", ylim=(0, 92))
     angle.set_title("what is left of the directions", fontsize="medium")
-    angle.legend(fontsize="x-small", loc="lower left")
+    figure.legend(*angle.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=4)
 
     grid = [0, *config["ranks"]]
     place = lambda rank: len(grid) if rank is None else grid.index(rank)

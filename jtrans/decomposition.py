@@ -19,6 +19,9 @@ from jtrans.population import Observation
 from jtrans.training import Network
 
 
+ROUNDING = 1e-5  # of a unit direction: a shorter part is float32's rounding
+
+
 class Parts(NamedTuple):
     """Unit directions `[M, n, D]` of M networks on n images, split by a subspace.
 
@@ -110,7 +113,11 @@ def split(unit: jax.Array, basis: jax.Array) -> Parts:
     flat = unit.reshape(-1, unit.shape[-1])
     off = directions.project_off(flat, basis)
     inside = flat - off
-    like = lambda vectors: directions.normalize(vectors).reshape(unit.shape)
+
+    def like(part: jax.Array) -> jax.Array:
+        real = jnp.linalg.norm(part, axis=1, keepdims=True) > ROUNDING
+        return directions.normalize(jnp.where(real, part, 0)).reshape(unit.shape)
+
     return Parts(like(off), like(inside), jnp.square(inside).sum(-1).reshape(unit.shape[:-1]))
 
 

@@ -114,6 +114,15 @@ def test_alignment_inside_the_span_goes_back_to_the_random_law():
     np.testing.assert_allclose(left.share, lengths, rtol=1e-4)
 
 
+def test_what_rounding_leaves_is_no_direction():
+    span = orthonormal(3, 1)
+    weights = np.random.default_rng(0).normal(size=(4, 3)) @ span  # all of it inside
+    left = measured(weights, span)
+    assert np.isnan(left.angle).all()
+    np.testing.assert_allclose(left.share, 1, atol=1e-5)
+    assert not left.off.any()  # an attack without a direction does nothing
+
+
 def test_alignment_outside_the_span_stays():
     span, count = orthonormal(5, 1), 12
     rng = np.random.default_rng(0)

@@ -18,7 +18,6 @@ from jtrans.modules import Convolution
 from jtrans.population import Observation
 from jtrans.training import Network
 
-
 ROUNDING = 1e-5  # of a unit direction: a shorter part is float32's rounding
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from jtrans import (
@@ -26,13 +27,15 @@ from jtrans import (
     runs,
     settings,
     training,
+    transfer,
     transfer_findings,
 )
-from jtrans.data import Dataset
+from jtrans.data import Dataset, Split
 from jtrans.errors import InputError
 from jtrans.knowledge import Seen
 from jtrans.models import Model, Variables
 from jtrans.population import Keys
+from jtrans.transfer import Head
 
 REFERENCE = "reference"
 BATCH = 500  # images seen at a time
@@ -190,6 +193,9 @@ def compare(
 ) -> dict[str, np.ndarray]:
     """One source against the reference: a row for each seed, of which each has a reference of its own."""
     looks = [jax.jit(partial(knowledge.see, model)) for model in networks]
+    num_steps = config.refit_epochs * (len(target.train.labels) // config.batch_size)
+    optimizer = training.cosine_sgd(config.learning_rate, num_steps)
+    refit = optimizer, jax.jit(partial(knowledge.head_step, networks[0], optimizer))
     attack = jax.jit(partial(knowledge.adversarial, networks, known_attacks(config)))
     labels, rows = (target.train.labels, target.test.labels), []
     for seed in range(config.num_networks):
@@ -197,6 +203,8 @@ def compare(
         seen = tuple(see(looks[0], own[0], split.images) for split in (target.train, target.test))
         known = see(looks[1], own[1], target.test.images)
         found, right = knowledge.knowledge(seen, known, labels, len(target.class_names))
+        head = train_head(config, refit, own[0], target.train, jax.random.fold_in(key, seed))
+        found["sgd_loss"], found["sgd_accuracy"] = transfer.classification(head, seen[1].features, labels[1])
         found["parameters"] = float(sum(leaf.size for leaf in jax.tree.leaves(own[0]["params"])))
         classified = known.logits.argmax(1) == labels[1]
         found["reference_accuracy"] = float(classified.mean())
@@ -206,6 +214,37 @@ def compare(
         )
         rows.append({"seed": seed, **found, **taus, **knowledge.success(wrong, right[chosen])})
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def train_head(
+    config: ConfigDict,
+    refit: tuple[optax.GradientTransformation, Callable],
+    variables: Variables,
+    train: Split,
+    key: jax.Array,
+) -> Head:
+    """A new last layer trained alone on the target domain, as the official code does it.
+
+    Args:
+      refit: the optimizer, and `knowledge.head_step` with it.
+    """
+    optimizer, step = refit
+    init_key, order_key, augment_key = jax.random.split(key, 3)
+    count, classes = len(train.labels), int(train.labels.max()) + 1
+    features = models.last_layer(variables)["kernel"].shape[1]
+    draw = partial(jax.random.uniform, minval=-(features**-0.5), maxval=features**-0.5)
+    head = Head(*map(draw, jax.random.split(init_key), ((features, classes), (classes,))))
+    state = optimizer.init(head)
+    augment = jax.jit(training.crop_and_flip) if config.augment else lambda key, images: images
+    per_epoch = count // config.batch_size
+    for number in range(config.refit_epochs * per_epoch):
+        epoch, batch = divmod(number, per_epoch)
+        if batch == 0:
+            order = np.asarray(training.epoch_order(order_key, epoch, count))
+        chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+        images = augment(jax.random.fold_in(augment_key, number), train.images[chosen])
+        head, state = step(variables, head, state, images, train.labels[chosen])
+    return Head(*map(np.asarray, head))
 
 
 def see(look: Callable[[Variables, jax.Array], Seen], variables: Variables, images: np.ndarray) -> Seen:

@@ -5,15 +5,17 @@ The reference is a network trained on the target domain. Images are uint8 `[N, H
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import scipy.special
 
 from jtrans import attacks, directions, metrics, scores, training, transfer
 from jtrans.attacks import Attack
 from jtrans.models import Model, Variables
+from jtrans.transfer import Head
 
 WEIGHT_DECAY = 1e-4  # of the new head, as in training
 
@@ -58,6 +60,31 @@ def knowledge(
         "cka": scores.linear_cka(test.features, reference.features),
     }
     return found, (test.features @ head.weights + head.bias).argmax(1) == labels[1]
+
+
+def head_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    variables: Variables,
+    head: Head,
+    state: Any,
+    images: jax.Array,
+    labels: jax.Array,
+) -> tuple[Head, Any]:
+    """A new last layer and its optimizer's state after one step on a batch; the rest of the network stays as it is.
+
+    Args:
+      images: uint8 `[B, H, W, C]`.
+      labels: `[B]`, of the target domain.
+    """
+    features = model.features(variables, training.pixels(images))
+
+    def loss(head: Head) -> jax.Array:
+        logits = features @ head.weights + head.bias[None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    updates, state = optimizer.update(jax.grad(loss)(head), state, head)
+    return optax.apply_updates(head, updates), state
 
 
 def adversarial(

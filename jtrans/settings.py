@@ -240,6 +240,7 @@ KNOWLEDGE: Mapping[str, Field] = {
     **_domain("target"),
     "num_epochs": whole(100),
     "reference_epochs": whole(100),
+    "refit_epochs": whole(10),  # of a new last layer by SGD
     "batch_size": whole(64),
     "learning_rate": Field(0.1, lambda v: is_number(v) and v > 0, "a number above 0"),
     "augment": yes_no(True),  # crops and flips

@@ -129,7 +129,7 @@ def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generato
 
 def describe_knowledge(summary: Mapping[str, Any]) -> str:
     """Both tables: the sources, and what goes with their transfer loss."""
-    shown = ("transfer_loss", "transfer_accuracy", "pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_success")
+    shown = ("transfer_loss", "transfer_accuracy", "sgd_accuracy", "pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_success")
     lines = [f"{'source':24}" + "".join(f"{name:24}" for name in shown)]
     lines += [
         f"{row['source']:24}" + "".join(f"{stats.interval_text(row[name], 3):24}" for name in shown)

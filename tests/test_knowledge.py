@@ -1,13 +1,25 @@
 """Sources, a reference, heads fitted again and attacks, on small data."""
 
 import json
+from functools import partial
 
 import jax
 import knowledge as experiment
 import numpy as np
 import pytest
 
-from jtrans import attacks, cli, directions, knowledge, models, plots, results, transfer_findings
+from jtrans import (
+    attacks,
+    cli,
+    directions,
+    knowledge,
+    models,
+    plots,
+    results,
+    training,
+    transfer,
+    transfer_findings,
+)
 
 SMALL = [
     "--config.models=('mlp_shallow', 'mlp_deep', 'lenet')",
@@ -24,6 +36,7 @@ SMALL = [
     "--config.target.image_size=16",
     "--config.num_epochs=2",
     "--config.reference_epochs=3",
+    "--config.refit_epochs=2",
     "--config.batch_size=32",
     "--config.num_examples=30",
     "--config.attack.steps=3",
@@ -144,6 +157,25 @@ def test_taus_and_success_agree_with_float64(finished):
     rates = knowledge.success(errors, np.arange(12) % 2 == 0)
     assert rates["pgd_success"] == pytest.approx(wrong.mean())
     assert rates["pgd_success_both"] == pytest.approx(wrong[::2].mean())
+
+
+def test_a_head_trained_by_sgd_comes_to_the_minimum():
+    """Full batches without augmentation are gradient descent; weight decay takes in the bias, as PyTorch's does."""
+    model = models.build("mlp_shallow", (8, 8, 1), 5, widths=(12,))
+    variables = model.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(256, size=(60, 8, 8, 1), dtype=np.uint8), np.arange(60) % 3
+    features = np.float64(knowledge.see(model, variables, images).features)
+    optimizer = training.cosine_sgd(1.0, 3000, weight_decay=1e-2)
+    head = transfer.Head(np.zeros((12, 3), np.float32), np.zeros(3, np.float32))
+    state, step = optimizer.init(head), jax.jit(partial(knowledge.head_step, model, optimizer))
+    for _ in range(3000):
+        head, state = step(variables, head, state, images, labels)
+    weights, bias = (np.float64(part) for part in head)
+    p = np.exp(features @ weights + bias)
+    error = (p / p.sum(1, keepdims=True) - np.eye(3)[labels]) / 60
+    np.testing.assert_allclose(features.T @ error + 1e-2 * weights, 0, atol=1e-4)
+    np.testing.assert_allclose(error.sum(0) + 1e-2 * bias, 0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ INTERRUPTED = 130  # the status of a run that was asked to stop
 SMALL_VGG11 = "--config.widths.vgg11=(64, 128, 256, 256, 512, 512, 512, 512)"
 UP_TO_60 = "--config.steps=(0, 1, 2, 3, 5, 10, 20, 60)"
 UP_TO_20 = "--config.steps=(0, 1, 2, 3, 5, 10, 20)"
+FEW_RANKS = "--config.ranks=(1, 10, 100, 400)"
 MANY_RANKS = "--config.ranks=(1, 2, 5, 10, 20, 50, 100, 200, 400)"
 
 
@@ -60,6 +61,7 @@ def runs(images_dir: str) -> list[Run]:
     """
     few = ["--config.num_networks=8", "--config.num_examples=100"]
     fewer = ["--config.num_networks=6", "--config.num_examples=100"]
+    least = ["--config.num_networks=4", "--config.num_examples=40"]
     decompose = "decompose", "decompose"
     listed = [
         Run("random-angles", "random_angles", "random_angles", [], "Tables 3 and 4: how near random directions come."),
@@ -107,7 +109,7 @@ def runs(images_dir: str) -> list[Run]:
         Run(
             "decompose-conv-b",
             *decompose,
-            ["--config.models=('conv_b',)", *fewer, "--config.num_fit=4", "--config.steps=(0, 1, 2, 3)", MANY_RANKS],
+            ["--config.models=('conv_b',)", *least, "--config.num_fit=4", "--config.steps=(0, 1, 2, 3)", FEW_RANKS],
             "Conv B.",
         ),
         Run(

@@ -482,9 +482,16 @@ def _title(configs: Sequence[Mapping[str, Any]], num_examples: int) -> str:
 
 def _networks(config: Mapping[str, Any]) -> str:
     """The architectures, with their widths where those are not the usual ones."""
-    sizes = {name: list(config["widths"][name]) for name in config["models"]}
-    usual = lambda name: sizes[name] == list(WIDTHS[name])
-    return " and ".join(name if usual(name) else f"{name} of widths {sizes[name]}" for name in sizes)
+
+    def named(name: str) -> str:
+        widths = list(config["widths"][name])
+        if widths == list(WIDTHS[name]):
+            return name
+        return f"{name} of widths " + (
+            f"{widths[0]} to {widths[-1]}" if len(widths) > 4 else ", ".join(map(str, widths))
+        )
+
+    return " and ".join(map(named, config["models"]))
 
 
 def _data(config: Mapping[str, Any]) -> str:

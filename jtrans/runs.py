@@ -50,10 +50,10 @@ def restore(checkpoints: Checkpoints, networks: Sequence[Network], config: Confi
     trajectory = Trajectory(**state["history"])
     measured = zip(trajectory.step.tolist(), population.measurements(trajectory), strict=True)
     # A run that was to end earlier measured its last step too, where that is not one of these.
-    history = [
-        (t, measurement) for t, measurement in measured if t % config.measure_every == 0 or t == config.num_steps
-    ]
-    return Progress(step, loaded, *map(list, zip(*history, strict=True)))
+    kept = [(t, m) for t, m in measured if t % config.measure_every == 0 or t == config.num_steps]
+    # Before the first step there is no going on: the run measures step 0 again.
+    kept = kept if step > 0 else []
+    return Progress(step, loaded, [t for t, _ in kept], [m for _, m in kept])
 
 
 def follow(

@@ -153,12 +153,9 @@ def correlation(
     pairings = scipy.stats.permutation_test(means[:1], size, **test)
     drawn = rng.integers(seeds, size=(resamples, sources, seeds))
     rows = np.arange(sources)[:, None]
-    again = (
-        [of_means(first[rows, index].mean(1), second[rows, index].mean(1)) for index in drawn]
-        if seeds > 1
-        else [np.nan]
-    )
-    low, high = np.quantile(again, (0.025, 0.975))
+    again = [of_means(first[rows, index].mean(1), second[rows, index].mean(1)) for index in drawn]
+    # Where a draw makes all sources alike there is no correlation.
+    low, high = np.nanquantile(again, (0.025, 0.975)) if seeds > 1 else (np.nan, np.nan)
     return Correlation(Interval(np.array(of_means(*means)), low, high), float(pairings.pvalue))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from jtrans import cli, devices, results
+from jtrans import cli, devices, population, results
 
 SMALL = [
     "--config.num_networks=3",
@@ -120,6 +120,22 @@ def test_ctrl_c_saves_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path, h
     once = start(tmp_path / "once", *many)
     once.communicate()
     assert_same_bits(tmp_path / "run", tmp_path / "once")
+
+
+def test_a_run_stopped_right_after_its_first_checkpoint(tmp_path, monkeypatch, whole):
+    trajectory = population.trajectory
+
+    def stops(*arguments, **options):
+        yield next(trajectory(*arguments, **options))
+        while not (tmp_path / "checkpoints" / "0.sha256").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(population, "trajectory", stops)
+    assert run(tmp_path) == 130
+    monkeypatch.undo()
+    assert run(tmp_path) == 0
+    assert arrays(tmp_path)["step"].tolist() == arrays(whole)["step"].tolist()
 
 
 def kill_at_random(workdir, count, *arguments):

@@ -19,9 +19,7 @@ from jtrans.population import Keys, Trajectory
 def main(config: ConfigDict, workdir: Path) -> None:
     """A map of the lowest angle while the accuracy is at chance, over learning rate, batch size and optimizer."""
     settings.check_control(config)
-    with results.claimed(workdir, config) as finished:
-        if not finished:
-            measure(config, workdir)
+    results.ensure(workdir, config, measure)
     table = results.read_table(workdir / results.CONTROL_TABLE)
     print(f"{findings.describe_control(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 

@@ -35,9 +35,7 @@ from jtrans.training import Network
 def main(config: ConfigDict, workdir: Path) -> None:
     """The angle between adversarial directions once a small subspace is projected out, and whether attacks need it."""
     settings.check_decompose(config)
-    with results.claimed(workdir, config) as finished:
-        if not finished:
-            measure(config, workdir)
+    results.ensure(workdir, config, measure)
     table = results.read_table(workdir / results.DECOMPOSE_TABLE)
     print(f"{findings.describe_decomposition(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 

@@ -44,9 +44,7 @@ BATCH = 500  # images seen at a time
 def main(config: ConfigDict, workdir: Path) -> None:
     """Adversarial and knowledge transferability: do attacks go over to where features go over to?"""
     settings.check_knowledge(config)
-    with results.claimed(workdir, config) as finished:
-        if not finished:
-            measure(config, workdir)
+    results.ensure(workdir, config, measure)
     said = transfer_findings.describe_knowledge(results.read_summary(workdir))
     print(f"\n{said}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 

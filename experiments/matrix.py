@@ -33,9 +33,7 @@ ATTACKS: dict[str, Callable[[float, int, int], Attack]] = {
 def main(config: ConfigDict, workdir: Path) -> None:
     """The success of every attack, from each network (a row) on each network (a column)."""
     settings.check_matrix(config)
-    with results.claimed(workdir, config) as finished:
-        if not finished:
-            measure(config, workdir)
+    results.ensure(workdir, config, measure)
     table = results.read_table(workdir / results.MATRIX_TABLE)
     print(f"\n{transfer_findings.describe_matrix(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 

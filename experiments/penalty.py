@@ -34,9 +34,7 @@ from jtrans.population import Keys
 def main(config: ConfigDict, workdir: Path) -> None:
     """A penalty on the cosine to a surrogate's input gradients: what its coefficient does to angles and attacks."""
     settings.check_penalty(config)
-    with results.claimed(workdir, config) as finished:
-        if not finished:
-            measure(config, workdir)
+    results.ensure(workdir, config, measure)
     table = results.read_table(workdir / results.PENALTY_TABLE)
     print(f"\n{transfer_findings.describe_penalty(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 

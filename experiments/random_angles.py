@@ -18,9 +18,7 @@ BLOCK = 2**21  # values drawn at a time
 def main(config: ConfigDict, workdir: Path) -> None:
     """The angle between random directions: typical and mean angles by dimension, and how rare small angles are."""
     settings.check(config, settings.RANDOM_ANGLES)
-    with results.claimed(workdir, config) as finished:
-        if not finished:
-            measure(config, workdir)
+    results.ensure(workdir, config, measure)
     tables = (results.read_table(workdir / name) for name in (results.TYPICAL_TABLE, results.UNLIKELY_TABLE))
     print(f"\n{findings.describe_random_angles(*tables, results.read_summary(workdir))}\n\nresults: {workdir}")
 

@@ -19,9 +19,7 @@ from jtrans.errors import InputError
 def main(config: ConfigDict, workdir: Path) -> None:
     """Update vectors: the angles between them after one SGD step, and to adversarial directions after a large one."""
     settings.check(config, settings.UPDATES)
-    with results.claimed(workdir, config) as finished:
-        if not finished:
-            measure(config, workdir)
+    results.ensure(workdir, config, measure)
     said = findings.describe_updates(results.read_table(workdir / results.UPDATES_TABLE), results.read_summary(workdir))
     print(f"\n{said}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 

@@ -9,7 +9,7 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -73,6 +73,17 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[bool]:
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def ensure(workdir: Path, config: ConfigDict, measure: Callable[[ConfigDict, Path], None]) -> None:
+    """The results of this very config, by `measure(config, workdir)` where they are not there yet.
+
+    Raises:
+      InputError: as `claimed`, or what `measure` raises.
+    """
+    with claimed(workdir, config) as finished:
+        if not finished:
+            measure(config, workdir)
 
 
 def _lock(workdir: Path) -> int:

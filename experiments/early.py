@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -93,36 +94,53 @@ def load(config: ConfigDict, key: jax.Array, batch_size: int) -> tuple[data.Data
     Raises:
       InputError: it cannot be had, or has too few images for what the config asks, or for a batch.
     """
-    wanted = config.data
+    dataset = images(config, "data", key)
+    test = data.balanced(dataset.test, config.num_examples, "num_examples")
+    count = len(dataset.train.labels)
+    if batch_size > count:
+        raise InputError(f"batch_size: got {batch_size}; the training images are {count}, so at most that")
+    print(f"{config.data.name}: {describe(dataset)}")
+    return dataset, test
+
+
+def images(config: ConfigDict, section: str, key: jax.Array, classes: Sequence[str] = ()) -> data.Dataset:
+    """The data set of a section of the config, of those classes where any are named.
+
+    Raises:
+      InputError: it cannot be had, or has too few images.
+    """
+    wanted = config[section]
     dataset = data.load(
         wanted.name,
         key,
         directory=wanted.dir,
-        classes=wanted.classes,
+        classes=classes or wanted.classes,
         image_size=wanted.image_size,
         shuffle_labels=wanted.shuffle_labels,
     )
     if wanted.num_train:
-        dataset = dataset._replace(train=data.balanced(dataset.train, wanted.num_train, "data.num_train"))
-    test = data.balanced(dataset.test, config.num_examples, "num_examples")
+        few = data.balanced(dataset.train, wanted.num_train, f"{section}.num_train")
+        dataset = dataset._replace(train=few)
+    return dataset
+
+
+def describe(dataset: data.Dataset) -> str:
+    """What there is to train on, and what to test on."""
     count, classes = len(dataset.train.labels), len(dataset.class_names)
-    if batch_size > count:
-        raise InputError(f"batch_size: got {batch_size}; the training images are {count}, so at most that")
-    print(f"{wanted.name}: {count} training images of {classes} classes; test images from {dataset.origin}")
-    return dataset, test
+    return f"{count} training images of {classes} classes; test images from {dataset.origin}"
 
 
-def build(config: ConfigDict, name: str, dataset: data.Dataset) -> models.Model:
-    """The architecture of that name for such images, as the config has it."""
-    images = dataset.train.images
+def build(config: ConfigDict, name: str, dataset: data.Dataset, section: str = "data") -> models.Model:
+    """The architecture of that name for the images of a section, as the config has it."""
+    train = dataset.train.images
     return models.build(
         name,
-        images.shape[1:],
+        train.shape[1:],
         len(dataset.class_names),
         widths=config.widths[name],
         initializer=config.initializer,
-        pixel_range=config.data.pixel_range,
-        mean_image=images.mean(0) / 255 if config.data.subtract_mean else None,
+        pixel_range=config[section].pixel_range,
+        mean_image=train.mean(0) / 255 if config[section].subtract_mean else None,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import early
 import jax
 import numpy as np
 import optax
@@ -53,21 +54,21 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     """Every stage, from where an earlier run stopped: train, refit, attack, report."""
     started = time.monotonic()
     keys = population.keys(config.seed)
-    target = load(config.target, keys.data, (), "target")
+    target = load(config, "target", keys.data)
     sources = list(itertools.product(config.models, config.mixtures))
-    domains = {classes: load(config.source, keys.data, classes, "source") for classes in config.mixtures}
+    domains = {classes: load(config, "source", keys.data, classes) for classes in config.mixtures}
     results.write_config(workdir, config)
     folder = workdir / "networks"
-    reference = build(config, config.reference, config.target, target)
+    reference = early.build(config, config.reference, target, "target")
     own = of_source(keys, 0)
-    kept = train(config, folder / REFERENCE, config.reference, config.target, target, config.reference_epochs, own)
+    kept = train(config, folder / REFERENCE, config.reference, "target", target, config.reference_epochs, own)
     parts = []
     for i, (name, classes) in enumerate(sources):
         label, dataset = settings.source_label(config, name, classes), domains[classes]
         path = workdir / "measured" / f"{label}.csv"
-        model = build(config, name, config.source, dataset)
+        model = early.build(config, name, dataset, "source")
         own = of_source(keys, i + 1)
-        variables = train(config, folder / label, name, config.source, dataset, config.num_epochs, own)
+        variables = train(config, folder / label, name, "source", dataset, config.num_epochs, own)
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             results.write_table(path, compare(config, (model, reference), (variables, kept), target, keys.attack))
@@ -81,35 +82,11 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     results.write_summary(workdir, config, summary)
 
 
-def load(config: ConfigDict, key: jax.Array, classes: Sequence[str], section: str) -> Dataset:
+def load(config: ConfigDict, section: str, key: jax.Array, classes: Sequence[str] = ()) -> Dataset:
     """The source or the target domain; of the source those classes, where any are named."""
-    dataset = data.load(
-        config.name,
-        key,
-        directory=config.dir,
-        classes=classes or config.classes,
-        image_size=config.image_size,
-        shuffle_labels=config.shuffle_labels,
-    )
-    if config.num_train:
-        few = data.balanced(dataset.train, config.num_train, f"{section}.num_train")
-        dataset = dataset._replace(train=few)
-    counts = f"{len(dataset.train.labels)} training images of {len(dataset.class_names)} classes"
-    print(f"{section}, {config.name}: {counts}; test images from {dataset.origin}", flush=True)
+    dataset = early.images(config, section, key, classes)
+    print(f"{section}, {config[section].name}: {early.describe(dataset)}", flush=True)
     return dataset
-
-
-def build(config: ConfigDict, name: str, section: ConfigDict, dataset: Dataset) -> Model:
-    """The architecture of that name for the images of that section of the config."""
-    return models.build(
-        name,
-        dataset.train.images.shape[1:],
-        len(dataset.class_names),
-        widths=config.widths[name],
-        initializer=config.initializer,
-        pixel_range=section.pixel_range,
-        mean_image=dataset.train.images.mean(0) / 255 if section.subtract_mean else None,
-    )
 
 
 def of_source(keys: Keys, number: int) -> Keys:
@@ -118,7 +95,7 @@ def of_source(keys: Keys, number: int) -> Keys:
 
 
 def train(
-    config: ConfigDict, workdir: Path, name: str, section: ConfigDict, dataset: Dataset, epochs: int, keys: Keys
+    config: ConfigDict, workdir: Path, name: str, section: str, dataset: Dataset, epochs: int, keys: Keys
 ) -> Variables:
     """One source's networks, `[num_networks, ...]`: from the disk where they are trained already."""
     per_epoch = len(dataset.train.labels) // config.batch_size
@@ -129,7 +106,7 @@ def train(
         {
             "models": (name,),
             "widths": {name: config.widths[name]},
-            "data": {**section.to_dict(), "classes": dataset.class_names},
+            "data": {**config[section].to_dict(), "classes": dataset.class_names},
             "num_steps": epochs * per_epoch,
             "measure_every": per_epoch,
             "keep_examples": False,
@@ -137,10 +114,12 @@ def train(
             "checkpoint": config.checkpoint.to_dict(),
         }
     )
-    with results.claimed(workdir, run) as finished:
-        if not finished:
-            print(f"{workdir.name}: {config.num_networks} networks, {epochs} epochs of {per_epoch} steps", flush=True)
-            train_population(config, run, workdir, build(config, name, section, dataset), dataset, keys)
+
+    def make(run: ConfigDict, workdir: Path) -> None:
+        print(f"{workdir.name}: {config.num_networks} networks, {epochs} epochs of {per_epoch} steps", flush=True)
+        train_population(config, run, workdir, early.build(config, name, dataset, section), dataset, keys)
+
+    results.ensure(workdir, run, make)
     return results.read_networks(workdir)[0]
 
 

@@ -153,19 +153,18 @@ def main(config: ConfigDict, workdir: Path) -> None:
     (docs / FIGURES).mkdir(parents=True, exist_ok=True)
     for run in listed:
         shutil.copyfile(workdir / run.name / "figure.png", docs / FIGURES / f"{run.name}.png")
-    results.write(docs / PAGE, page(listed, workdir).encode())
     rows = claims.rows(workdir)
+    results.write(docs / PAGE, page(listed, rows, workdir).encode())
     verdicts = [row.verdict for row in rows]
     counts = ", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts))
     print(f"\n{len(rows)} rows of claims ({counts}): {docs / PAGE}")
 
 
-def page(listed: Sequence[Run], workdir: Path) -> str:
+def page(listed: Sequence[Run], rows: Sequence[claims.Row], workdir: Path) -> str:
     """The claims, what lies beyond the paper, and every run's command, time and figure."""
     seconds = {run.name: sum(map(duration, sorted((workdir / run.name).rglob(results.SUMMARY)))) for run in listed}
     environment = results.read_summary(workdir / listed[0].name)
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    rows = claims.rows(workdir)
     total = f"{sum(seconds.values()) / 60:.0f} minutes on {' and '.join(environment['devices'])}"
     parts = [
         TITLE,

@@ -273,8 +273,7 @@ def decomposition_table(root: Path) -> str:
         chance = results.read_summary(folder)["chance"]
         whole = columns["subspace"] == findings.NOTHING
         angle, accuracy = columns["angle_mean"][whole], columns["accuracy_mean"][whole]
-        left = np.flatnonzero(np.abs(accuracy[1:] - chance) > findings.AT_CHANCE)
-        lowest = int(np.nanargmin(angle[: left[0] + 1 if len(left) else None]))
+        lowest = int(np.nanargmin(angle[: findings.steps_at_chance(accuracy, chance)]))
         for step in sorted({columns["step"][whole][lowest], columns["step"].max()}):
 
             def at(kind: tuple[str, int], value: str, digits: int, step: float = step, columns=columns) -> str:

@@ -61,16 +61,13 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
     random = stats.random_angle(dimension)
     over = curves(trajectory)
     angle, accuracy = over["angle"].mean, over["accuracy"].mean
-    # Before training the accuracy is that of random weights, which is no learning, wherever it stands.
-    left = np.flatnonzero(np.abs(accuracy[1:] - 1 / num_classes) > AT_CHANCE)
-    at_chance = slice(0, left[0] + 1 if len(left) else None)
     below = np.flatnonzero(angle < random.quantile(QUANTILE))
 
     def moment(index: int) -> dict[str, Any]:
         at = {name: stats.plain(stats.Interval(*(v[index] for v in interval))) for name, interval in over.items()}
         return {"step": int(trajectory.step[index]), **at}
 
-    lowest_at_chance = _lowest(angle[at_chance])
+    lowest_at_chance = _lowest(angle[: steps_at_chance(accuracy, 1 / num_classes)])
     return {
         "random": {
             "dimension": dimension,
@@ -93,6 +90,19 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
             if not finite.all()
         ],
     }
+
+
+def steps_at_chance(accuracy: np.ndarray, chance: float) -> int:
+    """How many of the measured steps there are before the mean accuracy first leaves chance.
+
+    Args:
+      accuracy: `[..., T]`, means at each step; it has left where any of them has. That before training is of random
+        weights, which is no learning, wherever it stands.
+      chance: 1 / K.
+    """
+    off = np.abs(accuracy[..., 1:] - chance) > AT_CHANCE
+    left = np.flatnonzero(off.reshape(-1, off.shape[-1]).any(0))
+    return left[0] + 1 if len(left) else accuracy.shape[-1]
 
 
 def _lowest(angle: np.ndarray) -> int:
@@ -221,15 +231,14 @@ def _unlike(trajectory: Trajectory, num_settings: int, num_classes: int) -> stat
     """The mean angle between networks of two settings less that within either, in degrees, while all are at chance."""
     setting = np.repeat(np.arange(num_settings), len(trajectory.model) // num_settings)
     accuracy = trajectory.accuracy.reshape(num_settings, -1, len(trajectory.step)).mean(1)
-    left = np.flatnonzero((np.abs(accuracy[:, 1:] - 1 / num_classes) > AT_CHANCE).any(0))
-    steps = slice(1, left[0] + 1 if len(left) and left[0] else None)
-    angle = mean_angle(trajectory.angle[:, steps])
+    angle = mean_angle(trajectory.angle[:, 1 : steps_at_chance(accuracy, 1 / num_classes)])
     first, second = np.sort(setting[trajectory.pair], axis=1).T
 
     def estimate(kept: np.ndarray) -> np.ndarray:
         keep = kept[trajectory.pair].all(axis=1) & ~np.isnan(angle)
         add = lambda values: np.bincount((first * num_settings + second)[keep], values[keep], num_settings**2)
-        mean = (add(angle) / add(np.ones_like(angle)).clip(1)).reshape(num_settings, num_settings)
+        with np.errstate(invalid="ignore"):  # 0 / 0, where no pair is left, is the NaN that is meant
+            mean = (add(angle) / add(np.ones_like(angle))).reshape(num_settings, num_settings)
         a, b = np.triu_indices(num_settings, 1)
         return (mean[a, b] - (mean[a, a] + mean[b, b]) / 2).mean()
 
@@ -330,7 +339,7 @@ def describe_decomposition(table: Mapping[str, np.ndarray]) -> str:
         )
         lines.append(f"{kind[0]:28} {kind[1]:5} {cells}")
     steps = " ".join(f"{step:6.0f}" for step in np.unique(table["step"]))
-    return "\n".join(["mean angles in degrees", f"{'off the span of':28} {'rank':>5} {'step ' + steps:>1}", *lines])
+    return "\n".join(["mean angles in degrees", f"{'off the span of':28} {'rank':>5} step {steps}", *lines])
 
 
 def random_angles(

@@ -8,15 +8,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.special
 
-from jtrans import attacks, directions, metrics, scores, training, transfer
+from jtrans import attacks, directions, loops, metrics, scores, training, transfer
 from jtrans.attacks import Attack
+from jtrans.jacobian import Function
 from jtrans.models import Model, Variables
 from jtrans.transfer import Head
 
+BATCH = 100  # images attacked at a time
 WEIGHT_DECAY = 1e-4  # of the new head, as in training
 
 
@@ -110,20 +113,42 @@ def adversarial(
       And by the name of each attack of a finite size whether the reference gets each image wrong under the source's
       attack, `[N]`.
     """
-    x = training.pixels(images)
+    x, keys = training.pixels(images), directions.example_keys(key, len(images))
     source, reference = (partial(model.apply, v) for model, v in zip(models, variables, strict=True))
     taus, wrong = {}, {}
     for name, attack in known.items():
-        random = {"attack": attack, "key": key} if attack else {}
-        for across, pair in (("S_T", (source, reference)), ("T_S", (reference, source))):
-            got = metrics.transferability(*pair, x, **random)
+        if attack is None:
+            both = metrics.transferability(source, reference, x), metrics.transferability(reference, source, x)
+        else:
+            changes = partial(_changes, source, reference, attack)
+            _, (moved, errors) = loops.in_batches(lambda x, y, k, c=changes: (None, c(x, y, k)), BATCH, x, labels, keys)
+            (own_s, across_t), (own_t, across_s) = moved
+            best_s, best_t = (jnp.linalg.norm(own, axis=1) for own in (own_s, own_t))
+            both = metrics.taus(own_s, across_t, best_t), metrics.taus(own_t, across_s, best_s)
+            wrong[name] = errors
+        for across, got in zip(("S_T", "T_S"), both, strict=True):
             for measure, value in zip(("tau1", "tau2", "tau1tau2"), got[:3], strict=True):
                 taus[f"{name}_{measure}_{across}"] = value
-        if attack:
-            keys = directions.example_keys(key, len(x))
-            moved = attack(source, x, attacks.own_prediction(source, x), keys)
-            wrong[name] = reference(moved).argmax(1) != labels
     return taus, wrong
+
+
+def _changes(source: Function, reference: Function, attack: Attack, x: jax.Array, labels: jax.Array, keys: jax.Array):
+    """Each network's attack, made once for both ways: how it moves its own outputs and the other's.
+
+    Returns:
+      `((own [N, K_S], other [N, K_T]) of the source's attack, (own, other) of the reference's)`, and whether the
+      reference gets each image wrong under the source's.
+    """
+    clean = source(x), reference(x)
+    from_source, from_reference = (
+        attack(f, x, out.argmax(1), keys) for f, out in zip((source, reference), clean, strict=True)
+    )
+    under = reference(from_source)
+    moved = (
+        (source(from_source) - clean[0], under - clean[1]),
+        (reference(from_reference) - clean[1], source(from_reference) - clean[0]),
+    )
+    return moved, under.argmax(1) != labels
 
 
 def success(wrong: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, float]:

@@ -5,7 +5,7 @@
 
 DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet of which twelve,
 the vehicles, are taken; any other set can be named (`--config.target.name`, `--config.target.classes`). Three seeds,
-three epochs on 20,000 images, a ResNet18 of a quarter of its widths as a source and as the reference, attacks of 20
+two epochs on 20,000 images, a ResNet18 of a quarter of its widths as a source and as the reference, attacks of 20
 steps.
 """
 
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.target.classes = VEHICLES
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
     config.source.num_train = 20_000
-    config.num_epochs, config.reference_epochs = 3, 10
+    config.num_epochs, config.reference_epochs, config.refit_epochs = 2, 6, 2
     config.num_examples = 100
     config.attack.steps = 20
     return config

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import early
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from jtrans import (
@@ -21,25 +21,44 @@ from jtrans import (
     devices,
     knowledge,
     loops,
+    metrics,
     models,
     plots,
     population,
     results,
     runs,
     settings,
+    stats,
     training,
     transfer,
     transfer_findings,
 )
 from jtrans.data import Dataset, Split
 from jtrans.errors import InputError
+from jtrans.jacobian import Function
 from jtrans.knowledge import Seen
 from jtrans.models import Model, Variables
 from jtrans.population import Keys
 from jtrans.transfer import Head
 
-REFERENCE = "reference"
 BATCH = 500  # images seen at a time
+
+
+class Networks(NamedTuple):
+    """All seeds of a source, or of the reference, whose own name is its label.
+
+    variables: `[num_networks, ...]`.
+    """
+
+    label: str
+    name: str
+    model: Model
+    variables: Variables
+
+    def functions(self) -> list[Function]:
+        """Each network, compiled once for all."""
+        apply = jax.jit(self.model.apply)
+        return [partial(apply, variables) for variables in loops.unstack(self.variables)]
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -47,39 +66,29 @@ def main(config: ConfigDict, workdir: Path) -> None:
     settings.check_knowledge(config)
     results.ensure(workdir, config, measure)
     said = transfer_findings.describe_knowledge(results.read_summary(workdir))
-    print(f"\n{said}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+    matrix = transfer_findings.describe_matrix(results.read_table(workdir / results.MATRIX_TABLE))
+    print(f"\n{said}\n\n{matrix}\n\nresults: {workdir}, figures: figure.png, matrix.png")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:
-    """Every stage, from where an earlier run stopped: train, refit, attack, report."""
+    """Every stage, each from where an earlier run stopped: train, refit, attack, report."""
     started = time.monotonic()
     keys = population.keys(config.seed)
     target = load(config, "target", keys.data)
-    sources = list(itertools.product(config.models, config.mixtures))
+    kinds = list(itertools.product(config.models, config.mixtures))
     domains = {classes: load(config, "source", keys.data, classes) for classes in config.mixtures}
     results.write_config(workdir, config)
-    folder = workdir / "networks"
-    reference = early.build(config, config.reference, target, "target")
-    own = of_source(keys, 0)
-    kept = train(config, folder / REFERENCE, config.reference, "target", target, config.reference_epochs, own)
-    parts = []
-    for i, (name, classes) in enumerate(sources):
-        label, dataset = settings.source_label(config, name, classes), domains[classes]
-        path = workdir / "measured" / f"{label}.csv"
-        model = early.build(config, name, dataset, "source")
-        own = of_source(keys, i + 1)
-        variables = train(config, folder / label, name, "source", dataset, config.num_epochs, own)
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            results.write_table(path, compare(config, (model, reference), (variables, kept), target, keys.attack))
-            print(f"{label}: measured against the reference", flush=True)
-        parts.append({"source": np.full(config.num_networks, label)} | results.read_table(path))
-    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    summary = transfer_findings.summarize_knowledge(table, np.random.default_rng(config.seed))
-    summary["seconds"] = time.monotonic() - started
-    results.write_table(workdir / results.KNOWLEDGE_TABLE, table)
-    results.write_figure(workdir, plots.knowledge(config.to_dict(), table, summary))
-    results.write_summary(workdir, config, summary)
+    own = folded(keys, 0)
+    reference = train(config, workdir, "reference", config.reference, "target", target, config.reference_epochs, own)
+    seen = see(reference, target.test.images)
+    fitted, parts, of_heads = [], [], folded(keys, len(kinds) + 1)
+    for i, (name, classes) in enumerate(kinds):
+        label = settings.source_label(config, name, classes)
+        own = folded(keys, i + 1)
+        source = train(config, workdir, label, name, "source", domains[classes], config.num_epochs, own)
+        fitted.append(refit(config, workdir, source, domains[classes], seen, target, of_heads))
+        parts.append(attack(config, workdir, (source, fitted[-1], reference), seen, target.test, keys.attack))
+    report(config, workdir, parts, success([*fitted, reference], config, target.test, keys.attack), started)
 
 
 def load(config: ConfigDict, section: str, key: jax.Array, classes: Sequence[str] = ()) -> Dataset:
@@ -89,19 +98,20 @@ def load(config: ConfigDict, section: str, key: jax.Array, classes: Sequence[str
     return dataset
 
 
-def of_source(keys: Keys, number: int) -> Keys:
-    """The keys of one source's networks."""
+def folded(keys: Keys, number: int) -> Keys:
+    """Keys of their own for one source, or for the heads, or for one seed of those."""
     return Keys(*(jax.random.fold_in(key, number) for key in keys))
 
 
 def train(
-    config: ConfigDict, workdir: Path, name: str, section: str, dataset: Dataset, epochs: int, keys: Keys
-) -> Variables:
-    """One source's networks, `[num_networks, ...]`: from the disk where they are trained already."""
+    config: ConfigDict, workdir: Path, label: str, name: str, section: str, dataset: Dataset, epochs: int, keys: Keys
+) -> Networks:
+    """One source's networks, or the reference's: from the disk where they are trained already."""
     per_epoch = len(dataset.train.labels) // config.batch_size
     if not per_epoch:
         count = len(dataset.train.labels)
-        raise InputError(f"batch_size: got {config.batch_size}; {workdir.name} has {count} training images")
+        raise InputError(f"batch_size: got {config.batch_size}; {label} has {count} training images")
+    model = early.build(config, name, dataset, section)
     run = ConfigDict(
         {
             "models": (name,),
@@ -115,20 +125,21 @@ def train(
         }
     )
 
-    def make(run: ConfigDict, workdir: Path) -> None:
-        print(f"{workdir.name}: {config.num_networks} networks, {epochs} epochs of {per_epoch} steps", flush=True)
-        train_population(config, run, workdir, early.build(config, name, dataset, section), dataset, keys)
+    def make(run: ConfigDict, folder: Path) -> None:
+        print(f"{label}: {config.num_networks} networks, {epochs} epochs of {per_epoch} steps", flush=True)
+        train_population(config, run, folder, model, dataset, keys)
 
-    results.ensure(workdir, run, make)
-    return results.read_networks(workdir)[0]
+    folder = workdir / "networks" / label
+    results.ensure(folder, run, make)
+    return Networks(label, name, model, results.read_networks(folder)[0])
 
 
 def train_population(
     config: ConfigDict, run: ConfigDict, workdir: Path, model: Model, dataset: Dataset, keys: Keys
 ) -> None:
     """The networks side by side, as the official code trains them, and their accuracy."""
-    count = min(config.num_examples, int(np.bincount(dataset.test.labels).min()) * len(dataset.class_names))
-    test = data.balanced(dataset.test, count, "num_examples")
+    test = few(config, dataset.test)
+    count = len(test.labels)
     size = max(config.batch_size, population.block_size(count, config.num_networks, test.images[0].size))
     placement = population.place(model, test.images.shape[1:], size, config.num_networks, size=config.group_size)
     optimizer = training.cosine_sgd(config.learning_rate, run.num_steps)
@@ -161,73 +172,160 @@ def train_population(
     saves.wait()
 
 
-def compare(
+def few(config: ConfigDict, test: Split) -> Split:
+    """`num_examples` test images, or as many as there are, of every class as many as of any other."""
+    per_class = np.bincount(test.labels)
+    return data.balanced(test, min(config.num_examples, int(per_class.min()) * len(per_class)), "num_examples")
+
+
+def see(networks: Networks, images: np.ndarray) -> list[Seen]:
+    """What each network makes of images, some at a time."""
+    look = jax.jit(partial(knowledge.see, networks.model))
+    each = lambda variables: loops.in_batches(lambda x: (None, look(variables, x)), BATCH, images, compiled=False)[1]
+    return [jax.device_get(each(variables)) for variables in loops.unstack(networks.variables)]
+
+
+def refit(
     config: ConfigDict,
-    networks: tuple[Model, Model],
-    variables: tuple[Variables, Variables],
+    workdir: Path,
+    source: Networks,
+    domain: Dataset,
+    reference: Sequence[Seen],
     target: Dataset,
-    key: jax.Array,
-) -> dict[str, np.ndarray]:
-    """One source against the reference: a row for each seed, of which each has a reference of its own."""
-    looks = [jax.jit(partial(knowledge.see, model)) for model in networks]
-    num_steps = config.refit_epochs * (len(target.train.labels) // config.batch_size)
-    optimizer = training.cosine_sgd(config.learning_rate, num_steps)
-    refit = optimizer, jax.jit(partial(knowledge.head_step, networks[0], optimizer))
-    attack = jax.jit(partial(knowledge.adversarial, networks, known_attacks(config)))
-    labels, rows = (target.train.labels, target.test.labels), []
-    for seed in range(config.num_networks):
-        own = [jax.tree.map(lambda leaf, i=seed: leaf[i], v) for v in variables]
-        seen = tuple(see(looks[0], own[0], split.images) for split in (target.train, target.test))
-        known = see(looks[1], own[1], target.test.images)
-        found, right = knowledge.knowledge(seen, known, labels, len(target.class_names))
-        head = train_head(config, refit, own[0], target.train, jax.random.fold_in(key, seed))
-        found["sgd_loss"], found["sgd_accuracy"] = transfer.classification(head, seen[1].features, labels[1])
-        found["parameters"] = float(sum(leaf.size for leaf in jax.tree.leaves(own[0]["params"])))
-        classified = known.logits.argmax(1) == labels[1]
-        found["reference_accuracy"] = float(classified.mean())
-        chosen = np.flatnonzero(classified)[: config.num_examples]
-        taus, wrong = jax.device_get(
-            attack(own, target.test.images[chosen], labels[1][chosen], jax.random.fold_in(key, seed))
-        )
-        rows.append({"seed": seed, **found, **taus, **knowledge.success(wrong, right[chosen])})
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
-
-
-def train_head(
-    config: ConfigDict,
-    refit: tuple[optax.GradientTransformation, Callable],
-    variables: Variables,
-    train: Split,
-    key: jax.Array,
-) -> Head:
-    """A new last layer trained alone on the target domain, as the official code does it.
+    keys: Keys,
+) -> Networks:
+    """The source's networks with new last layers for the target domain, and beside them what they know of it.
 
     Args:
-      refit: the optimizer, and `knowledge.head_step` with it.
+      domain: what the source was trained on.
+      reference: what each seed's reference makes of the target's test images.
     """
-    optimizer, step = refit
-    init_key, order_key, augment_key = jax.random.split(key, 3)
+    # With the source's own pixels and mean image, but the target's classes.
+    model = early.build(config, source.name, domain._replace(class_names=target.class_names), "source")
+    section = {**config.target.to_dict(), "classes": target.class_names}
+    of_source = {name: config.source[name] for name in ("pixel_range", "subtract_mean")}
+    run = ConfigDict(
+        {
+            "models": (source.name,),
+            "widths": {source.name: config.widths[source.name]},
+            "data": section | of_source,
+            "refit_epochs": config.refit_epochs,
+        }
+    )
+
+    def make(run: ConfigDict, folder: Path) -> None:
+        labels, rows, heads = (target.train.labels, target.test.labels), [], []
+        by_sgd = head_trainer(config, source.model, target.train)
+        seen = zip(*(see(source, split.images) for split in (target.train, target.test)), reference, strict=True)
+        for seed, (variables, (train, test, known)) in enumerate(
+            zip(loops.unstack(source.variables), seen, strict=True)
+        ):
+            found, head = knowledge.refit((train, test), known, labels, len(target.class_names))
+            trained = by_sgd(variables, folded(keys, seed))
+            found["sgd_loss"], found["sgd_accuracy"] = transfer.classification(trained, test.features, labels[1])
+            found["parameters"] = float(sum(leaf.size for leaf in jax.tree.leaves(variables["params"])))
+            rows.append({"seed": seed, **found})
+            heads.append(head)
+        print(f"{source.label}: new heads fitted", flush=True)
+        stacked = Head(*map(np.stack, zip(*heads, strict=True)))
+        results.write_config(folder, run)
+        results.write_networks(folder, [jax.vmap(knowledge.with_head)(source.variables, stacked)])
+        results.write_table(folder / results.KNOWLEDGE_TABLE, stats.columns(rows))
+        results.write_summary(folder, run, {})
+
+    folder = workdir / "refitted" / source.label
+    results.ensure(folder, run, make)
+    return Networks(source.label, source.name, model, results.read_networks(folder)[0])
+
+
+def head_trainer(config: ConfigDict, model: Model, train: Split) -> Callable[[Variables, Keys], Head]:
+    """How a source gets a new last layer that is trained alone on the target domain, as the official code does it."""
     count, classes = len(train.labels), int(train.labels.max()) + 1
-    features = models.last_layer(variables)["kernel"].shape[1]
-    draw = partial(jax.random.uniform, minval=-(features**-0.5), maxval=features**-0.5)
-    head = Head(*map(draw, jax.random.split(init_key), ((features, classes), (classes,))))
-    state = optimizer.init(head)
-    augment = jax.jit(training.crop_and_flip) if config.augment else lambda key, images: images
     per_epoch = count // config.batch_size
-    for number in range(config.refit_epochs * per_epoch):
-        epoch, batch = divmod(number, per_epoch)
-        if batch == 0:
-            order = np.asarray(training.epoch_order(order_key, epoch, count))
-        chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
-        images = augment(jax.random.fold_in(augment_key, number), train.images[chosen])
-        head, state = step(variables, head, state, images, train.labels[chosen])
-    return Head(*map(np.asarray, head))
+    optimizer = training.cosine_sgd(config.learning_rate, config.refit_epochs * per_epoch)
+    step = jax.jit(partial(knowledge.head_step, model, optimizer))
+    augment = jax.jit(training.crop_and_flip) if config.augment else lambda key, images: images
+
+    def fit(variables: Variables, keys: Keys) -> Head:
+        features = models.last_layer(variables)["kernel"].shape[1]
+        draw = partial(jax.random.uniform, minval=-(features**-0.5), maxval=features**-0.5)
+        head = Head(*map(draw, jax.random.split(keys.init), ((features, classes), (classes,))))
+        state = optimizer.init(head)
+        for number in range(config.refit_epochs * per_epoch):
+            epoch, batch = divmod(number, per_epoch)
+            if batch == 0:
+                order = np.asarray(training.epoch_order(keys.order, epoch, count))
+            chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+            images = augment(jax.random.fold_in(keys.augment, number), train.images[chosen])
+            head, state = step(variables, head, state, images, train.labels[chosen])
+        return Head(*map(np.asarray, head))
+
+    return fit
 
 
-def see(look: Callable[[Variables, jax.Array], Seen], variables: Variables, images: np.ndarray) -> Seen:
-    """What a network makes of images, some at a time."""
-    batch = lambda images: (None, look(variables, images))
-    return jax.device_get(loops.in_batches(batch, BATCH, images, compiled=False)[1])
+def attack(
+    config: ConfigDict,
+    workdir: Path,
+    networks: tuple[Networks, Networks, Networks],
+    reference: Sequence[Seen],
+    test: Split,
+    key: jax.Array,
+) -> dict[str, np.ndarray]:
+    """A table of one source against the reference, a row for each seed, of which each has a reference of its own.
+
+    Args:
+      networks: the source as it is, which is attacked; with its new last layer; the reference.
+      reference: what each seed's reference makes of the target's test images.
+    """
+    label = networks[0].label
+    path = workdir / "attacked" / f"{label}.csv"
+    if not path.exists():
+        rows, known = [], known_attacks(config)
+        for seed, (own, fitted, other) in enumerate(zip(*(n.functions() for n in networks), strict=True)):
+            right = reference[seed].logits.argmax(1) == test.labels
+            chosen = np.flatnonzero(right)[: config.num_examples]
+            images, labels = test.images[chosen], test.labels[chosen]
+            taus, wrong = knowledge.adversarial(own, other, known, images, labels, jax.random.fold_in(key, seed))
+            right_too = np.asarray(fitted(training.pixels(images)).argmax(1)) == labels
+            rates = knowledge.success(jax.device_get(wrong), right_too)
+            rows.append({"reference_accuracy": right.mean(), **jax.device_get(taus), **rates})
+        path.parent.mkdir(exist_ok=True)
+        results.write_table(path, stats.columns(rows))
+        print(f"{label}: attacked", flush=True)
+    known_of_it = results.read_table(workdir / "refitted" / label / results.KNOWLEDGE_TABLE)
+    return {"source": np.full(config.num_networks, label), **known_of_it, **results.read_table(path)}
+
+
+def success(networks: Sequence[Networks], config: ConfigDict, test: Split, key: jax.Array) -> dict[str, np.ndarray]:
+    """The success of attacks from each of the networks, which tell the same classes apart, on each."""
+    test = few(config, test)
+    x, found = np.asarray(training.pixels(test.images)), {}
+    for name, known in known_attacks(config).items():
+        if known:
+            of_seed = [
+                metrics.success_matrix(fs, fs, x, test.labels, known, key=jax.random.fold_in(key, seed))
+                for seed, fs in enumerate(zip(*(n.functions() for n in networks), strict=True))
+            ]
+            found[name] = attacks.Success(*map(np.stack, zip(*of_seed, strict=True)))
+    return transfer_findings.matrix(found, [n.label for n in networks])
+
+
+def report(
+    config: ConfigDict,
+    workdir: Path,
+    parts: Sequence[dict[str, np.ndarray]],
+    matrix: dict[str, np.ndarray],
+    started: float,
+) -> None:
+    """Both tables, both figures, the summary."""
+    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    summary = transfer_findings.summarize_knowledge(table, np.random.default_rng(config.seed))
+    plain = config.to_dict()
+    results.write_table(workdir / results.KNOWLEDGE_TABLE, table)
+    results.write_table(workdir / results.MATRIX_TABLE, matrix)
+    results.write_figure(workdir, plots.knowledge(plain, table, summary))
+    results.write_figure(workdir, plots.matrix({**plain, "data": plain["target"]}, matrix), "matrix")
+    results.write_summary(workdir, config, {**summary, "seconds": time.monotonic() - started})
 
 
 def known_attacks(config: ConfigDict) -> dict[str, attacks.Attack | None]:

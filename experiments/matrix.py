@@ -14,7 +14,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import attacks, cli, metrics, models, plots, population, results, settings, training, transfer_findings
+from jtrans import (
+    attacks,
+    cli,
+    loops,
+    metrics,
+    models,
+    plots,
+    population,
+    results,
+    settings,
+    training,
+    transfer_findings,
+)
 from jtrans.attacks import Attack
 from jtrans.data import Dataset
 from jtrans.errors import InputError, one_line
@@ -65,18 +77,21 @@ def read(entry: str, config: ConfigDict, dataset: Dataset) -> Iterator[tuple[str
     """
     architecture, _, file = entry.partition("=")
     saved = from_pytorch(architecture, Path(file), config) if file else from_run(Path(entry))
-    for name, run, variables in saved:
-        shape, count = dataset.train.images.shape[1:], len(dataset.class_names)
-        architecture = name.partition("-")[0].rpartition("/")[2]
-        outputs = len(models.last_layer(variables)["bias"])
-        if outputs != count:
-            raise InputError(f"networks: {entry} tells {outputs} classes apart; the images have {count} classes")
+    shape, count = dataset.train.images.shape[1:], len(dataset.class_names)
+    for architecture, run, networks in saved:
         options = {"widths": run["widths"][architecture], "pixel_range": tuple(run["data"]["pixel_range"])}
-        yield name, partial(models.build(architecture, shape, count, **options).apply, variables)
+        apply = jax.jit(models.build(architecture, shape, count, **options).apply)
+        for name, variables in networks.items():
+            outputs = len(models.last_layer(variables)["bias"])
+            if outputs != count:
+                raise InputError(f"networks: {entry} tells {outputs} classes apart; the images have {count} classes")
+            yield name, partial(apply, variables)
 
 
-def from_run(folder: Path) -> Iterator[tuple[str, dict, Variables]]:
-    """All networks that a run has saved, named by its folder, their architecture and number."""
+def from_run(folder: Path) -> Iterator[tuple[str, dict, dict[str, Variables]]]:
+    """All networks that a run has saved: each architecture with the config, and the networks named by folder, it and
+    their number.
+    """
     try:
         run = json.loads((folder / results.CONFIG).read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -85,19 +100,20 @@ def from_run(folder: Path) -> Iterator[tuple[str, dict, Variables]]:
     if run["data"]["subtract_mean"]:
         raise InputError(f"networks: {folder} had its mean image subtracted, which is not among what it saved")
     for architecture, variables in zip(run["models"], results.read_networks(folder), strict=True):
-        for i in range(len(jax.tree.leaves(variables)[0])):
-            name = f"{folder.name}/{architecture}-{i}"
-            yield name, run, jax.tree.map(lambda leaf, i=i: leaf[i], variables)
+        each = loops.unstack(variables)
+        yield architecture, run, {f"{folder.name}/{architecture}-{i}": network for i, network in enumerate(each)}
 
 
-def from_pytorch(architecture: str, file: Path, config: ConfigDict) -> Iterator[tuple[str, ConfigDict, Variables]]:
+def from_pytorch(
+    architecture: str, file: Path, config: ConfigDict
+) -> Iterator[tuple[str, ConfigDict, dict[str, Variables]]]:
     """The network of a state dict, whose widths and pixel range are the config's."""
     try:
         with np.load(file) as arrays:
             variables = models.from_pytorch(architecture, dict(arrays))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"networks: {architecture}={file} cannot be read ({one_line(error)})") from error
-    yield f"{file.stem}/{architecture}", config, variables
+    yield architecture, config, {f"{file.stem}/{architecture}": variables}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from jtrans import (
     cli,
     devices,
     directions,
+    loops,
     metrics,
     penalty,
     plots,
@@ -57,10 +58,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     trained = train(config, model, own_keys, dataset, test, len(held[1]), held=held, objective=objective)
     print(f"{name}: {len(held[1])} networks trained", flush=True)
     each = jax.jit(partial(against, (surrogate, model), epsilon=config.attack.epsilon))
-    rows = [
-        jax.device_get(each(*(jax.tree.map(lambda leaf, i=i: leaf[i], v) for v in (surrogates, trained)), *test))
-        for i in range(len(held[1]))
-    ]
+    rows = [jax.device_get(each(*pair, *test)) for pair in zip(*map(loops.unstack, (surrogates, trained)), strict=True)]
     shares = np.split(np.arange(len(rows)), count)
     found = {
         coefficient: {measure: np.array([rows[i][measure] for i in own]) for measure in rows[0]}

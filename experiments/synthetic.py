@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, plots, results, settings, synthetic, transfer_findings
+from jtrans import cli, loops, plots, results, settings, synthetic, transfer_findings
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -50,8 +50,7 @@ def generated(config: ConfigDict) -> Iterator[tuple[int, synthetic.Problem]]:
         flush=True,
     )
     problems = jax.jit(jax.vmap(partial(synthetic.generate, scales=np.array(config.scales), **options)))(seeds)
-    for i, seed in enumerate(seeds.tolist()):
-        yield seed, jax.tree.map(lambda leaf, i=i: leaf[i], problems)
+    yield from zip(seeds.tolist(), loops.unstack(problems), strict=True)
 
 
 def table(problems, levels: tuple[int, ...]) -> dict[str, np.ndarray]:

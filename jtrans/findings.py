@@ -188,7 +188,7 @@ def control(
                     "early_transferability": int(found["early_transferability"]),
                 }
             )
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return stats.columns(rows)
 
 
 def _by_rate(trajectory: Trajectory, learning_rates: Sequence[float]) -> np.ndarray:
@@ -289,7 +289,7 @@ def decomposition(
         }
         bounds = {f"{name}_{key}": value for name, i in over.items() for key, value in stats.plain(i).items()}
         rows.append({"step": step, "subspace": subspace, "rank": rank, **bounds})
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return stats.columns(rows)
 
 
 def summarize_decomposition(table: Mapping[str, np.ndarray], dimension: int, num_classes: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import scipy.special
 
-from jtrans import attacks, directions, loops, metrics, scores, training, transfer
+from jtrans import attacks, directions, loops, metrics, models, scores, training, transfer
 from jtrans.attacks import Attack
 from jtrans.jacobian import Function
 from jtrans.models import Model, Variables
@@ -36,10 +36,10 @@ def see(model: Model, variables: Variables, images: jax.Array) -> Seen:
     return Seen(model.apply(variables, x), model.features(variables, x))
 
 
-def knowledge(
+def refit(
     source: tuple[Seen, Seen], reference: Seen, labels: tuple[np.ndarray, np.ndarray], num_classes: int
-) -> tuple[dict[str, float], np.ndarray]:
-    """How much the source knows of the target domain: its head fitted again, and the usual scores.
+) -> tuple[dict[str, float], Head]:
+    """The source with a new head for the target domain, and how much it knows of that domain: this, and usual scores.
 
     Args:
       source: what the source makes of the target's training and test images.
@@ -48,8 +48,8 @@ def knowledge(
 
     Returns:
       By name: `transfer_loss` (nats) and `transfer_accuracy` of the new head on the test images; `logme`, `leep`,
-      `h_score` by the training images; `cka` with the reference's features by the test images. And whether the new head
-      gets each test image right, `[N]`.
+      `h_score` by the training images; `cka` with the reference's features by the test images. And the head, fitted to
+      convergence.
     """
     train, test = source
     head = transfer.fit_softmax_head(train.features, labels[0], num_classes, weight_decay=WEIGHT_DECAY)
@@ -62,7 +62,12 @@ def knowledge(
         "h_score": scores.h_score(train.features, labels[0]),
         "cka": scores.linear_cka(test.features, reference.features),
     }
-    return found, (test.features @ head.weights + head.bias).argmax(1) == labels[1]
+    return found, head
+
+
+def with_head(variables: Variables, head: Head) -> Variables:
+    """The network with a new head in the place of its last layer: it tells the target's classes apart."""
+    return models.with_last_layer(variables, jnp.float32(head.weights.T), jnp.float32(head.bias))
 
 
 def head_step(
@@ -91,9 +96,9 @@ def head_step(
 
 
 def adversarial(
-    models: tuple[Model, Model],
+    source: Function,
+    reference: Function,
     known: Mapping[str, Attack | None],
-    variables: tuple[Variables, Variables],
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
@@ -103,7 +108,7 @@ def adversarial(
     As in the official code, each network is attacked at its own prediction, on images that the reference gets right.
 
     Args:
-      models, variables: of source and reference.
+      source, reference: the networks, `[N, H, W, C]` in [0, 1] to logits, each of its own classes.
       known: attacks by name; None for the linearised virtual attack.
       images, labels: such images of the target domain.
       key: of the random starts.
@@ -114,14 +119,14 @@ def adversarial(
       attack, `[N]`.
     """
     x, keys = training.pixels(images), directions.example_keys(key, len(images))
-    source, reference = (partial(model.apply, v) for model, v in zip(models, variables, strict=True))
     taus, wrong = {}, {}
     for name, attack in known.items():
         if attack is None:
             both = metrics.transferability(source, reference, x), metrics.transferability(reference, source, x)
         else:
             changes = partial(_changes, source, reference, attack)
-            _, (moved, errors) = loops.in_batches(lambda x, y, k, c=changes: (None, c(x, y, k)), BATCH, x, labels, keys)
+            with jax.default_matmul_precision("highest"):
+                _, (moved, errors) = loops.in_batches(changes, BATCH, x, labels, keys, compiled=False)
             (own_s, across_t), (own_t, across_s) = moved
             best_s, best_t = (jnp.linalg.norm(own, axis=1) for own in (own_s, own_t))
             both = metrics.taus(own_s, across_t, best_t), metrics.taus(own_t, across_s, best_s)
@@ -136,8 +141,8 @@ def _changes(source: Function, reference: Function, attack: Attack, x: jax.Array
     """Each network's attack, made once for both ways: how it moves its own outputs and the other's.
 
     Returns:
-      `((own [N, K_S], other [N, K_T]) of the source's attack, (own, other) of the reference's)`, and whether the
-      reference gets each image wrong under the source's.
+      None, for nothing to add up, and `((own [N, K_S], other [N, K_T]) of the source's attack, (own, other) of the
+      reference's)` with whether the reference gets each image wrong under the source's.
     """
     clean = source(x), reference(x)
     from_source, from_reference = (
@@ -148,7 +153,7 @@ def _changes(source: Function, reference: Function, attack: Attack, x: jax.Array
         (source(from_source) - clean[0], under - clean[1]),
         (reference(from_reference) - clean[1], source(from_reference) - clean[0]),
     )
-    return moved, under.argmax(1) != labels
+    return None, (moved, under.argmax(1) != labels)
 
 
 def success(wrong: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, float]:

@@ -58,3 +58,9 @@ def in_batches(
         parts = [jax.block_until_ready(function(*part(s, min(s + batch_size, count)))) for s in starts]
     totals, rows = zip(*parts, strict=True)
     return jax.tree.map(lambda *t: sum(t), *totals), jax.tree.map(lambda *r: jnp.concatenate(r), *rows)
+
+
+def unstack(tree: Any) -> list[Any]:
+    """The members `[...]` of a pytree of arrays `[M, ...]`, as of networks trained side by side."""
+    count = len(jax.tree.leaves(tree)[0])
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]

@@ -129,7 +129,7 @@ def success_matrix(
     """How often an attack made on each source is one on each target too: away from the true labels.
 
     Args:
-      sources, targets: S and T functions `[N, ...] -> [N, K]` to logits.
+      sources, targets: S and T functions `[N, ...] -> [N, K]` to logits; compiled ones (`jax.jit`) go faster.
       x: `[N, ...]`, in the units of the attack's epsilon.
       y: `[N]` integer labels in `[0, K)`.
       attack: as in `transferability`; each source is attacked once, for all targets.
@@ -146,19 +146,15 @@ def success_matrix(
     x, y = jnp.asarray(x), jnp.asarray(y)
     keys = None if key is None else directions.example_keys(key, len(x))
 
-    # Compiled once for each network, not for each entry of the matrix.
-    judges = [jax.jit(lambda x, y, f=f: (None, f(x).argmax(-1) == y)) for f in (*sources, *targets)]
+    def right(f: Function, x: jax.Array) -> np.ndarray:
+        return np.asarray(loops.in_batches(lambda x: (None, f(x).argmax(-1)), batch_size, x, compiled=False)[1]) == y
 
-    def right(judge: Function, x: jax.Array) -> np.ndarray:
-        return np.asarray(loops.in_batches(judge, batch_size, x, y, compiled=False)[1])
-
-    clean, judges = [right(judge, x) for judge in judges], judges[len(sources) :]
-    right_target, rows = np.array(clean[len(sources) :]), []
-    for f, right_source in zip(sources, clean[: len(sources)], strict=True):
+    right_target, rows = np.array([right(f, x) for f in targets]), []
+    for f in sources:
         make = lambda x, y, keys, f=f: (None, attack(f, x, y, keys))
         adversarial = loops.in_batches(make, batch_size, x, y, keys, compiled=False)[1]
-        wrong = ~np.array([right(judge, adversarial) for judge in judges])
-        rows.append(success(wrong, right_target, right_source))
+        wrong = ~np.array([right(g, adversarial) for g in targets])
+        rows.append(success(wrong, right_target, right(f, x)))
     return Success(*map(np.array, zip(*rows, strict=True)))
 
 

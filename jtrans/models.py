@@ -118,9 +118,22 @@ def _module(name: str, widths: Sequence[int], num_classes: int) -> Callable[[str
 
 def last_layer(variables: Variables) -> dict[str, jax.Array]:
     """The kernel `[K, F]` and the bias `[K]` that make logits of a network's features."""
-    params = variables["params"]
-    params = params.get("MLP_0", params)
-    return params[max((name for name in params if name.startswith("Dense_")), key=lambda name: int(name[6:]))]
+    flat = flatten_dict(variables)
+    path = _last_layer(flat)
+    return {leaf: flat[*path, leaf] for leaf in ("kernel", "bias")}
+
+
+def with_last_layer(variables: Variables, kernel: jax.Array, bias: jax.Array) -> Variables:
+    """The network with another last layer, of as many classes as `kernel` has rows."""
+    flat = flatten_dict(variables)
+    path = _last_layer(flat)
+    return unflatten_dict({**flat, (*path, "kernel"): kernel, (*path, "bias"): bias})
+
+
+def _last_layer(flat: Mapping[tuple[str, ...], jax.Array]) -> tuple[str, ...]:
+    """Where the last linear layer's arrays are. A network's linear layers all stand in the same module."""
+    linear = {path[:-1] for path in flat if path[-2].startswith("Dense_")}
+    return max(linear, key=lambda path: int(path[-1].removeprefix("Dense_")))
 
 
 def first_layer(name: str) -> tuple[str, Convolution | None]:

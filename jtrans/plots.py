@@ -343,7 +343,11 @@ def penalty(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figur
 
 
 def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figure:
-    """The success of every attack from each network on each, as `transfer_findings.matrix` gives it."""
+    """The success of every attack from each network on each, as `transfer_findings.matrix` gives it.
+
+    Args:
+      config: the run's, with the attacked images' data set in `data`.
+    """
     attacks, names = (list(dict.fromkeys(table[column].tolist())) for column in ("attack", "source"))
     count = len(names)
     figure = Figure(figsize=(2.2 + len(attacks) * (1 + 0.55 * count), 2.4 + 0.5 * count), layout="constrained")
@@ -361,9 +365,11 @@ def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figure
         axes.set(title=attack, xlabel="attacked network (target)")
     panels[0].set_ylabel("network that the attack is made on (source)")
     figure.colorbar(image, ax=panels, label="errors (% of the images\nthat the target gets right)")
+    virtual = "; virtual: of the same length in L2" if "virtual" in attacks else ""
+    over = f"{config['num_networks']} seeds" if config.get("num_networks", 1) > 1 else "images"
     figure.suptitle(
-        f"Attacks of epsilon {config['attack']['epsilon']:.3g} (pixels in [0, 1]; virtual: of the same length in L2)\n"
-        f"{_data(config)}, {config['num_examples']} test images; ±: 95 % interval over images",
+        f"Attacks of epsilon {config['attack']['epsilon']:.3g} (pixels in [0, 1]{virtual})\n"
+        f"{_data(config)}, {table['all_images_count'][0]:.0f} test images; ±: 95 % interval over {over}",
         fontsize="medium",
     )
     return figure

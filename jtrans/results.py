@@ -239,12 +239,12 @@ def _column(texts: Sequence[str]) -> np.ndarray:
         return np.array(texts)
 
 
-def write_figure(workdir: Path, figure: Figure) -> None:
-    """`figure.png` and `figure.svg`."""
+def write_figure(workdir: Path, figure: Figure, name: str = "figure") -> None:
+    """`NAME.png` and `NAME.svg`."""
     for suffix in ("png", "svg"):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, dpi=150)
-        write(workdir / f"figure.{suffix}", buffer.getvalue())
+        write(workdir / f"{name}.{suffix}", buffer.getvalue())
 
 
 def write_run(

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.integrate
@@ -21,6 +21,11 @@ class Interval(NamedTuple):
 def plain(interval: Interval) -> dict[str, float]:
     """A single interval as JSON holds it."""
     return {bound: float(value) for bound, value in interval._asdict().items()}
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """A table by columns, from its rows."""
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def cell(table: Mapping[str, np.ndarray], name: str, row: int, digits: int) -> str:
@@ -145,18 +150,27 @@ def correlation(
     sources, seeds = first.shape
     if not 3 <= sources <= 9:
         raise ValueError(f"first: got {sources} sources; the exact test takes 3 to 9")
-    measure = scipy.stats.spearmanr if ranks else scipy.stats.pearsonr
-    of_means = lambda x, y: measure(x, y).statistic
     means = first.mean(1), second.mean(1)
-    size = lambda x: abs(of_means(x, means[1]))
-    test = {"permutation_type": "pairings", "alternative": "greater", "n_resamples": np.inf}
+
+    def size(x: np.ndarray, axis: int) -> np.ndarray:
+        return np.abs(_correlate(np.moveaxis(x, axis, -1), means[1], ranks))
+
+    test = {"permutation_type": "pairings", "alternative": "greater", "n_resamples": np.inf, "vectorized": True}
     pairings = scipy.stats.permutation_test(means[:1], size, **test)
     drawn = rng.integers(seeds, size=(resamples, sources, seeds))
     rows = np.arange(sources)[:, None]
-    again = [of_means(first[rows, index].mean(1), second[rows, index].mean(1)) for index in drawn]
+    again = _correlate(*(values[rows, drawn].mean(-1) for values in (first, second)), ranks)
     # Where a draw makes all sources alike there is no correlation.
     low, high = np.nanquantile(again, (0.025, 0.975)) if seeds > 1 else (np.nan, np.nan)
-    return Correlation(Interval(np.array(of_means(*means)), low, high), float(pairings.pvalue))
+    return Correlation(Interval(_correlate(*means, ranks), low, high), float(pairings.pvalue))
+
+
+def _correlate(x: np.ndarray, y: np.ndarray, ranks: bool) -> np.ndarray:
+    """Pearson's or Spearman's correlation along the last axis; NaN where either is constant."""
+    x, y = (scipy.stats.rankdata(v, axis=-1) if ranks else v for v in (x, y))
+    x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+        return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,7 @@ KNOWLEDGE = {
     "cka": "linear CKA with the reference",
     "parameters": "number of parameters",
 }
+VERDICTS = {True: "holds", False: "does not hold", None: "open"}
 MEASURES = {
     "tau1_S_T": "tau1, source to target",
     "tau1_T_S": "tau1, target to source",
@@ -135,17 +136,20 @@ def describe_knowledge(summary: Mapping[str, Any]) -> str:
         f"{row['source']:24}" + "".join(f"{stats.interval_text(row[name], 3):24}" for name in shown)
         for row in summary["sources"]
     ]
-    lines.append(f"\n{'correlation with the transfer loss':36}{'Pearson [95 %]':28}{'Spearman [95 %]':28}p (both)")
+    heads = f"{'Pearson [95 %]':28}{'Spearman [95 %]':28}{'p (both)':16}smaller loss, larger?"
+    lines.append(f"\n{'correlation with the transfer loss':36}{heads}")
     for row in summary["correlations"]:
         both = [row[kind] for kind in ("pearson", "spearman")]
         if None in both:
             lines.append(f"{KNOWLEDGE[row['measure']]:36}the same for every source")
         else:
             texts = "".join(f"{stats.interval_text(found, 2):28}" for found in both)
-            lines.append(f"{KNOWLEDGE[row['measure']]:36}{texts}{both[0]['p_value']:.3f}, {both[1]['p_value']:.3f}")
+            p_values = f"{both[0]['p_value']:.3f}, {both[1]['p_value']:.3f}"
+            lines.append(f"{KNOWLEDGE[row['measure']]:36}{texts}{p_values:16}{VERDICTS[row['falls']]}")
     lines.append(
         "intervals: other seeds of the same sources; p: exact permutation test over sources, two-sided\n"
-        "the claim of Liang et al. (2021): taus and success are larger where the transfer loss is smaller, so below 0"
+        "the claim of Liang et al. (2021): taus and success are larger where the transfer loss is smaller.\n"
+        "It holds for a measure where Spearman's whole interval lies below 0, and not where it lies above"
     )
     return "\n".join(lines)
 
@@ -164,7 +168,7 @@ def penalty(found: Mapping[float, Mapping[str, np.ndarray]]) -> dict[str, np.nda
         intervals = {name: stats.plain(stats.mean_ci(measures[name])) for name in PENALTY}
         bounds = {f"{name}_{bound}": value for name, i in intervals.items() for bound, value in i.items()}
         rows.append({"coefficient": coefficient, **bounds})
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return stats.columns(rows)
 
 
 def describe_penalty(table: Mapping[str, np.ndarray]) -> str:
@@ -177,28 +181,35 @@ def describe_penalty(table: Mapping[str, np.ndarray]) -> str:
 
 
 def matrix(found: Mapping[str, Success], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Success matrices of the same networks, by columns: a row for each attack, source and target.
+    """Success matrices, by columns: a row for each attack, source and target.
 
     Args:
-      found: for each attack what `metrics.success_matrix` gives.
+      found: for each attack what `metrics.success_matrix` gives, of one network of each name or, stacked, of a network
+        for each seed.
       names: of the networks.
 
     Returns:
       `attack`, `source`, `target`; for each of `RATES` the share of images that the target gets wrong under attack,
-      with its 95 % interval over images (Wilson's) and the number of images.
+      with its 95 % interval, over images (Wilson's) or over seeds, and the number of images (their mean over seeds).
     """
     rows = []
     for attack, (rates, counts) in found.items():
         for (s, source), (t, target) in itertools.product(enumerate(names), repeat=2):
             row = {"attack": attack, "source": source, "target": target}
             for k, name in enumerate(RATES):
-                rate, count = float(rates[s, t, k]), int(counts[s, t, k])
-                bounds = (math.nan, math.nan)
-                if count:
-                    bounds = scipy.stats.binomtest(round(rate * count), count).proportion_ci(method="wilson")
-                row |= {name: rate, f"{name}_low": bounds[0], f"{name}_high": bounds[1], f"{name}_count": count}
+                rate, count = rates[..., s, t, k], counts[..., s, t, k]
+                mean, low, high = stats.mean_ci(rate) if rate.ndim else (rate, *_over_images(rate, count))
+                mean_count = count.mean() if count.ndim else int(count)
+                row |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_count": mean_count}
             rows.append(row)
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return stats.columns(rows)
+
+
+def _over_images(rate: np.ndarray, count: np.ndarray) -> tuple[float, float]:
+    if not count:
+        return math.nan, math.nan
+    interval = scipy.stats.binomtest(round(float(rate * count)), int(count)).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def describe_matrix(table: Mapping[str, np.ndarray]) -> str:

@@ -11,10 +11,12 @@ import pytest
 from jtrans import (
     attacks,
     cli,
+    data,
     directions,
     knowledge,
     models,
     plots,
+    population,
     results,
     training,
     transfer,
@@ -84,13 +86,13 @@ def test_a_run_goes_on_from_any_stage_to_the_same_numbers(finished, tmp_path):
     """What a stop leaves behind: a source that is not trained, one that is not measured, no report."""
     workdir = tmp_path / "run"
     assert run(workdir) == 0
-    (workdir / "summary.json").unlink()
-    (workdir / "measured" / "lenet.csv").unlink()
-    (workdir / "networks" / "lenet" / "summary.json").unlink()
+    for name in ("summary.json", "attacked/lenet.csv", "networks/lenet/summary.json", "refitted/mlp_deep/summary.json"):
+        (workdir / name).unlink()
     trained = (workdir / "networks" / "mlp_deep" / "summary.json").stat().st_mtime_ns
     assert run(workdir) == 0
     assert (workdir / "networks" / "mlp_deep" / "summary.json").stat().st_mtime_ns == trained
-    assert (workdir / "knowledge.csv").read_bytes() == (finished / "knowledge.csv").read_bytes()
+    for name in ("knowledge.csv", "matrix.csv"):
+        assert (workdir / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_taus_and_success_agree_with_float64(finished):
@@ -143,20 +145,57 @@ def test_taus_and_success_agree_with_float64(finished):
         "pgd_tau1_S_T": (np.linalg.norm(across, axis=1) / best).mean(),
         "pgd_tau2_S_T": np.linalg.norm(unit(own).T @ unit(across) / 12),
     }
-    built = [
-        models.build(name, (16, 16, 1), 5, widths=widths)
-        for name, widths in (("mlp_deep", (32, 16)), ("mlp_shallow", (24,)))
+    functions = [
+        partial(models.build(name, (16, 16, 1), 5, widths=widths).apply, jax.tree.map(lambda leaf: leaf[1], of[label]))
+        for name, label, widths in (("mlp_deep", "mlp_deep", (32, 16)), ("mlp_shallow", "reference", (24,)))
     ]
     labels = forward("reference", x)[0].argmax(1)
     attack = {"pgd": attacks.pgd(epsilon, 3, 5 * epsilon / 3)}
-    variables = tuple(jax.tree.map(lambda leaf: leaf[1], of[name]) for name in ("mlp_deep", "reference"))
-    got, errors = jax.device_get(knowledge.adversarial(tuple(built), attack, variables, images, labels, key))
+    got, errors = jax.device_get(knowledge.adversarial(*functions, attack, images, labels, key))
     for name, value in want.items():
         assert got[name] == pytest.approx(value, abs=1e-4), name
     wrong = forward("reference", from_source)[0].argmax(1) != labels
     rates = knowledge.success(errors, np.arange(12) % 2 == 0)
     assert rates["pgd_success"] == pytest.approx(wrong.mean())
     assert rates["pgd_success_both"] == pytest.approx(wrong[::2].mean())
+
+
+def test_the_matrix_is_of_the_networks_with_new_heads(finished):
+    """Its rows against attacks made by hand; without one, a network has the errors that its test accuracy leaves."""
+    table = results.read_table(finished / "matrix.csv")
+    names = ["mlp_shallow", "mlp_deep", "lenet", "reference"]
+    assert list(dict.fromkeys(table["source"].tolist())) == names
+    assert len(table["source"]) == 2 * 16
+    config = json.loads((finished / "config.json").read_text())
+    section = config["target"]
+    target = data.load("digits", population.keys(0).data, classes=section["classes"], image_size=16)
+    test = data.balanced(target.test, 30, "num_examples")
+    x = np.float32(test.images) / 255
+    build = partial(models.build, image_shape=(16, 16, 1), num_classes=5)
+    models_of = {"mlp_deep": build("mlp_deep", widths=(32, 16)), "lenet": build("lenet", widths=(3, 4, 12, 8))}
+    rates, counts = [], []
+    for seed in range(2):
+        f, g = (
+            partial(model.apply, jax.tree.map(lambda leaf, i=seed: leaf[i], read(finished / "refitted" / name)))
+            for name, model in models_of.items()
+        )
+        attack = attacks.fgsm(config["attack"]["epsilon"], random_start=True)
+        moved = attack(f, x, test.labels, jax.random.fold_in(population.keys(0).attack, seed))
+        right = [np.asarray(h(x).argmax(1)) == test.labels for h in (f, g)]
+        wrong = np.asarray(g(moved).argmax(1)) != test.labels
+        rates.append([wrong.mean(), wrong[right[1]].mean(), wrong[right[0] & right[1]].mean()])
+        counts.append(right[1].sum())
+    (row,) = np.flatnonzero(
+        (table["attack"] == "fgsm") & (table["source"] == "mlp_deep") & (table["target"] == "lenet")
+    )
+    got = [table[name][row] for name in transfer_findings.RATES]
+    np.testing.assert_allclose(got, np.mean(rates, axis=0), atol=1e-6)
+    assert table["target_right_count"][row] == np.mean(counts)
+    assert (table["all_images_low"] <= table["all_images"]).all()
+
+
+def read(folder):
+    return results.read_networks(folder)[0]
 
 
 def test_a_head_trained_by_sgd_comes_to_the_minimum():

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -132,6 +134,18 @@ def test_correlations_of_chosen_sources():
     got = stats.correlation(x, -2 * x + 1, rng)
     assert got.statistic.mean == pytest.approx(-1)
     assert got.p_value == pytest.approx(1 / 120)  # unequal steps: no other order comes as far
+
+
+@pytest.mark.parametrize("ranks", [False, True])
+def test_correlations_are_those_of_scipy(ranks):
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(4, size=(2, 5, 3)).astype(float)  # with ties
+    of_scipy = scipy.stats.spearmanr if ranks else scipy.stats.pearsonr
+    got = stats.correlation(x, y, rng, ranks=ranks)
+    want = of_scipy(x.mean(1), y.mean(1)).statistic
+    assert got.statistic.mean == pytest.approx(want)
+    orders = [abs(of_scipy(x.mean(1)[list(p)], y.mean(1)).statistic) for p in itertools.permutations(range(5))]
+    assert got.p_value == pytest.approx(np.mean(np.array(orders) >= abs(want) - 1e-9))
 
 
 def test_the_interval_of_a_correlation_comes_from_the_seeds():

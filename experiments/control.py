@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, data, devices, findings, plots, population, results, settings, training
+from jtrans import cli, data, devices, findings, plots, population, report, results, settings, training
 from jtrans.models import Model
 from jtrans.population import Keys, Trajectory
 
@@ -20,8 +20,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """A map of the lowest angle while the accuracy is at chance, over learning rate, batch size and optimizer."""
     settings.check_control(config)
     results.ensure(workdir, config, measure)
-    table = results.read_table(workdir / results.CONTROL_TABLE)
-    print(f"{findings.describe_control(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+    print(f"\n{report.tell(workdir)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:

@@ -21,6 +21,7 @@ from jtrans import (
     models,
     plots,
     population,
+    report,
     results,
     settings,
     training,
@@ -36,8 +37,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """The angle between adversarial directions once a small subspace is projected out, and whether attacks need it."""
     settings.check_decompose(config)
     results.ensure(workdir, config, measure)
-    table = results.read_table(workdir / results.DECOMPOSE_TABLE)
-    print(f"{findings.describe_decomposition(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+    print(f"\n{report.tell(workdir)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:

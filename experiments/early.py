@@ -18,6 +18,7 @@ from jtrans import (
     models,
     plots,
     population,
+    report,
     results,
     runs,
     settings,
@@ -35,8 +36,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         else:
             measure(config, workdir)
         if devices.is_first():
-            _, _, summary = results.read(workdir)
-            print(f"\n{findings.describe(summary)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+            print(f"\n{report.tell(workdir)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:

@@ -25,6 +25,7 @@ from jtrans import (
     models,
     plots,
     population,
+    report,
     results,
     runs,
     settings,
@@ -65,9 +66,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """Adversarial and knowledge transferability: do attacks go over to where features go over to?"""
     settings.check_knowledge(config)
     results.ensure(workdir, config, measure)
-    said = transfer_findings.describe_knowledge(results.read_summary(workdir))
-    matrix = transfer_findings.describe_matrix(results.read_table(workdir / results.MATRIX_TABLE))
-    print(f"\n{said}\n\n{matrix}\n\nresults: {workdir}, figures: figure.png, matrix.png")
+    print(f"\n{report.tell(workdir)}\n\nresults: {workdir}, figures: figure.png, matrix.png")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:
@@ -88,7 +87,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
         source = train(config, workdir, label, name, "source", domains[classes], config.num_epochs, own)
         fitted.append(refit(config, workdir, source, domains[classes], seen, target, of_heads))
         parts.append(attack(config, workdir, (source, fitted[-1], reference), seen, target.test, keys.attack))
-    report(config, workdir, parts, success([*fitted, reference], config, target.test, keys.attack), started)
+    write_report(config, workdir, parts, success([*fitted, reference], config, target.test, keys.attack), started)
 
 
 def load(config: ConfigDict, section: str, key: jax.Array, classes: Sequence[str] = ()) -> Dataset:
@@ -310,7 +309,7 @@ def success(networks: Sequence[Networks], config: ConfigDict, test: Split, key: 
     return transfer_findings.matrix(found, [n.label for n in networks])
 
 
-def report(
+def write_report(
     config: ConfigDict,
     workdir: Path,
     parts: Sequence[dict[str, np.ndarray]],

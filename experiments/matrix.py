@@ -1,6 +1,5 @@
 """How often attacks made on each network are attacks on every other: a matrix for any list of trained networks."""
 
-import json
 import math
 import sys
 import time
@@ -22,6 +21,7 @@ from jtrans import (
     models,
     plots,
     population,
+    report,
     results,
     settings,
     training,
@@ -46,8 +46,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """The success of every attack, from each network (a row) on each network (a column)."""
     settings.check_matrix(config)
     results.ensure(workdir, config, measure)
-    table = results.read_table(workdir / results.MATRIX_TABLE)
-    print(f"\n{transfer_findings.describe_matrix(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+    print(f"\n{report.tell(workdir)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:
@@ -92,11 +91,9 @@ def from_run(folder: Path) -> Iterator[tuple[str, dict, dict[str, Variables]]]:
     """All networks that a run has saved: each architecture with the config, and the networks named by folder, it and
     their number.
     """
-    try:
-        run = json.loads((folder / results.CONFIG).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        what = f"{folder} is no run's folder ({one_line(error)}); name one, or ARCHITECTURE=FILE.npz"
-        raise InputError(f"networks: {what}") from error
+    if not (folder / results.CONFIG).is_file():
+        raise InputError(f"networks: {folder} is no run's folder; name one, or ARCHITECTURE=FILE.npz")
+    run = results.read_config(folder)
     if run["data"]["subtract_mean"]:
         raise InputError(f"networks: {folder} had its mean image subtracted, which is not among what it saved")
     for architecture, variables in zip(run["models"], results.read_networks(folder), strict=True):

@@ -22,6 +22,7 @@ from jtrans import (
     penalty,
     plots,
     population,
+    report,
     results,
     settings,
     training,
@@ -36,8 +37,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """A penalty on the cosine to a surrogate's input gradients: what its coefficient does to angles and attacks."""
     settings.check_penalty(config)
     results.ensure(workdir, config, measure)
-    table = results.read_table(workdir / results.PENALTY_TABLE)
-    print(f"\n{transfer_findings.describe_penalty(table)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+    print(f"\n{report.tell(workdir)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, directions, findings, metrics, plots, results, settings
+from jtrans import cli, directions, findings, metrics, plots, report, results, settings
 
 BLOCK = 2**21  # values drawn at a time
 
@@ -19,8 +19,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """The angle between random directions: typical and mean angles by dimension, and how rare small angles are."""
     settings.check(config, settings.RANDOM_ANGLES)
     results.ensure(workdir, config, measure)
-    tables = (results.read_table(workdir / name) for name in (results.TYPICAL_TABLE, results.UNLIKELY_TABLE))
-    print(f"\n{findings.describe_random_angles(*tables, results.read_summary(workdir))}\n\nresults: {workdir}")
+    print(f"\n{report.tell(workdir)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:

@@ -20,8 +20,6 @@ OPTIONS = {
     "shard": "of this many parts, only this one: --shard=0/4 to --shard=3/4, side by side",
 }
 
-MOST_CURVES = 10  # in the figure: the first so many settings
-
 
 def main(config: ConfigDict, workdir: Path, sweep: str | None, shard: str | None) -> None:
     """Early transferability under many settings. What is finished is kept: the same command goes on after a stop."""
@@ -36,7 +34,7 @@ def main(config: ConfigDict, workdir: Path, sweep: str | None, shard: str | None
         if table := [r for r in rows if r]:
             results.write_table(workdir / "sweep.csv", {key: [r[key] for r in table] for key in table[0]})
             print(f"\n{describe(table)}")
-            finished = [name(v) for v, r in zip(product(varied), rows, strict=True) if r][:MOST_CURVES]
+            finished = [name(v) for v, r in zip(product(varied), rows, strict=True) if r][: plots.MOST_CURVES]
             results.write_figure(workdir, plots.overlay({case: results.read(workdir / case) for case in finished}))
         print(f"{len(table)} of {len(cases)} settings are finished: {workdir / 'sweep.csv'}")
 

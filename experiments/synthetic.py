@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, loops, plots, results, settings, synthetic, transfer_findings
+from jtrans import cli, loops, plots, report, results, settings, synthetic, transfer_findings
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -23,8 +23,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     with results.claimed(workdir, config) as finished:
         if not finished:
             measure(config, workdir, given)
-    said = transfer_findings.describe_synthetic(results.read_summary(workdir))
-    print(f"{said}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+    print(f"\n{report.tell(workdir)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path, given: synthetic.Problem | None) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, findings, plots, population, results, settings, updates
+from jtrans import cli, findings, plots, population, report, results, settings, updates
 from jtrans.data import Split
 from jtrans.errors import InputError
 
@@ -20,8 +20,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """Update vectors: the angles between them after one SGD step, and to adversarial directions after a large one."""
     settings.check(config, settings.UPDATES)
     results.ensure(workdir, config, measure)
-    said = findings.describe_updates(results.read_table(workdir / results.UPDATES_TABLE), results.read_summary(workdir))
-    print(f"\n{said}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
+    print(f"\n{report.tell(workdir)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> None:

@@ -17,6 +17,7 @@ from jtrans.stats import Interval, mean_ci, random_angle
 
 COLOURS = ("C0", "C1")
 SHOWN_RANK = 10  # of the ranks, the largest up to this one is drawn
+MOST_CURVES = 10  # of runs in one figure
 EPOCHS = 10  # from so many on the x axis counts epochs, not steps
 
 

@@ -242,9 +242,14 @@ def _column(texts: Sequence[str]) -> np.ndarray:
 def write_figure(workdir: Path, figure: Figure, name: str = "figure") -> None:
     """`NAME.png` and `NAME.svg`."""
     for suffix in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=150)
-        write(workdir / f"{name}.{suffix}", buffer.getvalue())
+        write(workdir / f"{name}.{suffix}", drawn(figure, suffix))
+
+
+def drawn(figure: Figure, suffix: str) -> bytes:
+    """The file of a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, dpi=150)
+    return buffer.getvalue()
 
 
 def write_run(
@@ -306,6 +311,18 @@ def read_summary(workdir: Path) -> dict[str, Any]:
         raise InputError(f"--workdir: {workdir} holds no finished run ({one_line(error)})") from error
 
 
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config of a run, as JSON has it: tuples are lists.
+
+    Raises:
+      InputError: there is none.
+    """
+    try:
+        return json.loads((workdir / CONFIG).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"--workdir: {workdir} is no run's folder ({one_line(error)})") from error
+
+
 def read(workdir: Path) -> tuple[dict[str, Any], Trajectory, dict[str, Any]]:
     """The config, the trajectory and the summary of a finished run.
 
@@ -314,10 +331,9 @@ def read(workdir: Path) -> tuple[dict[str, Any], Trajectory, dict[str, Any]]:
     """
     try:
         trajectory, _ = read_arrays(workdir / TRAJECTORY)
-        config, summary = (json.loads((workdir / name).read_text()) for name in (CONFIG, SUMMARY))
     except OSError as error:
         raise InputError(f"--workdir: {workdir} holds no finished run ({one_line(error)})") from error
-    return config, trajectory, summary
+    return read_config(workdir), trajectory, read_summary(workdir)
 
 
 def environment() -> dict[str, Any]:

@@ -35,6 +35,7 @@ ORDER = [
     "claims",
     "checkpoints",
     "plots",
+    "report",
     "runs",
     "cli",
 ]

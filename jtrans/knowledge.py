@@ -16,6 +16,7 @@ import scipy.special
 from jtrans import attacks, directions, loops, metrics, models, scores, training, transfer
 from jtrans.attacks import Attack
 from jtrans.jacobian import Function
+from jtrans.metrics import Transferability
 from jtrans.models import Model, Variables
 from jtrans.transfer import Head
 
@@ -95,10 +96,18 @@ def head_step(
     return optax.apply_updates(head, updates), state
 
 
+def virtual(source: Function, reference: Function, images: jax.Array) -> dict[str, jax.Array]:
+    """How the linearised virtual attack goes over, both ways: `virtual_tau1_S_T` and the others of `adversarial`."""
+    x = training.pixels(images)
+    return _named(
+        "virtual", metrics.transferability(source, reference, x), metrics.transferability(reference, source, x)
+    )
+
+
 def adversarial(
     source: Function,
     reference: Function,
-    known: Mapping[str, Attack | None],
+    known: Mapping[str, Attack],
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
@@ -109,32 +118,32 @@ def adversarial(
 
     Args:
       source, reference: the networks, `[N, H, W, C]` in [0, 1] to logits, each of its own classes.
-      known: attacks by name; None for the linearised virtual attack.
+      known: attacks of a finite size by name.
       images, labels: such images of the target domain.
       key: of the random starts.
 
     Returns:
       For each attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from target to source (`T_S`).
-      And by the name of each attack of a finite size whether the reference gets each image wrong under the source's
-      attack, `[N]`.
+      And by its name whether the reference gets each image wrong under the source's attack, `[N]`.
     """
     x, keys = training.pixels(images), directions.example_keys(key, len(images))
     taus, wrong = {}, {}
     for name, attack in known.items():
-        if attack is None:
-            both = metrics.transferability(source, reference, x), metrics.transferability(reference, source, x)
-        else:
-            changes = partial(_changes, source, reference, attack)
-            with jax.default_matmul_precision("highest"):
-                _, (moved, errors) = loops.in_batches(changes, BATCH, x, labels, keys, compiled=False)
-            (own_s, across_t), (own_t, across_s) = moved
-            best_s, best_t = (jnp.linalg.norm(own, axis=1) for own in (own_s, own_t))
-            both = metrics.taus(own_s, across_t, best_t), metrics.taus(own_t, across_s, best_s)
-            wrong[name] = errors
-        for across, got in zip(("S_T", "T_S"), both, strict=True):
-            for measure, value in zip(("tau1", "tau2", "tau1tau2"), got[:3], strict=True):
-                taus[f"{name}_{measure}_{across}"] = value
+        changes = partial(_changes, source, reference, attack)
+        with jax.default_matmul_precision("highest"):
+            _, (moved, wrong[name]) = loops.in_batches(changes, BATCH, x, labels, keys, compiled=False)
+        (own_s, across_t), (own_t, across_s) = moved
+        best_s, best_t = (jnp.linalg.norm(own, axis=1) for own in (own_s, own_t))
+        taus |= _named(name, metrics.taus(own_s, across_t, best_t), metrics.taus(own_t, across_s, best_s))
     return taus, wrong
+
+
+def _named(attack: str, to_target: Transferability, to_source: Transferability) -> dict[str, jax.Array]:
+    return {
+        f"{attack}_{measure}_{across}": value
+        for across, got in (("S_T", to_target), ("T_S", to_source))
+        for measure, value in zip(("tau1", "tau2", "tau1tau2"), got[:3], strict=True)
+    }
 
 
 def _changes(source: Function, reference: Function, attack: Attack, x: jax.Array, labels: jax.Array, keys: jax.Array):

@@ -276,7 +276,9 @@ def write_run(
 def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
     """`networks/`: for each architecture, in order, the variables of all its networks, as an Orbax checkpoint."""
     try:
-        ocp.save((workdir / NETWORKS).resolve(), {str(i): v for i, v in enumerate(networks)}, overwrite=True)
+        # From NumPy: what JAX holds would have to be restored to the same devices.
+        plain = {str(i): v for i, v in enumerate(jax.device_get(networks))}
+        ocp.save((workdir / NETWORKS).resolve(), plain, overwrite=True)
     except Exception as error:  # whatever a full disk makes of it
         raise cannot_write(workdir / NETWORKS, error) from error
 

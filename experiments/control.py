@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import early
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, data, devices, findings, plots, population, report, results, settings, training
+from jtrans import cli, data, devices, early, findings, plots, population, report, results, settings, training
 from jtrans.models import Model
 from jtrans.population import Keys, Trajectory
 

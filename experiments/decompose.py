@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import early
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,6 +16,7 @@ from jtrans import (
     decomposition,
     devices,
     directions,
+    early,
     findings,
     models,
     plots,

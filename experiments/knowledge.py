@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import early
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,6 +18,7 @@ from jtrans import (
     cli,
     data,
     devices,
+    early,
     knowledge,
     loops,
     metrics,

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import early
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 from jtrans import (
     attacks,
     cli,
+    early,
     loops,
     metrics,
     models,

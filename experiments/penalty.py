@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import early
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from jtrans import (
     cli,
     devices,
     directions,
+    early,
     loops,
     metrics,
     penalty,

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import early
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, devices, plots, results, settings, stats
+from jtrans import cli, devices, early, plots, results, settings, stats
 from jtrans.errors import InputError
 
 OPTIONS = {
@@ -28,7 +27,7 @@ def main(config: ConfigDict, workdir: Path, sweep: str | None, shard: str | None
     part, parts = read_shard(shard or "0/1")
     for case, of_case in list(cases.items())[part::parts]:
         print(f"\n{case}", flush=True)
-        early.main(of_case, workdir / case)
+        early.run(of_case, workdir / case)
     if devices.is_first():
         rows = [row(values, workdir / name(values), cases[name(values)]) for values in product(varied)]
         if table := [r for r in rows if r]:

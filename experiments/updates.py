@@ -6,12 +6,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-import early
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, findings, plots, population, report, results, settings, updates
+from jtrans import cli, early, findings, plots, population, report, results, settings, updates
 from jtrans.data import Split
 from jtrans.errors import InputError
 

@@ -2,14 +2,13 @@ import csv
 import json
 
 import decompose
-import early
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from jtrans import cli, decomposition, directions, layers, models, plots, population, results, stats
+from jtrans import cli, decomposition, directions, early, layers, models, plots, population, results, stats
 from jtrans.models import Model
 from jtrans.modules import Convolution
 from jtrans.training import Network
@@ -174,7 +173,7 @@ def test_the_measured_networks_are_others_than_the_fitted(finished, tmp_path):
     """Whole directions are those of the last four of seven networks that train together."""
     flags = [f for f in SMALL if not any(name in f for name in ("num_networks", "num_fit", "fit_ex", "steps", "ranks"))]
     flags += ["--config.num_networks=7", "--config.num_steps=3", f"--workdir={tmp_path}"]
-    assert cli.run(early.main, ["early.py", f"--config={ROOT / 'configs' / 'digits.py'}", *flags]) == 0
+    assert cli.run(early.run, ["early.py", f"--config={ROOT / 'configs' / 'digits.py'}", *flags]) == 0
     _, trajectory, _ = results.read(tmp_path)
     want = population.select(trajectory, np.arange(3, 7)).angle.mean(0)
     table = results.read_table(finished / "decompose.csv")

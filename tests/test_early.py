@@ -6,13 +6,12 @@ import subprocess
 import sys
 import xml.etree.ElementTree
 
-import early
 import numpy as np
 import PIL.Image
 import pytest
 from conftest import ROOT
 
-from jtrans import cli, findings, plots, results, stats
+from jtrans import cli, early, findings, plots, results, stats
 
 SMALL = [
     "--config.num_networks=3",
@@ -26,7 +25,7 @@ DIGITS = ROOT / "configs" / "digits.py"
 
 
 def run(workdir, *arguments, config=DIGITS):
-    return cli.run(early.main, ["early.py", f"--config={config}", f"--workdir={workdir}", *arguments])
+    return cli.run(early.run, ["early.py", f"--config={config}", f"--workdir={workdir}", *arguments])
 
 
 @pytest.fixture(scope="module")

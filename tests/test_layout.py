@@ -37,6 +37,7 @@ ORDER = [
     "plots",
     "report",
     "runs",
+    "early",
     "cli",
 ]
 

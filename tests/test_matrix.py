@@ -2,7 +2,6 @@ import csv
 import json
 from functools import partial
 
-import early
 import jax
 import jax.numpy as jnp
 import matrix
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from jtrans import attacks, cli, data, models, plots, results
+from jtrans import attacks, cli, data, early, models, plots, results
 
 SIZES = ["--config.data.image_size=8", "--config.num_examples=40"]
 
@@ -20,7 +19,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     flags = ["--config.num_networks=2", "--config.num_steps=40", "--config.save_networks", "--config.measure_every=40"]
     flags += ["--config.widths.mlp_deep=(32, 16)", "--config.attack.epsilon=0.0", f"--workdir={folder / 'run'}", *SIZES]
-    assert cli.run(early.main, ["early.py", f"--config={ROOT / 'configs' / 'digits.py'}", *flags]) == 0
+    assert cli.run(early.run, ["early.py", f"--config={ROOT / 'configs' / 'digits.py'}", *flags]) == 0
     # A state dict of another architecture, as a PyTorch user saves it.
     model = models.build("mlp_shallow", (8, 8, 1), 10, widths=(24,))
     layers = model.init(jax.random.key(5))["params"]

@@ -4,11 +4,10 @@ import base64
 import json
 from html.parser import HTMLParser
 
-import early
 import pytest
 from conftest import ROOT
 
-from jtrans import cli, report, results
+from jtrans import cli, early, report, results
 
 SMALL = ["--config.num_networks=3", "--config.num_steps=2", "--config.num_examples=20", "--config.data.image_size=8"]
 SMALL += ["--config.widths.mlp_deep=(16, 8)", "--config.batch_size=32"]
@@ -19,7 +18,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, seed in (("first", 0), ("second <&>", 1)):
         flags = [f"--config={ROOT / 'configs' / 'digits.py'}", f"--config.seed={seed}", f"--workdir={folder / name}"]
-        assert cli.run(early.main, ["early.py", *flags, *SMALL]) == 0
+        assert cli.run(early.run, ["early.py", *flags, *SMALL]) == 0
     return folder
 
 

@@ -10,13 +10,12 @@ import subprocess
 import sys
 import time
 
-import early
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from jtrans import cli, devices, population, results
+from jtrans import cli, devices, early, population, results
 
 SMALL = [
     "--config.num_networks=3",
@@ -33,7 +32,7 @@ COMMAND = [sys.executable, str(ROOT / "experiments" / "early.py"), CONFIG]
 
 def run(workdir, *arguments):
     """In this process."""
-    return cli.run(early.main, ["early.py", CONFIG, f"--workdir={workdir}", *SMALL, *arguments])
+    return cli.run(early.run, ["early.py", CONFIG, f"--workdir={workdir}", *SMALL, *arguments])
 
 
 def start(workdir, *arguments, devices=1, **options):

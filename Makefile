@@ -1,7 +1,7 @@
 # `make early`: the main job on the data that ships with the environment. `make test`: the tests.
 # Both make the environment in .venv first, where it is not there yet.
 
-.PHONY: early reproduce test quick check check-all pins clean
+.PHONY: early reproduce test quick static check check-all docs hooks pins clean
 
 early: .venv/base
 	.venv/bin/python experiments/early.py --config=configs/digits.py
@@ -22,15 +22,15 @@ quick: .venv/dev
 	  --ignore=tests/test_control.py --ignore=tests/test_decomposition.py --ignore=tests/test_knowledge.py \
 	  --ignore=tests/test_matrix.py --ignore=tests/test_penalty.py --ignore=tests/test_reproduce.py
 
-check: .venv/dev
+static: .venv/dev
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	$(MAKE) test
+	.venv/bin/mypy
+
+check: static test
 
 # Everything, the long tests and the oldest versions that pyproject.toml allows included.
-check-all: .venv/dev .venv-oldest/dev
-	.venv/bin/ruff format --check .
-	.venv/bin/ruff check .
+check-all: static .venv-oldest/dev
 	.venv/bin/python -m pytest -n 2
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow"
 
@@ -58,6 +58,14 @@ endef
 
 .venv-oldest/dev: requirements/oldest.txt pyproject.toml
 	$(call make_environment,requirements/oldest.txt)
+
+# The public names and what their docstrings say, as pages in docs/api.
+docs: .venv/dev
+	.venv/bin/pdoc --docformat google --output-directory docs/api jtrans
+
+# The checks before every commit, and the tests before every push.
+hooks: .venv/dev
+	.venv/bin/pre-commit install --hook-type pre-commit --hook-type pre-push
 
 # Renew the pinned versions (uv on the PATH); the files name no index and no address.
 PIN = uv pip compile --quiet --universal --python-version 3.12 --no-header --upgrade pyproject.toml

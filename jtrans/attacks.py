@@ -30,7 +30,7 @@ class Success(NamedTuple):
     """
 
     rate: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # in the place of the tuple's method, which nobody needs here
 
 
 def success(wrong: np.ndarray, right_target: np.ndarray, right_source: np.ndarray) -> Success:
@@ -60,6 +60,11 @@ def fgsm(epsilon: float, *, random_start: bool = False, bounds: Bounds = (0, 1))
       epsilon: the largest change of an input value, in the units of the input.
       random_start: begin at a uniformly random point of the ball (as Liang et al. 2021 do), not at `x`.
       bounds: the range of valid inputs; None for no such range.
+
+    >>> import jax.numpy as jnp
+    >>> x, y = jnp.array([[0.25, 0.75]]), jnp.array([0])
+    >>> fgsm(0.125)(lambda x: x, x, y).tolist()
+    [[0.125, 0.875]]
     """
     return pgd(epsilon, 1, epsilon, random_start=random_start, bounds=bounds)
 

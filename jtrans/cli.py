@@ -25,7 +25,10 @@ One run on several machines, the same command on each (under srun and Open MPI w
   --coordinator    HOST:PORT of the first process
   --num_processes  how many there are
   --process_id     which of them this is, from 0 on
+
 """
+
+FIELDS_HINT = "With --config=FILE.py, --help lists its fields and their values."
 
 
 def run(main: Callable[..., None], argv: Sequence[str] | None = None, options: Mapping[str, str] | None = None) -> int:
@@ -42,12 +45,14 @@ def run(main: Callable[..., None], argv: Sequence[str] | None = None, options: M
     own_process = argv is None  # not a test or a notebook
     argv = list(sys.argv if own_process else argv)
     program = os.path.basename(argv[0])
-    if {"-h", "--help"} & set(argv[1:]):
-        more = "".join(f"  --{name:<16}{text}\n" for name, text in options.items())
-        print(USAGE.format(program=program, description=(main.__doc__ or "").strip(), more=more), end="")
-        return 0
+    asked = [argument for argument in argv if argument in ("-h", "--help")]
     try:
-        values, rest = parse(argv, options)
+        values, rest = parse([argument for argument in argv if argument not in asked], options)
+        if asked:
+            more = "".join(f"  --{name:<16}{text}\n" for name, text in options.items())
+            print(USAGE.format(program=program, description=(main.__doc__ or "").strip(), more=more), end="")
+            print(fields(load(program, values, rest)[0]) if values.config else FIELDS_HINT)
+            return 0
         if own_process:
             runtime.prepare()
             connect(values)
@@ -63,6 +68,13 @@ def run(main: Callable[..., None], argv: Sequence[str] | None = None, options: M
         print(f"{program}: {stop or 'interrupted; no results were written'}", file=sys.stderr)
         return 130
     return 0
+
+
+def fields(config: ConfigDict) -> str:
+    """Every field of a config with its value, as the command line takes them."""
+    return "\n".join(
+        ["Its fields:\n", *(f"  --config.{name}={value!r}" for name, value in settings.flat(config).items())]
+    )
 
 
 def parse(argv: Sequence[str], options: Mapping[str, str]) -> tuple[flags.FlagValues, list[str]]:

@@ -117,8 +117,8 @@ def program(
         # across a change of shape. An axis of length 1 in its place keeps the shapes.
         axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arguments)
         add = partial(jax.tree.map, lambda leaf: jnp.expand_dims(leaf, 0))
-        arguments = [x if axis is None else add(x) for x, axis in zip(arguments, axes, strict=True)]
-        return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), jax.vmap(f, in_axes)(*arguments))
+        lengthened = [x if axis is None else add(x) for x, axis in zip(arguments, axes, strict=True)]
+        return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), jax.vmap(f, in_axes)(*lengthened))
 
     return jax.pmap(
         share if donate else f, AXIS, in_axes=in_axes, out_axes=out_axes, devices=devices, donate_argnums=tuple(donate)
@@ -154,10 +154,9 @@ def merge(groups: Sequence[Group], placement: Placement) -> Any:
     """What `split` took apart, `[M, ...]`, on the host, in every process."""
 
     def whole(*parts: jax.Array) -> np.ndarray:
-        if jax.process_count() > 1:
-            parts = [multihost_utils.process_allgather(part, tiled=True) for part in parts]
-        parts = [np.asarray(part).reshape(-1, *part.shape[2:]) for part in parts]
-        return np.concatenate(parts)[: placement.num_networks]
+        gather = partial(multihost_utils.process_allgather, tiled=True) if jax.process_count() > 1 else np.asarray
+        every = [np.asarray(part).reshape(-1, *part.shape[2:]) for part in map(gather, parts)]
+        return np.concatenate(every)[: placement.num_networks]
 
     return jax.tree.map(whole, *groups)
 

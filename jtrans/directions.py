@@ -61,6 +61,12 @@ def loss_gradient(f: Function, x: jax.Array, y: jax.Array) -> jax.Array:
 
     Returns:
       `[N, ...]`, shaped like `x`.
+
+    The loss rises where the label's logit falls and the other rises:
+
+    >>> import jax.numpy as jnp
+    >>> jnp.sign(loss_gradient(lambda x: x, jnp.zeros((1, 2)), jnp.array([0]))).tolist()
+    [[-1.0, 1.0]]
     """
     logits, pull_back = jax.vjp(f, x)
     (gradient,) = pull_back(loss_cotangent(logits, y))

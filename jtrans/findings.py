@@ -215,7 +215,7 @@ def summarize_control(
         if len(shown) > 1:
             networks = _by_rate(trajectory, learning_rates)[shown]
             difference = stats.plain(_unlike(select(trajectory, networks.ravel()), len(shown), num_classes))
-            rates = [learning_rates[i] for i in shown]
+            rates = [learning_rates[i] for i in shown.tolist()]
             unlike.append({"optimizer": optimizer, "batch_size": batch_size, "learning_rates": rates, **difference})
     random = stats.random_angle(dimension)
     return {
@@ -234,7 +234,7 @@ def _unlike(trajectory: Trajectory, num_settings: int, num_classes: int) -> stat
     angle = mean_angle(trajectory.angle[:, 1 : steps_at_chance(accuracy, 1 / num_classes)])
     first, second = np.sort(setting[trajectory.pair], axis=1).T
 
-    def estimate(kept: np.ndarray) -> np.ndarray:
+    def estimate(kept: np.ndarray) -> float:
         keep = kept[trajectory.pair].all(axis=1) & ~np.isnan(angle)
         add = lambda values: np.bincount((first * num_settings + second)[keep], values[keep], num_settings**2)
         with np.errstate(invalid="ignore"):  # 0 / 0, where no pair is left, is the NaN that is meant

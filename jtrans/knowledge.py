@@ -127,7 +127,8 @@ def adversarial(
       And by its name whether the reference gets each image wrong under the source's attack, `[N]`.
     """
     x, keys = training.pixels(images), directions.example_keys(key, len(images))
-    taus, wrong = {}, {}
+    taus: dict[str, jax.Array] = {}
+    wrong: dict[str, jax.Array] = {}
     for name, attack in known.items():
         changes = partial(_changes, source, reference, attack)
         with jax.default_matmul_precision("highest"):
@@ -176,7 +177,7 @@ def success(wrong: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, flo
       For each attack `NAME_success`, the share of all the images, and `NAME_success_both`, of those that the source
       gets right too.
     """
-    found = {}
+    found: dict[str, float] = {}
     for name, errors in wrong.items():
         of_all, _, of_both = attacks.success(errors, np.ones_like(errors), right).rate
         found |= {f"{name}_success": float(of_all), f"{name}_success_both": float(of_both)}

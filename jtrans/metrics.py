@@ -49,6 +49,13 @@ def angles(u: jax.Array, v: jax.Array, *, fold: bool = True) -> jax.Array:
 
     Raises:
       ValueError: the shapes differ.
+
+    >>> import jax.numpy as jnp
+    >>> u, v = jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([[0.0, 2.0], [-1.0, 1.0]])
+    >>> [round(float(angle), 3) for angle in angles(u, v)]
+    [90.0, 45.0]
+    >>> [round(float(angle), 3) for angle in angles(u, v, fold=False)]
+    [90.0, 135.0]
     """
     if jnp.shape(u) != jnp.shape(v):
         raise ValueError(f"u and v: got shapes {jnp.shape(u)} and {jnp.shape(v)}; they must be the same")
@@ -88,6 +95,14 @@ def transferability(
 
     Raises:
       ValueError: `level` with an attack, no such level, or a random attack without a key.
+
+    The source's attack along the first input moves the target by 1, whose own along the second would move it by 4:
+
+    >>> import jax.numpy as jnp
+    >>> source, target = lambda x: x * jnp.array([3.0, 2.0]), lambda x: x * jnp.array([1.0, 4.0])
+    >>> found = transferability(source, target, jnp.ones((5, 2)))
+    >>> round(float(found.tau1), 3), round(float(found.tau2), 3)
+    (0.25, 1.0)
     """
     x = jnp.asarray(x)
     if attack is not None and level:
@@ -247,7 +262,8 @@ def _from_moments(moments, ratio: jax.Array) -> Transferability:
 
 def _matching_moments(source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
     # Products of each example, then their sum: one contraction over both axes would first transpose the Jacobians.
-    return tuple(jnp.einsum("nkd,nld->nkl", of, source).sum(0) for of in (target, source))
+    across, own = (jnp.einsum("nkd,nld->nkl", of, source).sum(0) for of in (target, source))
+    return across, own
 
 
 def _matching_matrix(moments: tuple[jax.Array, jax.Array]) -> jax.Array:

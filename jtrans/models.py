@@ -83,7 +83,7 @@ def _start(shapes: Mapping[tuple[str, ...], tuple[int, ...]], initializer: str, 
     PyTorch draws a layer's weights and biases from `U(-1/sqrt(fan_in), 1/sqrt(fan_in))`. Flax's weights have a standard
     deviation of `1/sqrt(fan_in)`, sqrt(3) times larger, from a truncated normal distribution, and its biases are zero.
     """
-    draw = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+    draw: Callable[..., jax.Array] = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
     if initializer == "flax":
         draw = lambda key, shape: jax.random.truncated_normal(key, -2, 2, shape) / TRUNCATED_STD
     # One draw, cut in pieces: a draw for each array takes ten times as long to compile.
@@ -104,7 +104,7 @@ def _start(shapes: Mapping[tuple[str, ...], tuple[int, ...]], initializer: str, 
     return unflatten_dict({path: start(path, piece) for path, piece in zip(names, pieces, strict=True)})
 
 
-def _module(name: str, widths: Sequence[int], num_classes: int) -> Callable[[str], nn.Module]:
+def _module(name: str, widths: Sequence[int], num_classes: int) -> Callable[..., nn.Module]:
     """The named network in a given mode."""
     if name in RESIDUAL:
         return partial(modules.Residual, *RESIDUAL[name], widths, num_classes)

@@ -134,9 +134,9 @@ def random_angles(
         middle, low, high = (table[f"sampled_{bound}"] for bound in ("mean", "low", "high"))
         seen = middle > 0  # a share of zero has no place on a logarithmic axis
         reach = np.stack([middle - np.maximum(low, middle / 10 if axes is right else low), high - middle])
-        reach = None if np.isnan(reach).all() else reach[:, seen]
-        label = "sampled" + (", 95 % interval" if reach is not None else "")
-        axes.errorbar(table[x][seen], middle[seen], reach, label=f"{label} over {summary['num_seeds']} seeds", **bars)
+        known = None if np.isnan(reach).all() else reach[:, seen]
+        label = "sampled" + (", 95 % interval" if known is not None else "")
+        axes.errorbar(table[x][seen], middle[seen], known, label=f"{label} over {summary['num_seeds']} seeds", **bars)
         axes.grid(alpha=0.25)
     left.plot(typical["dimension"], typical["typical"], label="arccos(1 / sqrt(dimension)) (Table 3)", **paper)
     left.set(xscale="log", xlabel="dimension", ylabel="mean folded angle (degrees)")
@@ -383,8 +383,8 @@ def knowledge(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
       config: the run's config.
       table, summary: as the run leaves them; `transfer_findings.summarize_knowledge`.
     """
-    shown = ("pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_tau1tau2_S_T", "virtual_tau1_S_T", "virtual_tau2_S_T", "pgd_success")
-    shown += ("logme", "leep", "h_score", "cka", "parameters")
+    of_attacks = ("pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_tau1tau2_S_T", "virtual_tau1_S_T", "virtual_tau2_S_T")
+    shown = (*of_attacks, "pgd_success", "logme", "leep", "h_score", "cka", "parameters")
     figure = Figure(figsize=(14, 10), layout="constrained")
     *panels, key = figure.subplots(3, 4).flat
     loss = mean_ci(transfer_findings.by_source(table, "transfer_loss"), axis=1)

@@ -372,7 +372,7 @@ def trajectory(
     compared = devices.program(partial(compare, placements=placements), on, out_axes=None)
     resisted = devices.program(resist, on, in_axes=(0, 0, 0, 0, None), out_axes=None)
 
-    networks = [list(groups) for groups in networks]
+    trained: list[list[Group]] = [list(groups) for groups in networks]
     by_group = lambda key: list(map(devices.split, network_keys(key, len(models), num_networks), placements))
     order_keys = by_group(keys.order)
     step_keys = [
@@ -389,9 +389,9 @@ def trajectory(
         blocks = []
         for start in range(0, num_examples, block):
             at = min(start, num_examples - block)
-            seen = [[see(g, *test, at) for g in groups] for see, groups in zip(looks, networks, strict=True)]
+            seen = [[see(g, *test, at) for g in groups] for see, groups in zip(looks, trained, strict=True)]
             found = list(compared(seen))
-            found += [resisted(networks[0], seen, *test, at)] if epsilon else []
+            found += [resisted(trained[0], seen, *test, at)] if epsilon else []
             blocks.append([value[..., start - at :] for value in jax.device_get(found)])
         whole = [np.concatenate(values, axis=-1) for values in zip(*blocks, strict=True)]
         angle, correct, loss, directed, *kept = whole
@@ -400,15 +400,15 @@ def trajectory(
         return Measurement(mean_angle(angle), mean(correct), mean(loss), (directed == 0).sum(1), fooled, angle)
 
     if first_step == 0:
-        yield 0, networks, measured()
+        yield 0, trained, measured()
     for step in range(first_step + 1, num_steps + 1):
         epoch, batch = divmod(step - 1, num_images // batch_size)
         if batch == 0 or orders is None:
             orders = [[shuffle(key, epoch) for key in groups] for groups in order_keys]
-        for own in zip(steps, networks, orders, step_keys, placements, strict=True):
+        for own in zip(steps, trained, orders, step_keys, placements, strict=True):
             advance(*own, step, batch * batch_size)
         due = step % measure_every == 0 or step == num_steps
-        yield step, networks, measured() if due else None
+        yield step, trained, measured() if due else None
 
 
 def collect(
@@ -437,6 +437,18 @@ def select(trajectory: Trajectory, networks: np.ndarray) -> Trajectory:
     }
     of_networks = {name: getattr(trajectory, name)[networks] for name in ("accuracy", "loss", "model", "undirected")}
     return trajectory._replace(pair=pair[among], success=None, **of_pairs, **of_networks)
+
+
+def by_pair(trajectory: Trajectory) -> dict[str, np.ndarray]:
+    """The angles as a table by columns, a row for each pair and step: `step`, `first`, `second`, `angle` in degrees."""
+    pairs, steps = trajectory.angle.shape
+    first, second = np.repeat(trajectory.pair, steps, axis=0).T
+    return {
+        "step": np.tile(trajectory.step, pairs),
+        "first": first,
+        "second": second,
+        "angle": trajectory.angle.reshape(-1),
+    }
 
 
 def measurements(trajectory: Trajectory) -> list[Measurement]:

@@ -26,7 +26,8 @@ TELLERS: dict[str, Callable[[Path], str]] = {
         results.read_table(folder / results.UPDATES_TABLE), results.read_summary(folder)
     ),
     results.TYPICAL_TABLE: lambda folder: findings.describe_random_angles(
-        *(results.read_table(folder / name) for name in (results.TYPICAL_TABLE, results.UNLIKELY_TABLE)),
+        results.read_table(folder / results.TYPICAL_TABLE),
+        results.read_table(folder / results.UNLIKELY_TABLE),
         results.read_summary(folder),
     ),
     results.SYNTHETIC_TABLE: lambda folder: transfer_findings.describe_synthetic(results.read_summary(folder)),

@@ -139,9 +139,9 @@ class _Log:
         self.config, self.first_step, self.state_bytes = config, start.step, devices.num_bytes(start.networks)
         self.lost: set[int] = set()
         self.moment: tuple[int, float] | None = None  # the first step that was timed, and when it ended
-        # None: a bar only on a terminal.
-        disable = None if devices.is_first() else True
-        self.bar = tqdm(total=config.num_steps, initial=start.step, unit="step", disable=disable)
+        watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal, or a notebook
+        hidden = not (watched and devices.is_first())
+        self.bar = tqdm(total=config.num_steps, initial=start.step, unit="step", disable=hidden)
         self.writer = None
         if config.tensorboard and devices.is_first():
             from tensorboardX import SummaryWriter  # an extra

@@ -381,7 +381,7 @@ def updates() -> ConfigDict:
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The config's fields by dotted name."""
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict | dict):
             fields |= flat(value, f"{prefix}{name}.")

@@ -4,6 +4,7 @@ Networks have one hidden layer, `f(x) = W2 sigmoid(W1 x + b1) + b2`. All functio
 vmapped over seeds.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -195,9 +196,9 @@ def load(path: str) -> Problem:
 def _network(arrays: dict, name: str, lead: tuple[int, ...], inputs: int, outputs: int) -> Network:
     parts = Network(*(arrays[f"{name}_{part}"] for part in Network._fields))
     width = parts.W1.shape[-2] if parts.W1.ndim > 1 else 0
-    shapes = Network((width, inputs), (width,), (outputs, width), (outputs,))
+    shapes: tuple[tuple[int, ...], ...] = ((width, inputs), (width,), (outputs, width), (outputs,))
     for part, array, shape in zip(Network._fields, parts, shapes, strict=True):
-        if array.size != np.prod(lead + shape, dtype=int):
+        if array.size != math.prod(lead + shape):
             raise InputError(f"problem: {name}_{part} has shape {array.shape}; it takes {lead + shape}")
     return Network(*(np.float32(a).reshape(lead + s) for a, s in zip(parts, shapes, strict=True)))
 

@@ -195,7 +195,7 @@ def matrix(found: Mapping[str, Success], names: Sequence[str]) -> dict[str, np.n
     rows = []
     for attack, (rates, counts) in found.items():
         for (s, source), (t, target) in itertools.product(enumerate(names), repeat=2):
-            row = {"attack": attack, "source": source, "target": target}
+            row: dict[str, Any] = {"attack": attack, "source": source, "target": target}
             for k, name in enumerate(RATES):
                 rate, count = rates[..., s, t, k], counts[..., s, t, k]
                 mean, low, high = stats.mean_ci(rate) if rate.ndim else (rate, *_over_images(rate, count))

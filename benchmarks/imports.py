@@ -19,6 +19,5 @@ def seconds(module: str) -> float:
 pairs = [(seconds("jax"), seconds("jtrans.metrics")) for _ in range(REPEATS)]
 ratios = sorted(ours / theirs for theirs, ours in pairs)
 jax, metrics = (statistics.median(times) for times in zip(*pairs, strict=True))
-print(
-    f"jax {jax:.2f} s, jtrans.metrics {metrics:.2f} s; ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-)
+spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+print(f"jax {jax:.2f} s, jtrans.metrics {metrics:.2f} s; ratio {spread}")

@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     config.target.classes = VEHICLES
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
     config.source.num_train = 10_000
-    config.num_epochs, config.reference_epochs, config.refit_epochs = 1, 6, 2
+    config.num_epochs, config.reference_epochs, config.refit_epochs = 1, 5, 2
     config.num_examples = 100
     config.attack.steps = 20
     return config

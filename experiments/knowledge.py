@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from jtrans import (
@@ -37,7 +38,7 @@ from jtrans import (
 from jtrans.data import Dataset, Split
 from jtrans.errors import InputError
 from jtrans.jacobian import Function
-from jtrans.knowledge import Seen
+from jtrans.knowledge import Attacked, Seen
 from jtrans.models import Model, Variables
 from jtrans.population import Keys
 from jtrans.transfer import Head
@@ -59,7 +60,18 @@ class Networks(NamedTuple):
     def functions(self) -> list[Function]:
         """Each network, compiled once for all, and as a pytree of its variables, for functions of networks."""
         apply = jax.jit(self.model.apply)
-        return [jax.tree_util.Partial(apply, variables) for variables in loops.unstack(self.variables)]
+        return [Partial(apply, variables) for variables in loops.unstack(self.variables)]
+
+
+class Reference(NamedTuple):
+    """One seed's reference: what it makes of the target's test images, and itself attacked on some it gets right."""
+
+    network: Function
+    seen: Seen
+    accuracy: float
+    images: np.ndarray
+    labels: np.ndarray
+    attacked: Attacked
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -79,14 +91,15 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     results.write_config(workdir, config)
     own = folded(keys, 0)
     reference = train(config, workdir, "reference", config.reference, "target", target, config.reference_epochs, own)
-    seen = see(reference, target.test.images)
+    attacked = jax.jit(partial(knowledge.attacked, known_attacks(config)))
+    references = measured_references(config, attacked, reference, target.test, keys.attack)
     fitted, parts, of_heads = [], [], folded(keys, len(kinds) + 1)
     for i, (name, classes) in enumerate(kinds):
         label = settings.source_label(config, name, classes)
         own = folded(keys, i + 1)
         source = train(config, workdir, label, name, "source", domains[classes], config.num_epochs, own)
-        fitted.append(refit(config, workdir, source, domains[classes], seen, target, of_heads))
-        parts.append(attack(config, workdir, (source, fitted[-1], reference), seen, target.test, keys.attack))
+        fitted.append(refit(config, workdir, source, domains[classes], references, target, of_heads))
+        parts.append(attack(config, workdir, attacked, (source, fitted[-1]), references, keys.attack))
     write_report(config, workdir, parts, success([*fitted, reference], config, target.test, keys.attack), started)
 
 
@@ -189,7 +202,7 @@ def refit(
     workdir: Path,
     source: Networks,
     domain: Dataset,
-    reference: Sequence[Seen],
+    references: Sequence[Reference],
     target: Dataset,
     keys: Keys,
 ) -> Networks:
@@ -197,7 +210,6 @@ def refit(
 
     Args:
       domain: what the source was trained on.
-      reference: what each seed's reference makes of the target's test images.
     """
     # With the source's own pixels and mean image, but the target's classes.
     model = early.build(config, source.name, domain._replace(class_names=target.class_names), "source")
@@ -215,13 +227,13 @@ def refit(
     def make(run: ConfigDict, folder: Path) -> None:
         labels, rows, heads = (target.train.labels, target.test.labels), [], []
         by_sgd = head_trainer(config, source.model, target.train)
-        seen = zip(*(see(source, split.images) for split in (target.train, target.test)), reference, strict=True)
-        for seed, (variables, (train, test, known)) in enumerate(
-            zip(loops.unstack(source.variables), seen, strict=True)
+        seen = zip(*(see(source, split.images) for split in (target.train, target.test)), strict=True)
+        for seed, (variables, own, other) in enumerate(
+            zip(loops.unstack(source.variables), seen, references, strict=True)
         ):
-            found, head = knowledge.refit((train, test), known, labels, len(target.class_names))
+            found, head = knowledge.refit(own, other.seen, labels, len(target.class_names))
             trained = by_sgd(variables, folded(keys, seed))
-            found["sgd_loss"], found["sgd_accuracy"] = transfer.classification(trained, test.features, labels[1])
+            found["sgd_loss"], found["sgd_accuracy"] = transfer.classification(trained, own[1].features, labels[1])
             found["parameters"] = float(sum(leaf.size for leaf in jax.tree.leaves(variables["params"])))
             rows.append({"seed": seed, **found})
             heads.append(head)
@@ -262,33 +274,51 @@ def head_trainer(config: ConfigDict, model: Model, train: Split) -> Callable[[Va
     return fit
 
 
+def measured_references(
+    config: ConfigDict, attacked: Callable[..., Attacked], networks: Networks, test: Split, key: jax.Array
+) -> list[Reference]:
+    """Each seed's reference.
+
+    Raises:
+      InputError: one of them gets no image right.
+    """
+    seen = see(networks, test.images)
+    right = [np.flatnonzero(of_seed.logits.argmax(1) == test.labels) for of_seed in seen]
+    count = min(config.num_examples, *map(len, right))
+    if not count:
+        raise InputError(f"reference_epochs: after {config.reference_epochs} a reference gets no test image right")
+    found = []
+    for seed, network in enumerate(networks.functions()):
+        images, labels = test.images[right[seed][:count]], test.labels[right[seed][:count]]
+        own = attacked(network, images, jax.random.fold_in(key, seed))
+        found.append(Reference(network, seen[seed], len(right[seed]) / len(test.labels), images, labels, own))
+    return found
+
+
 def attack(
     config: ConfigDict,
     workdir: Path,
-    networks: tuple[Networks, Networks, Networks],
-    reference: Sequence[Seen],
-    test: Split,
+    attacked: Callable[..., Attacked],
+    networks: tuple[Networks, Networks],
+    references: Sequence[Reference],
     key: jax.Array,
 ) -> dict[str, np.ndarray]:
     """A table of one source against the reference, a row for each seed, of which each has a reference of its own.
 
     Args:
-      networks: the source as it is, which is attacked; with its new last layer; the reference.
-      reference: what each seed's reference makes of the target's test images.
+      attacked: `knowledge.attacked` with the attacks, compiled.
+      networks: the source as it is, which is attacked, and with its new last layer.
     """
     label = networks[0].label
     path = workdir / "attacked" / f"{label}.csv"
     if not path.exists():
-        rows, known, virtual = [], known_attacks(config), jax.jit(knowledge.virtual)
-        for seed, (own, fitted, other) in enumerate(zip(*(n.functions() for n in networks), strict=True)):
-            right = reference[seed].logits.argmax(1) == test.labels
-            chosen = np.flatnonzero(right)[: config.num_examples]
-            images, labels = test.images[chosen], test.labels[chosen]
-            taus, wrong = knowledge.adversarial(own, other, known, images, labels, jax.random.fold_in(key, seed))
-            right_too = np.asarray(fitted(training.pixels(images)).argmax(1)) == labels
-            rates = knowledge.success(jax.device_get(wrong), right_too)
-            taus |= virtual(own, other, images)
-            rows.append({"reference_accuracy": right.mean(), **jax.device_get(taus), **rates})
+        rows, compare = [], jax.jit(knowledge.adversarial)
+        for seed, (own, fitted, other) in enumerate(zip(*(n.functions() for n in networks), references, strict=True)):
+            made = attacked(own, other.images, jax.random.fold_in(key, seed))
+            found = compare(own, other.network, made, other.attacked, other.images, other.labels)
+            taus, wrong = jax.device_get(found)
+            right_too = np.asarray(fitted(training.pixels(other.images)).argmax(1)) == other.labels
+            rows.append({"reference_accuracy": other.accuracy, **taus, **knowledge.success(wrong, right_too)})
         path.parent.mkdir(exist_ok=True)
         results.write_table(path, stats.columns(rows))
         print(f"{label}: attacked", flush=True)
@@ -333,8 +363,8 @@ def known_attacks(config: ConfigDict) -> dict[str, attacks.Attack]:
     """The attacks of finite size by name, as in the official code: epsilon in units of pixels in [0, 1]."""
     epsilon, steps = config.attack.epsilon, config.attack.steps
     return {
-        "fgsm": attacks.fgsm(epsilon, random_start=True),
-        "pgd": attacks.pgd(epsilon, steps, 5 * epsilon / steps),
+        "fgsm": jax.jit(attacks.fgsm(epsilon, random_start=True)),
+        "pgd": jax.jit(attacks.pgd(epsilon, steps, 5 * epsilon / steps)),
     }
 
 

@@ -5,11 +5,11 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from jtrans import (
@@ -58,7 +58,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     functions, x = list(networks.values()), np.asarray(training.pixels(test.images))
     found = {}
     for name in config.attacks:
-        attack = ATTACKS[name](config.attack.epsilon, config.attack.steps, x[0].size)
+        attack = jax.jit(ATTACKS[name](config.attack.epsilon, config.attack.steps, x[0].size))
         found[name] = metrics.success_matrix(functions, functions, x, test.labels, attack, key=keys.attack)
         print(f"{name}: {len(functions)} networks attacked", flush=True)
     table = transfer_findings.matrix(found, list(networks))
@@ -84,7 +84,7 @@ def read(entry: str, config: ConfigDict, dataset: Dataset) -> Iterator[tuple[str
             outputs = len(models.last_layer(variables)["bias"])
             if outputs != count:
                 raise InputError(f"networks: {entry} tells {outputs} classes apart; the images have {count} classes")
-            yield name, partial(apply, variables)
+            yield name, Partial(apply, variables)
 
 
 def from_run(folder: Path) -> Iterator[tuple[str, dict, dict[str, Variables]]]:

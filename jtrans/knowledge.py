@@ -4,7 +4,6 @@ The reference is a network trained on the target domain. Images are uint8 `[N, H
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +12,9 @@ import numpy as np
 import optax
 import scipy.special
 
-from jtrans import attacks, directions, loops, metrics, models, scores, training, transfer
+from jtrans import attacks, directions, jacobian, loops, metrics, models, scores, training, transfer
 from jtrans.attacks import Attack
-from jtrans.jacobian import Function
-from jtrans.metrics import Transferability
+from jtrans.jacobian import Function, SingularTriple
 from jtrans.models import Model, Variables
 from jtrans.transfer import Head
 
@@ -96,74 +94,88 @@ def head_step(
     return optax.apply_updates(head, updates), state
 
 
-def virtual(source: Function, reference: Function, images: jax.Array) -> dict[str, jax.Array]:
-    """How the linearised virtual attack goes over, both ways: `virtual_tau1_S_T` and the others of `adversarial`."""
-    x = training.pixels(images)
-    return _named(
-        "virtual", metrics.transferability(source, reference, x), metrics.transferability(reference, source, x)
-    )
+class Attacked(NamedTuple):
+    """A network's own attacks on N images.
+
+    triple: the virtual attack `v [N, H, W, C]`, and how far it moves the outputs, to first order.
+    adversarial: by the name of each attack of finite size, the images `[N, H, W, C]` that it makes.
+    """
+
+    triple: SingularTriple
+    adversarial: dict[str, jax.Array]
+
+
+def attacked(known: Mapping[str, Attack], network: Function, images: jax.Array, key: jax.Array) -> Attacked:
+    """The network attacked by the virtual attack and by the others, at its own prediction as in the official code.
+
+    Args:
+      known: attacks of finite size by name.
+      network: `[N, H, W, C]` in [0, 1] to logits.
+      key: of the random starts.
+    """
+
+    def batch(x: jax.Array, keys: jax.Array) -> tuple[None, Attacked]:
+        label = attacks.own_prediction(network, x)
+        made = {name: attack(network, x, label, keys) for name, attack in known.items()}
+        return None, Attacked(jacobian.top_singular_triple(network, x), made)
+
+    x, keys = training.pixels(images), directions.example_keys(key, len(images))
+    with jax.default_matmul_precision("highest"):
+        return loops.in_batches(batch, BATCH, x, keys)[1]
 
 
 def adversarial(
     source: Function,
     reference: Function,
-    known: Mapping[str, Attack],
+    by_source: Attacked,
+    by_reference: Attacked,
     images: jax.Array,
     labels: jax.Array,
-    key: jax.Array,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """How the source's attacks work on the reference, and the reference's on the source.
 
-    As in the official code, each network is attacked at its own prediction, on images that the reference gets right.
-
     Args:
       source, reference: the networks, `[N, H, W, C]` in [0, 1] to logits, each of its own classes.
-      known: attacks of a finite size by name.
-      images, labels: such images of the target domain.
-      key: of the random starts.
+      by_source, by_reference: each attacked on these images.
+      images, labels: of the target domain, such as the reference gets right.
 
     Returns:
-      For each attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from target to source (`T_S`).
-      And by its name whether the reference gets each image wrong under the source's attack, `[N]`.
+      For the virtual and every other attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from
+      target to source (`T_S`). And by the name of each attack of finite size whether the reference gets each image
+      wrong under the source's, `[N]`.
     """
-    x, keys = training.pixels(images), directions.example_keys(key, len(images))
-    taus: dict[str, jax.Array] = {}
-    wrong: dict[str, jax.Array] = {}
-    for name, attack in known.items():
-        changes = partial(_changes, source, reference, attack)
-        with jax.default_matmul_precision("highest"):
-            _, (moved, wrong[name]) = loops.in_batches(changes, BATCH, x, labels, keys, compiled=False)
-        (own_s, across_t), (own_t, across_s) = moved
-        best_s, best_t = (jnp.linalg.norm(own, axis=1) for own in (own_s, own_t))
-        taus |= _named(name, metrics.taus(own_s, across_t, best_t), metrics.taus(own_t, across_s, best_s))
+
+    def batch(x: jax.Array, labels: jax.Array, s: Attacked, t: Attacked):
+        push = lambda f, v: jax.jvp(f, (x,), (v,))[1]
+        clean = source(x), reference(x)
+        moved = {"virtual": ((_outputs(s), push(reference, s.triple.v)), (_outputs(t), push(source, t.triple.v)))}
+        wrong = {}
+        for name in s.adversarial:
+            under = [
+                [f(made.adversarial[name]) - out for f, out in zip((source, reference), clean, strict=True)]
+                for made in (s, t)
+            ]
+            (own_s, across_t), (across_s, own_t) = under
+            moved[name] = (own_s, across_t), (own_t, across_s)
+            wrong[name] = (across_t + clean[1]).argmax(1) != labels
+        return None, (moved, wrong)
+
+    with jax.default_matmul_precision("highest"):
+        moved, wrong = loops.in_batches(batch, BATCH, training.pixels(images), labels, by_source, by_reference)[1]
+    taus = {}
+    for name, (from_source, from_reference) in moved.items():
+        best = [jnp.linalg.norm(own, axis=1) for own, _ in (from_reference, from_source)]
+        both = zip(("S_T", "T_S"), (from_source, from_reference), best, strict=True)
+        for across, (own, other), of_target in both:
+            got = metrics.taus(own, other, of_target)
+            for measure, value in zip(("tau1", "tau2", "tau1tau2"), got[:3], strict=True):
+                taus[f"{name}_{measure}_{across}"] = value
     return taus, wrong
 
 
-def _named(attack: str, to_target: Transferability, to_source: Transferability) -> dict[str, jax.Array]:
-    return {
-        f"{attack}_{measure}_{across}": value
-        for across, got in (("S_T", to_target), ("T_S", to_source))
-        for measure, value in zip(("tau1", "tau2", "tau1tau2"), got[:3], strict=True)
-    }
-
-
-def _changes(source: Function, reference: Function, attack: Attack, x: jax.Array, labels: jax.Array, keys: jax.Array):
-    """Each network's attack, made once for both ways: how it moves its own outputs and the other's.
-
-    Returns:
-      None, for nothing to add up, and `((own [N, K_S], other [N, K_T]) of the source's attack, (own, other) of the
-      reference's)` with whether the reference gets each image wrong under the source's.
-    """
-    clean = source(x), reference(x)
-    from_source, from_reference = (
-        attack(f, x, out.argmax(1), keys) for f, out in zip((source, reference), clean, strict=True)
-    )
-    under = reference(from_source)
-    moved = (
-        (source(from_source) - clean[0], under - clean[1]),
-        (reference(from_reference) - clean[1], source(from_reference) - clean[0]),
-    )
-    return None, (moved, under.argmax(1) != labels)
+def _outputs(own: Attacked) -> jax.Array:
+    """How the virtual attack moves its own network's outputs, to first order."""
+    return own.triple.s[:, None] * own.triple.u
 
 
 def success(wrong: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, float]:

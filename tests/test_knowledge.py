@@ -14,6 +14,7 @@ from jtrans import (
     data,
     directions,
     knowledge,
+    metrics,
     models,
     plots,
     population,
@@ -151,9 +152,17 @@ def test_taus_and_success_agree_with_float64(finished):
     ]
     labels = forward("reference", x)[0].argmax(1)
     attack = {"pgd": attacks.pgd(epsilon, 3, 5 * epsilon / 3)}
-    got, errors = jax.device_get(knowledge.adversarial(*functions, attack, images, labels, key))
+    made = [knowledge.attacked(attack, f, images, key) for f in functions]
+    got, errors = jax.device_get(knowledge.adversarial(*functions, *made, images, labels))
     for name, value in want.items():
         assert got[name] == pytest.approx(value, abs=1e-4), name
+    x32 = images / np.float32(255)
+    for across, pair in (("S_T", functions), ("T_S", functions[::-1])):
+        linearised = metrics.transferability(*pair, x32)
+        assert got[f"virtual_tau1_{across}"] == pytest.approx(float(linearised.tau1), abs=1e-5)
+        assert got[f"virtual_tau1tau2_{across}"] == pytest.approx(float(linearised.tau1_tau2), abs=1e-5)
+        finite = metrics.transferability(*pair, x32, attack=attack["pgd"], key=key)
+        assert got[f"pgd_tau2_{across}"] == pytest.approx(float(finite.tau2), abs=1e-5)
     wrong = forward("reference", from_source)[0].argmax(1) != labels
     rates = knowledge.success(errors, np.arange(12) % 2 == 0)
     assert rates["pgd_success"] == pytest.approx(wrong.mean())

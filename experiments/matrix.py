@@ -1,10 +1,9 @@
 """How often attacks made on each network are attacks on every other: a matrix for any list of trained networks."""
 
-import math
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -27,19 +26,10 @@ from jtrans import (
     training,
     transfer_findings,
 )
-from jtrans.attacks import Attack
 from jtrans.data import Dataset
 from jtrans.errors import InputError, one_line
 from jtrans.jacobian import Function
 from jtrans.models import Variables
-
-# From epsilon, the number of steps and the number of values in an image. The virtual attack has FGSM's length in L2.
-ATTACKS: dict[str, Callable[[float, int, int], Attack]] = {
-    "fgsm": lambda epsilon, steps, dimension: attacks.fgsm(epsilon),
-    "pgd": lambda epsilon, steps, dimension: attacks.pgd(epsilon, steps, 2.5 * epsilon / steps),
-    "mi_fgsm": lambda epsilon, steps, dimension: attacks.mi_fgsm(epsilon, steps, epsilon / steps),
-    "virtual": lambda epsilon, steps, dimension: attacks.virtual(epsilon * math.sqrt(dimension), bounds=(0, 1)),
-}
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -58,7 +48,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     functions, x = list(networks.values()), np.asarray(training.pixels(test.images))
     found = {}
     for name in config.attacks:
-        attack = jax.jit(ATTACKS[name](config.attack.epsilon, config.attack.steps, x[0].size))
+        attack = jax.jit(attacks.BY_NAME[name](config.attack.epsilon, config.attack.steps, x[0].size))
         found[name] = metrics.success_matrix(functions, functions, x, test.labels, attack, key=keys.attack)
         print(f"{name}: {len(functions)} networks attacked", flush=True)
     table = transfer_findings.matrix(found, list(networks))

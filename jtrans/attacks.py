@@ -6,6 +6,7 @@ or one for each example). Epsilon is in the units of `x`: [0, 1] pixels, where t
 range. What comes back is floats: rounding them to pixel values would undo part of the attack.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -151,6 +152,16 @@ def virtual(epsilon: float, *, level: int = 0, bounds: Bounds = None) -> Attack:
         return _project_l2(x + epsilon * directions.singular_vector(f, x, level=level), x, epsilon, bounds)
 
     return attack
+
+
+# By the name in a config, made from epsilon, the number of steps and the number of values of an input. The virtual attack
+# has FGSM's length in L2.
+BY_NAME: dict[str, Callable[[float, int, int], Attack]] = {
+    "fgsm": lambda epsilon, steps, dimension: fgsm(epsilon),
+    "pgd": lambda epsilon, steps, dimension: pgd(epsilon, steps, 2.5 * epsilon / steps),
+    "mi_fgsm": lambda epsilon, steps, dimension: mi_fgsm(epsilon, steps, epsilon / steps),
+    "virtual": lambda epsilon, steps, dimension: virtual(epsilon * math.sqrt(dimension), bounds=(0, 1)),
+}
 
 
 def _within(x: jax.Array, bounds: Bounds) -> jax.Array:

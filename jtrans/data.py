@@ -12,6 +12,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,15 @@ class Source(NamedTuple):
     fingerprint: str = ""
 
 
+class Wanted(NamedTuple):
+    """What a source may want to know, as `load` is given it; the key is of its own."""
+
+    key: jax.Array
+    directory: str
+    classes: tuple[str, ...]
+    image_size: int
+
+
 def load(
     name: str,
     key: jax.Array,
@@ -95,14 +105,8 @@ def load(
         image that does not decode.
     """
     noise_key, *label_keys = jax.random.split(key, 3)
-    if name == "digits":
-        source = _digits()
-    elif name == "noise":
-        source = _noise(noise_key, tuple(classes) or ("a", "b"), image_size)
-    elif name == "folder":
-        source = _folder(directory)
-    else:
-        source = _tensorflow_datasets(name, directory)
+    read = SOURCES.get(name, partial(_tensorflow_datasets, name))
+    source = read(Wanted(noise_key, directory, tuple(classes), image_size))
     chosen = tuple(classes) or source.class_names
     _check_classes(chosen, source.class_names)
     dataset = _cached(source, chosen, image_size, name)
@@ -227,7 +231,7 @@ def _read(source: Source, part: str, members: Sequence[np.ndarray], image_size: 
     return Split(images, labels[order])
 
 
-def _digits() -> Source:
+def _digits(wanted: Wanted) -> Source:
     import sklearn.datasets  # half a second that other sources need not pay
 
     bunch = sklearn.datasets.load_digits()
@@ -236,17 +240,20 @@ def _digits() -> Source:
     return Source(tuple(map(str, bunch.target_names)), {"train": records}, "L")
 
 
-def _noise(key: jax.Array, classes: tuple[str, ...], image_size: int) -> Source:
+def _noise(wanted: Wanted) -> Source:
+    classes, size = wanted.classes or ("a", "b"), wanted.image_size
+
     def records(key: jax.Array, count: int) -> Records:
-        pixels = np.asarray(jax.random.bits(key, (count, image_size, image_size, 3), np.uint8))
+        pixels = np.asarray(jax.random.bits(key, (count, size, size, 3), np.uint8))
         return Records(lambda: np.arange(count) % len(classes), lambda i: PIL.Image.fromarray(pixels[i]))
 
-    keys = jax.random.split(key)
+    keys = jax.random.split(wanted.key)
     splits = {part: records(k, count) for k, (part, count) in zip(keys, NOISE_IMAGES.items(), strict=True)}
     return Source(classes, splits, "RGB")
 
 
-def _folder(directory: str) -> Source:
+def _folder(wanted: Wanted) -> Source:
+    directory = wanted.directory
     root = Path(directory)
     if not directory or not root.is_dir():
         raise InputError(f"data.dir: no directory {directory!r}; name a folder whose folders are the classes")
@@ -279,9 +286,10 @@ def _fingerprint(paths: Sequence[Path]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _tensorflow_datasets(name: str, directory: str) -> Source:
+def _tensorflow_datasets(name: str, wanted: Wanted) -> Source:
     import tensorflow_datasets as tfds
 
+    directory = wanted.directory
     builder = _prepared(name, directory) or _prepare(name, directory)
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
@@ -332,7 +340,7 @@ def _prepare(name: str, directory: str):
     try:
         builder = tfds.builder(name, data_dir=directory or None, file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError as error:
-        what = f"{name!r} is neither digits, noise or folder, nor prepared in {where}, nor known to TensorFlow Datasets"
+        what = f"{name!r} is none of {', '.join(SOURCES)}, nor prepared in {where}, nor known to TensorFlow Datasets"
         raise InputError(f"data.name: {what}; see tensorflow.org/datasets/catalog") from error
     if importlib.util.find_spec("tensorflow") is None:  # said before a download that could not be used
         what = f"{name!r} is not in {where}, and preparing it needs TensorFlow"
@@ -343,3 +351,7 @@ def _prepare(name: str, directory: str):
         what = f"{name!r} is not in {where} and could not be fetched ({one_line(error)[:200]})"
         raise InputError(f"data.dir: {what}; name a directory that holds it") from error
     return builder
+
+
+# By name; every other name is one of TensorFlow Datasets.
+SOURCES: Mapping[str, Callable[[Wanted], Source]] = {"digits": _digits, "noise": _noise, "folder": _folder}

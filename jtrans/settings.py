@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from jtrans import models, training
+from jtrans import attacks, data, models, training
 from jtrans.errors import InputError, one_line
 
 
@@ -62,12 +62,11 @@ def widths(default: tuple[int, ...], number: Callable[[tuple[int, ...]], bool] =
     )
 
 
-ATTACKS = ("fgsm", "pgd", "mi_fgsm", "virtual")
 FULLY_CONNECTED = ("mlp_shallow", "mlp_deep", "fcnet")
 
 DATA: Mapping[str, Field] = {
     "data.name": Field(
-        "digits", lambda v: isinstance(v, str) and v != "", "digits, noise, folder or the name of a TFDS image set"
+        "digits", lambda v: isinstance(v, str) and v != "", f"{', '.join(data.SOURCES)} or the name of a TFDS image set"
     ),
     "data.dir": Field("", lambda v: isinstance(v, str), "a directory, or '' for the default"),
     "data.classes": Field(
@@ -203,9 +202,9 @@ MATRIX: Mapping[str, Field] = {
     **DATA,
     "num_examples": whole(200),  # test images attacked
     "attacks": Field(
-        ("fgsm", "pgd", "mi_fgsm", "virtual"),
-        lambda v: is_tuple(v, lambda name: name in ATTACKS) and len(set(v)) == len(v),
-        f"a tuple of {', '.join(ATTACKS)}, each once",
+        tuple(attacks.BY_NAME),
+        lambda v: is_tuple(v, lambda name: name in attacks.BY_NAME) and len(set(v)) == len(v),
+        f"a tuple of {', '.join(attacks.BY_NAME)}, each once",
     ),
     "attack.epsilon": Field(8 / 255, lambda v: is_number(v) and 0 < v <= 1, "a number above 0, 1 at most"),
     "attack.steps": whole(10),

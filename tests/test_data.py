@@ -145,7 +145,7 @@ def test_a_truncated_image_is_named(folder):
         ("folder", {"directory": "nowhere"}, "no directory 'nowhere'"),
         ("folder", {}, "no directory ''"),
         ("cifar10", {"directory": "nowhere"}, "no directory 'nowhere'"),
-        ("cifar99", {}, "'cifar99' is neither digits, noise or folder"),
+        ("cifar99", {}, "'cifar99' is none of digits, noise, folder"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(name, options, message):

@@ -154,8 +154,8 @@ def virtual(epsilon: float, *, level: int = 0, bounds: Bounds = None) -> Attack:
     return attack
 
 
-# By the name in a config, made from epsilon, the number of steps and the number of values of an input. The virtual attack
-# has FGSM's length in L2.
+# By the name in a config, made from epsilon, the number of steps and the number of values of an input. The virtual
+# attack has FGSM's length in L2.
 BY_NAME: dict[str, Callable[[float, int, int], Attack]] = {
     "fgsm": lambda epsilon, steps, dimension: fgsm(epsilon),
     "pgd": lambda epsilon, steps, dimension: pgd(epsilon, steps, 2.5 * epsilon / steps),

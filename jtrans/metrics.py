@@ -99,7 +99,7 @@ def transferability(
     The source's attack along the first input moves the target by 1, whose own along the second would move it by 4:
 
     >>> import jax.numpy as jnp
-    >>> source, target = lambda x: x * jnp.array([3.0, 2.0]), lambda x: x * jnp.array([1.0, 4.0])
+    >>> source, target = (lambda x, row=row: x @ jnp.diag(jnp.array(row)) for row in ([3.0, 2.0], [1.0, 4.0]))
     >>> found = transferability(source, target, jnp.ones((5, 2)))
     >>> round(float(found.tau1), 3), round(float(found.tau2), 3)
     (0.25, 1.0)

@@ -289,7 +289,8 @@ def measured_references(
         raise InputError(f"reference_epochs: after {config.reference_epochs} a reference gets no test image right")
     found = []
     for seed, network in enumerate(networks.functions()):
-        images, labels = test.images[right[seed][:count]], test.labels[right[seed][:count]]
+        chosen = right[seed][np.linspace(0, len(right[seed]) - 1, count).astype(int)]  # classes may come in order
+        images, labels = test.images[chosen], test.labels[chosen]
         own = attacked(network, images, jax.random.fold_in(key, seed))
         found.append(Reference(network, seen[seed], len(right[seed]) / len(test.labels), images, labels, own))
     return found

@@ -1,12 +1,16 @@
 """Sources, a reference, heads fitted again and attacks, on small data."""
 
 import json
+import subprocess
+import sys
+import time
 from functools import partial
 
 import jax
 import knowledge as experiment
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from jtrans import (
     attacks,
@@ -46,7 +50,7 @@ SMALL = [
 ]
 
 
-def run(workdir, *arguments):
+def command(workdir, *arguments):
     # A tuple given twice would be added up.
     fields = {flag.partition("=")[0]: flag for flag in (*SMALL, *arguments)}
     config = workdir.parent / "config.py"
@@ -54,7 +58,11 @@ def run(workdir, *arguments):
         "from jtrans import settings\n\n\ndef get_config():\n    config = settings.knowledge()\n"
         "    config.models = ()\n    return config\n"
     )
-    return cli.run(experiment.main, ["knowledge.py", f"--config={config}", f"--workdir={workdir}", *fields.values()])
+    return ["knowledge.py", f"--config={config}", f"--workdir={workdir}", *fields.values()]
+
+
+def run(workdir, *arguments):
+    return cli.run(experiment.main, command(workdir, *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +91,26 @@ def test_the_run_leaves_every_source_with_every_measure(finished, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_any_stage_to_the_same_numbers(finished, tmp_path):
-    """What a stop leaves behind: a source that is not trained, one that is not measured, no report."""
+def test_a_run_killed_at_every_stage_ends_with_the_same_numbers(finished, tmp_path):
+    """SIGKILL as soon as a stage leaves its first file: in training, trained, refitted, attacked, told."""
     workdir = tmp_path / "run"
-    assert run(workdir) == 0
-    for name in ("summary.json", "attacked/lenet.csv", "networks/lenet/summary.json", "refitted/mlp_deep/summary.json"):
-        (workdir / name).unlink()
+    line = [sys.executable, str(ROOT / "experiments" / "knowledge.py"), *command(workdir)[1:]]
+    for stage in (
+        "networks/reference/checkpoints",
+        "networks/mlp_shallow/networks",
+        "networks/mlp_shallow/summary.json",
+        "refitted/mlp_shallow/networks",
+        "refitted/mlp_deep/summary.json",
+        "attacked/lenet.csv",
+        "knowledge.csv",
+    ):
+        with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while not (workdir / stage).exists():
+                assert process.poll() is None, stage
+                time.sleep(0.01)
+            process.kill()
     trained = (workdir / "networks" / "mlp_deep" / "summary.json").stat().st_mtime_ns
-    assert run(workdir) == 0
+    assert subprocess.run(line).returncode == 0
     assert (workdir / "networks" / "mlp_deep" / "summary.json").stat().st_mtime_ns == trained
     for name in ("knowledge.csv", "matrix.csv"):
         assert (workdir / name).read_bytes() == (finished / name).read_bytes()

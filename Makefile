@@ -20,7 +20,8 @@ quick: .venv/dev
 	.venv/bin/python -m pytest -n 2 -m "not slow" --ignore=tests/test_early.py --ignore=tests/test_synthetic.py \
 	  --ignore=tests/test_runs.py --ignore=tests/test_sweep.py --ignore=tests/test_notebooks.py \
 	  --ignore=tests/test_control.py --ignore=tests/test_decomposition.py --ignore=tests/test_knowledge.py \
-	  --ignore=tests/test_matrix.py --ignore=tests/test_penalty.py --ignore=tests/test_reproduce.py
+	  --ignore=tests/test_matrix.py --ignore=tests/test_penalty.py --ignore=tests/test_reproduce.py \
+	  --ignore=tests/test_report.py
 
 static: .venv/dev
 	.venv/bin/ruff format --check .

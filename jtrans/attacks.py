@@ -26,8 +26,9 @@ DENOMINATORS = ("all images", "those the target gets right", "those both network
 class Success(NamedTuple):
     """How often attacks work, `[..., 3]`, among each of `DENOMINATORS`.
 
-    rate: the share of those images that the attacked network gets wrong under attack; NaN where there is none.
-    count: how many images those are.
+    Attributes:
+      rate: the share of those images that the attacked network gets wrong under attack; NaN where there is none.
+      count: how many images those are.
     """
 
     rate: np.ndarray

@@ -33,11 +33,12 @@ LATE = 0.2  # of a long run, the last share that its long-term angle is averaged
 class Row(NamedTuple):
     """One claim as one run measures it.
 
-    claim: its number.
-    statement: in words what must lie between `low` and `high`.
-    measured: with its interval, in `unit`; `note` says more, as the step.
-    run: the folder.
-    networks: how many, and of what architecture.
+    Attributes:
+      claim: its number.
+      statement: in words what must lie between `low` and `high`.
+      measured: with its interval, in `unit`; `note` says more, as the step.
+      run: the folder.
+      networks: how many, and of what architecture.
     """
 
     claim: int

@@ -24,8 +24,9 @@ ROUNDING = 1e-5  # of a unit direction: a shorter part is float32's rounding
 class Parts(NamedTuple):
     """Unit directions `[M, n, D]` of M networks on n images, split by a subspace.
 
-    off, inside: the components outside and within it, at unit length; NaN where there is none.
-    share: `[M, n]`, the squared length of the component within, from 0 to 1.
+    Attributes:
+      off, inside: the components outside and within it, at unit length; NaN where there is none.
+      share: `[M, n]`, the squared length of the component within, from 0 to 1.
     """
 
     off: jax.Array
@@ -36,10 +37,11 @@ class Parts(NamedTuple):
 class Measured(NamedTuple):
     """M networks of one architecture and their P pairs, with a subspace taken out of their directions.
 
-    angle: `[P]`, the mean folded angle between what is left of the directions, in degrees.
-    share: `[M]`, the mean share of a direction's squared length that was taken out.
-    off, inside: `[M]`, the success of attacks along the component left, and along the one taken out, from the next
-      network round a ring: the share of the images that the attacked one gets right which it then gets wrong.
+    Attributes:
+      angle: `[P]`, the mean folded angle between what is left of the directions, in degrees.
+      share: `[M]`, the mean share of a direction's squared length that was taken out.
+      off, inside: `[M]`, the success of attacks along the component left, and along the one taken out, from the next
+        network round a ring: the share of the images that the attacked one gets right which it then gets wrong.
     """
 
     angle: jax.Array

@@ -29,10 +29,11 @@ Group = Any  # a pytree of arrays `[local devices, size, ...]`
 class Placement(NamedTuple):
     """How the networks of one architecture lie on the devices.
 
-    num_networks: M.
-    size: how many of them a device takes on at a time.
-    devices: of all processes, in their order.
-    rest_on_host: whether groups wait for their turn in the host's memory.
+    Attributes:
+      num_networks: M.
+      size: how many of them a device takes on at a time.
+      devices: of all processes, in their order.
+      rest_on_host: whether groups wait for their turn in the host's memory.
     """
 
     num_networks: int

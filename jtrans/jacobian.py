@@ -28,10 +28,11 @@ BATCH_VALUES_ELSEWHERE = 2**26
 class SingularTriple(NamedTuple):
     """One singular triple of each example's Jacobian J: `J v = s u` and `J^T u = s v`.
 
-    u: `[N, K]`, the left singular vector, unit length.
-    s: `[N]`, the singular value, 0 or more.
-    v: `[N, ...]`, the right singular vector, shaped like the input, unit length.
-    residual: `[N]`, `max(|J v - s u|, |J^T u - s v|)`: some singular value of J lies this near to `s`.
+    Attributes:
+      u: `[N, K]`, the left singular vector, unit length.
+      s: `[N]`, the singular value, 0 or more.
+      v: `[N, ...]`, the right singular vector, shaped like the input, unit length.
+      residual: `[N]`, `max(|J v - s u|, |J^T u - s v|)`: some singular value of J lies this near to `s`.
 
     The sign of the pair (u, v) is arbitrary. Where `s` is 0, `u` and `v` are NaN.
     """

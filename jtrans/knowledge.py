@@ -97,8 +97,9 @@ def head_step(
 class Attacked(NamedTuple):
     """A network's own attacks on N images.
 
-    triple: the virtual attack `v [N, H, W, C]`, and how far it moves the outputs, to first order.
-    adversarial: by the name of each attack of finite size, the images `[N, H, W, C]` that it makes.
+    Attributes:
+      triple: the virtual attack `v [N, H, W, C]`, and how far it moves the outputs, to first order.
+      adversarial: by the name of each attack of finite size, the images `[N, H, W, C]` that it makes.
     """
 
     triple: SingularTriple

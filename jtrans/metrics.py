@@ -20,12 +20,13 @@ from jtrans.jacobian import Function, SingularTriple
 class Transferability(NamedTuple):
     """How the source's attacks work on the target (Liang et al. 2021).
 
-    tau1: how strongly, relative to the target's own best attack: the mean of `tau1_per_example`. In [0, 1] for the
-      linearised attack.
-    tau2: how alike the two networks' outputs move, whatever the input, in [0, 1].
-    tau1_tau2: both in one, tau2 with each example weighted by its tau1.
-    tau1_per_example: `[N]`; NaN for an example at which the source's attack does not move the source, or the target's
-      own not the target. Those are left out of the other three.
+    Attributes:
+      tau1: how strongly, relative to the target's own best attack: the mean of `tau1_per_example`. In [0, 1] for the
+        linearised attack.
+      tau2: how alike the two networks' outputs move, whatever the input, in [0, 1].
+      tau1_tau2: both in one, tau2 with each example weighted by its tau1.
+      tau1_per_example: `[N]`; NaN for an example at which the source's attack does not move the source, or the target's
+        own not the target. Those are left out of the other three.
     """
 
     tau1: jax.Array

@@ -61,13 +61,14 @@ TRUNCATED_STD = 0.87962566  # the standard deviation of a normal distribution cu
 class Model(NamedTuple):
     """A network as pure functions; images are `[N, H, W, C]` floats in [0, 1], logits `[N, K]`.
 
-    init: `key -> variables`.
-    apply: `(variables, images) -> logits`, in evaluation mode: BatchNorm by its running statistics, no dropout.
-    train: `(variables, images, key) -> (logits, variables)`, in training mode: BatchNorm by the batch's statistics,
-      which move the running ones; the key draws the dropout, where there is one.
-    calibrate: `(variables, images) -> variables` whose running statistics are exactly those of the images, so that
-      `apply` then measures the network by batch statistics, held constant.
-    features: `(variables, images) -> [N, F]`, what the last layer takes in, in evaluation mode.
+    Attributes:
+      init: `key -> variables`.
+      apply: `(variables, images) -> logits`, in evaluation mode: BatchNorm by its running statistics, no dropout.
+      train: `(variables, images, key) -> (logits, variables)`, in training mode: BatchNorm by the batch's statistics,
+        which move the running ones; the key draws the dropout, where there is one.
+      calibrate: `(variables, images) -> variables` whose running statistics are exactly those of the images, so that
+        `apply` then measures the network by batch statistics, held constant.
+      features: `(variables, images) -> [N, F]`, what the last layer takes in, in evaluation mode.
     """
 
     init: Callable[[jax.Array], Variables]

@@ -47,8 +47,9 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """Each channel to mean 0 and variance 1, then scaled and shifted: PyTorch's, whose running variance is unbiased.
 
-    mode: `apply`, by the running statistics; `train`, by the batch's, towards which the running ones move by a tenth;
-      `calibrate`, by the batch's, which become the running ones.
+    Attributes:
+      mode: `apply`, by the running statistics; `train`, by the batch's, towards which the running ones move by a tenth;
+        `calibrate`, by the batch's, which become the running ones.
     """
 
     mode: str

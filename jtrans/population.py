@@ -44,8 +44,9 @@ class Keys(NamedTuple):
 class Observation(NamedTuple):
     """M networks of one architecture on n test images of D values.
 
-    unit: `[M, n, D]` adversarial directions; NaN where a network has none.
-    correct, loss: `[M, n]`, whether the label is predicted, and the negative log-likelihood in nats.
+    Attributes:
+      unit: `[M, n, D]` adversarial directions; NaN where a network has none.
+      correct, loss: `[M, n]`, whether the label is predicted, and the negative log-likelihood in nats.
     """
 
     unit: jax.Array
@@ -56,13 +57,14 @@ class Observation(NamedTuple):
 class Measurement(NamedTuple):
     """All networks and pairs after one step, on N test images.
 
-    angle: `[P]`, the mean over the images of the folded angle, in degrees; NaN where no image has one.
-    accuracy, loss: `[M]`, shares of 1 and nats, means over the same images.
-    undirected: `[M]`, the number of images at which the network's input gradient is zero or not finite.
-    success: `[M, 3, 3]`, of FGSM on the M networks of the first architecture: for each of `ATTACKS` and
-      `attacks.DENOMINATORS` the share of images got wrong under attack; NaN where there is no such image. None where
-      there was no attack.
-    angle_examples: `[P, N]`, each image's angle; NaN where either network has no direction there.
+    Attributes:
+      angle: `[P]`, the mean over the images of the folded angle, in degrees; NaN where no image has one.
+      accuracy, loss: `[M]`, shares of 1 and nats, means over the same images.
+      undirected: `[M]`, the number of images at which the network's input gradient is zero or not finite.
+      success: `[M, 3, 3]`, of FGSM on the M networks of the first architecture: for each of `ATTACKS` and
+        `attacks.DENOMINATORS` the share of images got wrong under attack; NaN where there is no such image. None where
+        there was no attack.
+      angle_examples: `[P, N]`, each image's angle; NaN where either network has no direction there.
     """
 
     angle: np.ndarray
@@ -76,15 +78,16 @@ class Measurement(NamedTuple):
 class Trajectory(NamedTuple):
     """A whole run, as `trajectory.npz` holds it: T measured steps, P pairs, M networks, N test images.
 
-    step: `[T]`; 0 is before training.
-    pair: `[P, 2]`, the networks compared.
-    angle: `[P, T]`, the mean over the images of the folded angle, in degrees; NaN where no image has one.
-    accuracy, loss: `[M, T]`, shares of 1 and nats.
-    model: `[M]`, the architecture of each network, 0 or 1.
-    undirected: `[M, T]`, the number of images at which the network has no direction, left out of the mean.
-    num_examples: N.
-    success: `[M, T, 3, 3]` of the first architecture's networks, as in `Measurement`, where they were attacked.
-    angle_examples: `[P, T, N]`, the angle of each image, where it was kept.
+    Attributes:
+      step: `[T]`; 0 is before training.
+      pair: `[P, 2]`, the networks compared.
+      angle: `[P, T]`, the mean over the images of the folded angle, in degrees; NaN where no image has one.
+      accuracy, loss: `[M, T]`, shares of 1 and nats.
+      model: `[M]`, the architecture of each network, 0 or 1.
+      undirected: `[M, T]`, the number of images at which the network has no direction, left out of the mean.
+      num_examples: N.
+      success: `[M, T, 3, 3]` of the first architecture's networks, as in `Measurement`, where they were attacked.
+      angle_examples: `[P, T, N]`, the angle of each image, where it was kept.
     """
 
     step: np.ndarray

@@ -127,9 +127,10 @@ def jackknife_ci(estimate: Callable[[np.ndarray], np.ndarray], group: np.ndarray
 class Correlation(NamedTuple):
     """How two quantities go together over few sources.
 
-    statistic: of the sources' means, with its 95 % interval.
-    p_value: of the exact permutation test over sources, two-sided: the share of all pairings with a statistic as far
-      from 0.
+    Attributes:
+      statistic: of the sources' means, with its 95 % interval.
+      p_value: of the exact permutation test over sources, two-sided: the share of all pairings with a statistic as far
+        from 0.
     """
 
     statistic: Interval

@@ -20,8 +20,9 @@ FIRST_LAYER = "Dense_0"
 class Angles(NamedTuple):
     """The folded angles between two sets of vectors.
 
-    mean: degrees in [0, 90]; NaN where no two vectors have an angle.
-    histogram: `[BINS]`, the share of the angles in each degree.
+    Attributes:
+      mean: degrees in [0, 90]; NaN where no two vectors have an angle.
+      histogram: `[BINS]`, the share of the angles in each degree.
     """
 
     mean: jax.Array
@@ -31,11 +32,12 @@ class Angles(NamedTuple):
 class Step(NamedTuple):
     """One network's first step of SGD.
 
-    vectors: `[H, D]`, the unit update vectors; NaN where a unit did not move.
-    within: the angles between them.
-    adversarial: after a step so large that little of the initial weights is left, the angles between the adversarial
-      direction at each test image and each update vector.
-    ratio: the length of the first layer's large step over that of its initial weights.
+    Attributes:
+      vectors: `[H, D]`, the unit update vectors; NaN where a unit did not move.
+      within: the angles between them.
+      adversarial: after a step so large that little of the initial weights is left, the angles between the adversarial
+        direction at each test image and each update vector.
+      ratio: the length of the first layer's large step over that of its initial weights.
     """
 
     vectors: jax.Array

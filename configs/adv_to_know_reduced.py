@@ -5,7 +5,7 @@
 
 DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet of which twelve,
 the vehicles, are taken; any other set can be named (`--config.target.name`, `--config.target.classes`). Three seeds,
-two epochs on 16,000 images, a ResNet18 of a quarter of its widths as a source and as the reference, attacks of 20
+two epochs on 8,000 images, a ResNet18 of a quarter of its widths as a source and as the reference, attacks of 20
 steps.
 """
 
@@ -38,8 +38,8 @@ def get_config() -> ConfigDict:
     config.source.name, config.target.name = "cifar10", "tiny_imagenet22"
     config.target.classes = VEHICLES
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
-    config.source.num_train = 16_000
-    config.num_epochs, config.reference_epochs, config.refit_epochs = 2, 5, 2
+    config.source.num_train = 8_000
+    config.num_epochs, config.reference_epochs, config.refit_epochs = 2, 4, 1
     config.num_examples = 100
     config.attack.steps = 20
     return config

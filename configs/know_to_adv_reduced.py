@@ -5,7 +5,7 @@
 
 DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet of which twelve,
 the vehicles, are taken; any other set can be named. Three seeds, ResNet18 of a quarter of its widths, one epoch on
-10,000 images of each mixture, attacks of 20 steps.
+6,000 images of each mixture, attacks of 20 steps.
 """
 
 from ml_collections import ConfigDict
@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
     config.source.name, config.target.name = "cifar10", "tiny_imagenet22"
     config.target.classes = VEHICLES
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
-    config.source.num_train = 10_000
-    config.num_epochs, config.reference_epochs, config.refit_epochs = 1, 5, 2
+    config.source.num_train = 6_000
+    config.num_epochs, config.reference_epochs, config.refit_epochs = 1, 4, 1
     config.num_examples = 100
     config.attack.steps = 20
     return config

@@ -137,15 +137,16 @@ def describe_knowledge(summary: Mapping[str, Any]) -> str:
         for row in summary["sources"]
     ]
     heads = f"{'Pearson [95 %]':28}{'Spearman [95 %]':28}{'p (both)':16}smaller loss, larger?"
-    lines.append(f"\n{'correlation with the transfer loss':36}{heads}")
+    width = max(map(len, KNOWLEDGE.values())) + 2
+    lines.append(f"\n{'correlation with the transfer loss':{width}}{heads}")
     for row in summary["correlations"]:
         both = [row[kind] for kind in ("pearson", "spearman")]
         if None in both:
-            lines.append(f"{KNOWLEDGE[row['measure']]:36}the same for every source")
+            lines.append(f"{KNOWLEDGE[row['measure']]:{width}}the same for every source")
         else:
             texts = "".join(f"{stats.interval_text(found, 2):28}" for found in both)
             p_values = f"{both[0]['p_value']:.3f}, {both[1]['p_value']:.3f}"
-            lines.append(f"{KNOWLEDGE[row['measure']]:36}{texts}{p_values:16}{VERDICTS[row['falls']]}")
+            lines.append(f"{KNOWLEDGE[row['measure']]:{width}}{texts}{p_values:16}{VERDICTS[row['falls']]}")
     lines.append(
         "intervals: other seeds of the same sources; p: exact permutation test over sources, two-sided\n"
         "the claim of Liang et al. (2021): taus and success are larger where the transfer loss is smaller.\n"

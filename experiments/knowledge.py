@@ -356,7 +356,8 @@ def write_report(
     results.write_table(workdir / results.KNOWLEDGE_TABLE, table)
     results.write_table(workdir / results.MATRIX_TABLE, matrix)
     results.write_figure(workdir, plots.knowledge(plain, table, summary))
-    results.write_figure(workdir, plots.matrix({**plain, "data": plain["target"]}, matrix), "matrix")
+    of_heads = plots.matrix({**plain, "data": plain["target"]}, matrix, "; sources with new last layers")
+    results.write_figure(workdir, of_heads, "matrix")
     results.write_summary(workdir, config, {**summary, "seconds": time.monotonic() - started})
 
 

@@ -15,6 +15,13 @@ from jtrans.models import WIDTHS
 from jtrans.population import Trajectory
 from jtrans.stats import Interval, mean_ci, random_angle
 
+TAUS = """tau1: how far an attack on the one network moves
+the other's outputs, in shares of what the other's
+own attack does; tau2: how alike it moves both,
+from 0 to 1; tau1 tau2: both in one.
+Transfer loss: of a new last layer, cross entropy
+on the target's test images. A rank correlation
+below 0: larger goes with better transfer."""
 COLOURS = ("C0", "C1")
 SHOWN_RANK = 10  # of the ranks, the largest up to this one is drawn
 MOST_CURVES = 10  # of runs in one figure
@@ -343,15 +350,16 @@ def penalty(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figur
     return figure
 
 
-def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figure:
+def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray], note: str = "") -> Figure:
     """The success of every attack from each network on each, as `transfer_findings.matrix` gives it.
 
     Args:
       config: the run's, with the attacked images' data set in `data`.
+      note: what else the title should say of the networks.
     """
     attacks, names = (list(dict.fromkeys(table[column].tolist())) for column in ("attack", "source"))
     count = len(names)
-    figure = Figure(figsize=(2.2 + len(attacks) * (1 + 0.55 * count), 2.4 + 0.5 * count), layout="constrained")
+    figure = Figure(figsize=(2.2 + len(attacks) * (1 + 0.55 * count), 3.2 + 0.55 * count), layout="compressed")
     panels = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
     for axes, attack in zip(panels, attacks, strict=True):
         of = table["attack"] == attack
@@ -369,7 +377,7 @@ def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figure
     virtual = "; virtual: of the same length in L2" if "virtual" in attacks else ""
     over = f"{config['num_networks']} seeds" if config.get("num_networks", 1) > 1 else "images"
     figure.suptitle(
-        f"Attacks of epsilon {config['attack']['epsilon']:.3g} (pixels in [0, 1]{virtual})\n"
+        f"Attacks of epsilon {config['attack']['epsilon']:.3g} (pixels in [0, 1]{virtual}){note}\n"
         f"{_data(config)}, {table['all_images_count'][0]:.0f} test images; ±: 95 % interval over {over}",
         fontsize="medium",
     )
@@ -410,7 +418,8 @@ def knowledge(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
     handles = [Line2D([], [], color=f"C{i}", marker="o", linestyle="", label=name) for i, name in enumerate(names)]
     if summary["num_seeds"] > 1:
         handles.append(Line2D([], [], color="0.3", label=f"95 % interval, {summary['num_seeds']} seeds"))
-    key.legend(handles=handles, loc="center", title="sources")
+    key.legend(handles=handles, loc="upper center", title="sources")
+    key.text(0.5, 0, TAUS, ha="center", va="bottom", fontsize="small", transform=key.transAxes)
     source, target = ({**config, "data": config[section]} for section in ("source", "target"))
     figure.suptitle(
         f"Adversarial and knowledge transferability: from {_data(source)} to {_data(target)}; reference "

@@ -406,10 +406,8 @@ def knowledge(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
             bars = {"xerr": None if across is None else across[:, [i]], "yerr": None if up is None else up[:, [i]]}
             axes.errorbar(values.mean[i], loss.mean[i], **bars, fmt="o", color=f"C{i}", capsize=3)
         rank = found[name]
-        said = (
-            "the same for every source" if rank is None else f"{stats.interval_text(rank, 2)}, p {rank['p_value']:.2f}"
-        )
-        axes.set_title(f"rank correlation {said}", fontsize="small")
+        known = rank and f"rank correlation {stats.interval_text(rank, 2)}, p {rank['p_value']:.2f}"
+        axes.set_title(known or "the same for every source", fontsize="small")
         axes.set(xlabel=transfer_findings.KNOWLEDGE[name], ylabel="transfer loss (nats)")
         axes.grid(alpha=0.25)
         if name == "parameters":

@@ -131,9 +131,10 @@ def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generato
 def describe_knowledge(summary: Mapping[str, Any]) -> str:
     """Both tables: the sources, and what goes with their transfer loss."""
     shown = ("transfer_loss", "transfer_accuracy", "sgd_accuracy", "pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_success")
-    lines = [f"{'source':24}" + "".join(f"{name:24}" for name in shown)]
+    longest = max(len(row["source"]) for row in summary["sources"]) + 2
+    lines = [f"{'source':{longest}}" + "".join(f"{name:24}" for name in shown)]
     lines += [
-        f"{row['source']:24}" + "".join(f"{stats.interval_text(row[name], 3):24}" for name in shown)
+        f"{row['source']:{longest}}" + "".join(f"{stats.interval_text(row[name], 3):24}" for name in shown)
         for row in summary["sources"]
     ]
     heads = f"{'Pearson [95 %]':28}{'Spearman [95 %]':28}{'p (both)':16}smaller loss, larger?"

@@ -275,7 +275,7 @@ FLAGS = [
     ("--config.data.image_size=0", "data.image_size: got 0"),
     ("--config.data.pixel_range=(1, 0)", "data.pixel_range: got (1, 0)"),
     ("--config.data.name=folder", "data.dir: no directory ''"),
-    ("--config.data.name=cifar11", "data.name: 'cifar11' is neither"),
+    ("--config.data.name=cifar11", "data.name: 'cifar11' is none of"),
     ("--config.data.dir=nowhere --config.data.name=cifar10", "data.dir: no directory 'nowhere'"),
     ("--config.num_setps=3", "num_setps: unknown config field; did you mean num_steps?"),
     ("--config.optimiser.name=sgd", "optimiser.name: unknown config field; did you mean optimizer.name?"),

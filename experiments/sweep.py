@@ -31,7 +31,7 @@ def main(config: ConfigDict, workdir: Path, sweep: str | None, shard: str | None
     if devices.is_first():
         rows = [row(values, workdir / name(values), cases[name(values)]) for values in product(varied)]
         if table := [r for r in rows if r]:
-            results.write_table(workdir / "sweep.csv", {key: [r[key] for r in table] for key in table[0]})
+            results.write_table(workdir / "sweep.csv", stats.columns(table))
             print(f"\n{describe(table)}")
             finished = [name(v) for v, r in zip(product(varied), rows, strict=True) if r][: plots.MOST_CURVES]
             results.write_figure(workdir, plots.overlay({case: results.read(workdir / case) for case in finished}))

@@ -20,9 +20,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     given = synthetic.load(config.problem) if config.problem else None
     if given:
         settings.check_levels(config.levels, given.x.shape[1], given.y.shape[1])
-    with results.claimed(workdir, config) as finished:
-        if not finished:
-            measure(config, workdir, given)
+    results.ensure(workdir, config, partial(measure, given=given))
     print(f"\n{report.tell(workdir)}\n\nresults: {workdir}, figure: {workdir / 'figure.png'}")
 
 

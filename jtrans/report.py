@@ -135,7 +135,7 @@ def _section(folder: Path, anchor: str) -> str:
 
 def _together(folders: Sequence[Path]) -> str:
     """Early runs that can be compared, in one figure."""
-    runs = {folder.name: results.read(folder) for folder in folders if (folder / results.TRAJECTORY).exists()}
+    runs = {str(folder): results.read(folder) for folder in folders if (folder / results.TRAJECTORY).exists()}
     alike = {(summary["random"]["dimension"], summary["chance"]) for _, _, summary in runs.values()}
     if len(runs) < 2 or len(alike) > 1:
         return ""

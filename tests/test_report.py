@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -77,6 +78,12 @@ def test_the_page_holds_everything_and_loads_nothing(runs, tmp_path, capsys):
 def test_one_run_needs_no_contents(runs, tmp_path):
     assert report.main([str(runs / "first"), str(runs / "first"), f"--out={tmp_path / 'r.html'}"]) == 0
     assert len(Page((tmp_path / "r.html").read_text()).images) == 1
+
+
+def test_runs_of_the_same_name_are_told_apart(runs, tmp_path):
+    again = shutil.copytree(runs / "first", tmp_path / "first")
+    assert report.main([str(runs / "first"), str(again), f"--out={tmp_path / 'r.html'}"]) == 0
+    assert Page((tmp_path / "r.html").read_text()).images[0]["alt"] == "2 runs in one figure"
 
 
 def test_bad_input_is_one_line(tmp_path, capsys, runs):

@@ -29,6 +29,7 @@ from jtrans import (
     transfer_findings,
 )
 from jtrans.data import Dataset, Split
+from jtrans.jacobian import Function
 from jtrans.models import Model, Variables
 from jtrans.population import Keys
 
@@ -126,14 +127,19 @@ def against(
     x = training.pixels(images)
     taus = metrics.transferability(f, g, x)
     gradients = (directions.loss_gradient(h, x, labels) for h in (f, g))
-    right = g(x).argmax(1) == labels
-    fooled = lambda h: right & (g(attacks.fgsm(epsilon)(h, x, labels)).argmax(1) != labels)
+    right = attacks.right(g(x), labels)
+
+    def success(h: Function) -> jax.Array:
+        attacked = attacks.right(g(attacks.fgsm(epsilon)(h, x, labels)), labels)
+        counted = (right == 1) & ~jnp.isnan(attacked)
+        return (counted & (attacked == 0)).sum() / counted.sum()
+
     return {
         "angle": jnp.nanmean(metrics.angles(*gradients)),
         "tau1": taus.tau1,
         "tau2": taus.tau2,
-        "success": fooled(f).sum() / right.sum(),
-        "success_own": fooled(g).sum() / right.sum(),
+        "success": success(f),
+        "success_own": success(g),
         "accuracy": right.mean(),
     }
 

@@ -3,7 +3,8 @@
 An attack is a function `(f, x, y, key) -> adversarial x`, of a pure `f: [N, ...] -> [N, K]`, inputs `[N, ...]`, the
 labels `[N]` to move away from (true ones, or `own_prediction`), and a key that is only needed for a random start (one,
 or one for each example). Epsilon is in the units of `x`: [0, 1] pixels, where the network itself maps them to its own
-range. What comes back is floats: rounding them to pixel values would undo part of the attack.
+range. What comes back is floats: rounding them to pixel values would undo part of the attack. Where the network gives no
+direction (its gradient is zero or not finite), the input comes back as it is.
 """
 
 import math
@@ -28,26 +29,32 @@ class Success(NamedTuple):
 
     Attributes:
       rate: the share of those images that the attacked network gets wrong under attack; NaN where there is none.
-      count: how many images those are.
+      count: how many images those are; those at which the attacked network's outputs are not finite are left out.
     """
 
     rate: np.ndarray
     count: np.ndarray  # type: ignore[assignment]  # in the place of the tuple's method, which nobody needs here
 
 
-def success(wrong: np.ndarray, right_target: np.ndarray, right_source: np.ndarray) -> Success:
-    """How often attacks work, from what the networks make of N images.
+def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether each label is predicted: `[N]`, 1 or 0, and NaN where the logits `[N, K]` are not finite."""
+    predicted = (logits.argmax(-1) == labels).astype(jnp.float32)
+    return jnp.where(jnp.isfinite(logits).all(-1), predicted, jnp.nan)
+
+
+def success(attacked: np.ndarray, clean_target: np.ndarray, clean_source: np.ndarray) -> Success:
+    """How often attacks work, from what the networks make of N images, each `[..., N]` as `right` gives it.
 
     Args:
-      wrong: `[..., N]`, whether the attacked network, the target, gets the adversarial image wrong.
-      right_target, right_source: `[..., N]`, whether it, and the network that the attack was made on, get the clean
-        image right.
+      attacked: whether the attacked network, the target, still gives the label of the adversarial image.
+      clean_target, clean_source: whether it, and the network that the attack was made on, give that of the clean image.
     """
-    wrong, target, source = np.broadcast_arrays(wrong, right_target, right_source)
-    counted = np.stack([np.ones_like(target), target, target & source], axis=-2)
+    attacked, target, source = np.broadcast_arrays(attacked, clean_target, clean_source)
+    finite = ~np.isnan(attacked) & ~np.isnan(target)
+    counted = finite[..., None, :] & np.stack([finite, target == 1, (target == 1) & (source == 1)], axis=-2)
     count = counted.sum(-1)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
-        return Success((wrong[..., None, :] & counted).sum(-1) / count, count)
+        return Success(((attacked == 0)[..., None, :] & counted).sum(-1) / count, count)
 
 
 def own_prediction(f: Function, x: jax.Array) -> jax.Array:
@@ -107,11 +114,15 @@ def pgd(
             offset = jax.vmap(lambda k: draw(k, x.shape[1:], x.dtype))(directions.example_keys(key, len(x)))
             start = project(x + epsilon * offset, x, epsilon, bounds)
 
-        def step(adversarial: jax.Array) -> jax.Array:
-            ahead = adversarial + step_size * along(directions.loss_gradient(f, adversarial, y))
-            return project(ahead, x, epsilon, bounds)
+        def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            adversarial, directed = carry
+            gradient = _finite(directions.loss_gradient(f, adversarial, y))
+            ahead = adversarial + step_size * along(gradient)
+            return project(ahead, x, epsilon, bounds), directed | (_sums(jnp.abs(gradient)) > 0)
 
-        return loops.repeat(steps, step, start)
+        adversarial, directed = loops.repeat(steps, step, (start, jnp.zeros(len(x), bool)))
+        # A random start alone is no attack.
+        return jnp.where(_per_example(directed, x), adversarial, x)
 
     return attack
 
@@ -129,7 +140,7 @@ def mi_fgsm(epsilon: float, steps: int, step_size: float, *, decay: float = 1.0,
     def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
         def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             adversarial, momentum = carry
-            gradient = directions.loss_gradient(f, adversarial, y)
+            gradient = _finite(directions.loss_gradient(f, adversarial, y))
             momentum = decay * momentum + gradient / _per_example(_nonzero(_sums(jnp.abs(gradient))), gradient)
             return _project_linf(adversarial + step_size * jnp.sign(momentum), x, epsilon, bounds), momentum
 
@@ -150,7 +161,7 @@ def virtual(epsilon: float, *, level: int = 0, bounds: Bounds = None) -> Attack:
     """
 
     def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return _project_l2(x + epsilon * directions.singular_vector(f, x, level=level), x, epsilon, bounds)
+        return _project_l2(x + epsilon * _finite(directions.singular_vector(f, x, level=level)), x, epsilon, bounds)
 
     return attack
 
@@ -163,6 +174,11 @@ BY_NAME: dict[str, Callable[[float, int, int], Attack]] = {
     "mi_fgsm": lambda epsilon, steps, dimension: mi_fgsm(epsilon, steps, epsilon / steps),
     "virtual": lambda epsilon, steps, dimension: virtual(epsilon * math.sqrt(dimension), bounds=(0, 1)),
 }
+
+
+def _finite(vectors: jax.Array) -> jax.Array:
+    """Each example's vector; zero in the place of one that is not finite, which has no direction."""
+    return jnp.where(jnp.isfinite(vectors).all(axis=tuple(range(1, vectors.ndim)), keepdims=True), vectors, 0)
 
 
 def _within(x: jax.Array, bounds: Bounds) -> jax.Array:

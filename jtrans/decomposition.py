@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from jtrans import directions, population, training
+from jtrans import attacks, directions, population, training
 from jtrans.models import Model, Variables
 from jtrans.modules import Convolution
 from jtrans.population import Observation
@@ -41,7 +41,8 @@ class Measured(NamedTuple):
       angle: `[P]`, the mean folded angle between what is left of the directions, in degrees.
       share: `[M]`, the mean share of a direction's squared length that was taken out.
       off, inside: `[M]`, the success of attacks along the component left, and along the one taken out, from the next
-        network round a ring: the share of the images that the attacked one gets right which it then gets wrong.
+        network round a ring: the share of the images that the attacked one gets right which it then gets wrong; NaN
+        where it gets none right.
     """
 
     angle: jax.Array
@@ -146,14 +147,15 @@ def measure(
     _, source = population.attackers(1, len(seen.unit)).T
     cosine = jnp.einsum("and,bnd->abn", parts.off, parts.off, precision="highest")
 
-    def keeps(variables: Variables, unit: jax.Array) -> jax.Array:
+    def right(variables: Variables, unit: jax.Array) -> jax.Array:
         # An image without a direction stays where it is.
         attacked = jnp.clip(x + epsilon * jnp.nan_to_num(unit).reshape(x.shape), 0, 1)
-        return model.apply(variables, attacked).argmax(1) == labels
+        return attacks.right(model.apply(variables, attacked), labels)
 
     def success(unit: jax.Array) -> jax.Array:
-        kept = jax.vmap(keeps)(networks.variables, unit[source])
-        return (seen.correct & ~kept).sum(1) / seen.correct.sum(1)
+        attacked = jax.vmap(right)(networks.variables, unit[source])
+        counted = (seen.correct == 1) & ~jnp.isnan(attacked)
+        return (counted & (attacked == 0)).sum(1) / counted.sum(1)
 
     angle = jnp.nanmean(population.folded(cosine[first, second]), 1)
     return Measured(angle, jnp.nanmean(parts.share, 1), success(parts.off), success(parts.inside))

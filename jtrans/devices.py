@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jtrans.errors import InputError
+
 AXIS = "devices"
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes a launcher has started
 # Memory that a device's networks may take at a time. On a CPU larger groups are no faster. Elsewhere: half of it.
@@ -72,6 +74,27 @@ def from_first(tree: Any) -> Any:
     return tree if jax.process_count() == 1 else jax.tree.map(multihost_utils.broadcast_one_to_all, tree)
 
 
+def first_does(action: Callable[[], Any]) -> None:
+    """Call `action` in the first process, while the others wait for its end.
+
+    Raises:
+      InputError: what `action` raised. The other processes end without a word.
+    """
+    error = None
+    if is_first():
+        try:
+            action()
+        except InputError as raised:
+            error = raised
+    if from_first(np.array(error is not None)):
+        raise error or SystemExit(2)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in some process; all call it at the same point."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
 def memory() -> tuple[int, int]:
     """Bytes in use at most so far, and all that there are: of a device, or on a CPU of this process and its machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -96,7 +119,7 @@ def place(
       num_networks: M.
       bytes_each: the memory that a network takes while it trains or is measured.
       state_bytes: the memory that it takes at rest.
-      size: how many a device takes on at a time; 0: as many as fit, in groups of the same size.
+      size: how many a device takes on at a time; 0: as many as fit, in groups of equal size.
       devices: those to use, of all processes; all when None.
     """
     devices = tuple(devices or jax.devices())
@@ -104,7 +127,8 @@ def place(
     budget = CPU_BYTES if on_cpu else memory()[1] // 2
     each = -(-num_networks // len(devices))
     fit = max(1, min(each, budget // bytes_each))
-    size = min(size or max(n for n in range(1, fit + 1) if each % n == 0), each)
+    # As few groups as fit, of sizes as equal as they can be: each group but the last is full.
+    size = min(size or -(-each // -(-each // fit)), each)
     return Placement(num_networks, size, devices, rest_on_host=not on_cpu and each * state_bytes > budget)
 
 

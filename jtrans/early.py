@@ -1,5 +1,6 @@
 """Train many networks side by side and measure every pair's adversarial angle after every step."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from jtrans.errors import InputError
 def run(config: ConfigDict, workdir: Path) -> None:
     """Early transferability: the angle between adversarial directions, and the accuracy, after every optimizer step."""
     settings.check_early(config)
-    with results.claimed(workdir, config) as finished:
+    with results.claimed(workdir, config, grows="num_steps") as finished:
         if finished:
             print(f"{workdir} holds the results of this config already")
         else:
@@ -42,7 +43,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     started = time.monotonic()
     keys = population.keys(config.seed)
     dataset, test = load(config, keys.data, config.batch_size)
-    num_images = len(dataset.train.labels)
+    num_images, digest = len(dataset.train.labels), data.digest(dataset)
     built = [build(config, name, dataset) for name in config.models]
     optimizer = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
     placements = [place(config, model, test.images, config.batch_size, config.num_networks) for model in built]
@@ -50,10 +51,14 @@ def measure(config: ConfigDict, workdir: Path) -> None:
         if placement.num_groups > 1 or len(placement.devices) > 1:
             on = f"each of {len(placement.devices)} {placement.devices[0].platform} devices"
             print(f"{name}: {config.num_networks} networks, {placement.size} at a time on {on}")
+    pair, _ = population.pairs(len(built), config.num_networks)
+    every = config.num_networks ** len(built) if len(built) > 1 else math.comb(config.num_networks, 2)
+    if len(pair) < every:
+        print(f"{len(pair)} of {every} pairs, drawn at random, are compared")
 
     saves = checkpoints.Checkpoints(workdir)
     shapes = population.shapes(built, optimizer, config.num_networks)
-    reached = runs.restore(saves, shapes, config)
+    reached = runs.restore(saves, shapes, config, digest)
     if reached:
         networks = list(map(devices.split, reached.networks, placements))
     else:
@@ -73,16 +78,27 @@ def measure(config: ConfigDict, workdir: Path) -> None:
         batch_statistics=config.batch_statistics,
         epsilon=config.attack.epsilon,
         first_step=reached.step,
+        keep_examples=config.keep_examples,
     )
     ready = time.monotonic()
-    trajectory, trained = runs.follow(steps, placements, reached, saves, config, workdir, config.num_examples)
-    if devices.is_first():
-        summary = findings.summarize(trajectory, test.images[0].size, len(dataset.class_names))
+    trajectory, trained = runs.follow(steps, placements, reached, saves, config, workdir, config.num_examples, digest)
+
+    def write() -> None:
+        results.write_config(workdir, config)
+        if config.save_networks:
+            results.write_networks(workdir, [network.variables for network in trained])
+        curves = findings.curves(trajectory)
+        results.write_trajectory(workdir, trajectory, curves)
+        summary = findings.summarize(trajectory, curves, test.images[0].size, len(dataset.class_names))
         summary["steps_per_epoch"] = num_images // config.batch_size
         overlap = population.batch_overlap(keys.order, len(built), config.num_networks, num_images, config.batch_size)
         summary["batch_overlap"] = overlap
+        summary |= {"class_names": dataset.class_names, "image_shape": test.images.shape[1:], "data_sha256": digest}
         summary["seconds"] = {"preparing": ready - started, "running": time.monotonic() - ready}
-        results.write_run(workdir, config, trajectory, summary, plots.early(config, trajectory, summary), trained)
+        results.write_figure(workdir, plots.early(config, trajectory, summary, curves))
+        results.write_summary(workdir, config, summary)
+
+    devices.first_does(write)
     saves.wait()
 
 

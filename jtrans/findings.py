@@ -9,15 +9,19 @@ import numpy as np
 from jtrans import stats
 from jtrans.attacks import DENOMINATORS
 from jtrans.decomposition import Measured
-from jtrans.population import ATTACKS, Trajectory, attackers, mean_angle, pairs, select
+from jtrans.population import ATTACKS, Trajectory, attackers, pairs, select
 from jtrans.updates import BINS, Angles, Step
 
-AT_CHANCE = 0.05  # a mean accuracy this near to 1 / K is "at chance"
 FALL = 15.0  # degrees below the random mean that count as early transferability
 QUANTILE = 0.01  # of random directions, below which a mean angle is called below random
 NEAR = 2.0  # degrees below the random mean that count as random once a subspace is taken out
 NOTHING = "nothing"
 SUCCESS = dict(zip(("success_transferred", "success_own", "success_random"), ATTACKS, strict=True))
+
+
+def at_chance(chance: float) -> float:
+    """How near to chance, 1 / K, a mean accuracy is "at chance": 0.05, and for more than ten classes half of chance."""
+    return min(0.05, chance / 2)
 
 
 def curves(trajectory: Trajectory) -> dict[str, stats.Interval]:
@@ -40,13 +44,16 @@ def curves(trajectory: Trajectory) -> dict[str, stats.Interval]:
     return found
 
 
-def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[str, Any]:
+def summarize(
+    trajectory: Trajectory, over: Mapping[str, stats.Interval], dimension: int, num_classes: int
+) -> dict[str, Any]:
     """The run's findings, ready for JSON.
 
     A moment is `{step, angle, accuracy}` and the success rates of `curves`, each as `{mean, low, high}`.
 
     Args:
       trajectory: the run.
+      over: its `curves`.
       dimension: the number of input values, for the law of random angles.
       num_classes: K, for the accuracy of chance.
 
@@ -54,12 +61,11 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
       `random` (the law's mean and 1 % quantile, degrees), `chance` (1 / K), the moments `before_training`, `last`,
       `lowest`, `lowest_at_chance` (among the steps before the mean accuracy first leaves chance) and
       `first_below_random` (the first below the quantile; None if there is none), `early_transferability` (whether
-      `lowest_at_chance` is `FALL` degrees or more below the random mean), and the counts of what was left out:
-      `undirected` directions (of `directions`) and `non_finite`: the networks whose loss stopped being finite, with the
-      step where that was seen.
+      `lowest_at_chance` is `FALL` degrees or more below the random mean; None where no angle was measured at chance),
+      and the counts of what was left out: `undirected` directions (of `directions`) and `non_finite`: the networks
+      whose loss stopped being finite, with the step where that was seen.
     """
     random = stats.random_angle(dimension)
-    over = curves(trajectory)
     angle, accuracy = over["angle"].mean, over["accuracy"].mean
     below = np.flatnonzero(angle < random.quantile(QUANTILE))
 
@@ -68,6 +74,7 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
         return {"step": int(trajectory.step[index]), **at}
 
     lowest_at_chance = _lowest(angle[: steps_at_chance(accuracy, 1 / num_classes)])
+    lowest_angle = angle[lowest_at_chance]
     return {
         "random": {
             "dimension": dimension,
@@ -81,7 +88,7 @@ def summarize(trajectory: Trajectory, dimension: int, num_classes: int) -> dict[
         "lowest_at_chance": moment(lowest_at_chance),
         "lowest": moment(_lowest(angle)),
         "last": moment(-1),
-        "early_transferability": bool(angle[lowest_at_chance] <= random.mean() - FALL),
+        "early_transferability": None if np.isnan(lowest_angle) else bool(lowest_angle <= random.mean() - FALL),
         "directions": int(trajectory.accuracy.size * trajectory.num_examples),
         "undirected": int(trajectory.undirected.sum()),
         "non_finite": [
@@ -96,16 +103,17 @@ def steps_at_chance(accuracy: np.ndarray, chance: float) -> int:
     """How many of the measured steps there are before the mean accuracy first leaves chance.
 
     Args:
-      accuracy: `[..., T]`, means at each step; it has left where any of them has. That before training is of random
-        weights, which is no learning, wherever it stands.
+      accuracy: `[..., T]`, means at each step; it has left where any of them has, or is NaN, since no network is left.
+        That before training is of random weights, which is no learning, wherever it stands.
       chance: 1 / K.
     """
-    off = np.abs(accuracy[..., 1:] - chance) > AT_CHANCE
+    off = ~(np.abs(accuracy[..., 1:] - chance) <= at_chance(chance))
     left = np.flatnonzero(off.reshape(-1, off.shape[-1]).any(0))
     return left[0] + 1 if len(left) else accuracy.shape[-1]
 
 
 def _lowest(angle: np.ndarray) -> int:
+    """The index of the lowest angle that there is; 0 where there is none."""
     return 0 if np.isnan(angle).all() else int(np.nanargmin(angle))
 
 
@@ -140,8 +148,11 @@ def describe(summary: dict[str, Any]) -> str:
         rates = ", ".join(f"{attack} {stats.interval_text(lowest[name], 2)}" for name, attack in SUCCESS.items())
         lines.append(f"share of the rightly classified images that FGSM changes at step {lowest['step']}, by whose")
         lines.append(f"direction: {rates}")
+    while_at_chance = f"while the accuracy was still at chance ({chance:.3g} +- {at_chance(chance):.3g})."
+    if summary["early_transferability"] is None:
+        lines.append(f"No network had a direction {while_at_chance}")
+        return "\n".join(lines)
     drop = f"{random['mean_angle'] - lowest['angle']['mean']:.1f} degrees below that of random directions"
-    while_at_chance = f"while the accuracy was still at chance ({chance:.2f} +- {AT_CHANCE:.2f})."
     if summary["early_transferability"]:
         lines.append(f"Early transferability: at step {lowest['step']} the angle was {drop}\n{while_at_chance}")
     else:
@@ -167,13 +178,14 @@ def control(
     Returns:
       By columns: the setting; the step of the lowest mean angle among those before the accuracy leaves chance; the mean
       angle there in degrees, and the accuracy, each with its 95 % interval; the median of the first updates' relative
-      lengths; the share of all directions that were zero or not finite; and whether this is early transferability (1
-      or 0).
+      lengths; the share of all directions that were zero or not finite; how many networks were lost, their loss no
+      longer finite; and whether this is early transferability (1 or 0).
     """
     rows = []
     for (optimizer, batch_size), (trajectory, beside) in parts.items():
         for rate, networks in zip(learning_rates, _by_rate(trajectory, learning_rates), strict=True):
-            found = summarize(select(trajectory, networks), dimension, num_classes)
+            of_rate = select(trajectory, networks)
+            found = summarize(of_rate, curves(of_rate), dimension, num_classes)
             lowest = found["lowest_at_chance"]
             bounds = {f"{k}_{b}": lowest[k][b] for k in ("angle", "accuracy") for b in stats.Interval._fields}
             rows.append(
@@ -185,7 +197,8 @@ def control(
                     **bounds,
                     "first_update": float(np.median(beside["first_update"][networks])),
                     "undirected": found["undirected"] / found["directions"],
-                    "early_transferability": int(found["early_transferability"]),
+                    "lost": len(found["non_finite"]),
+                    "early_transferability": int(bool(found["early_transferability"])),
                 }
             )
     return stats.columns(rows)
@@ -230,8 +243,8 @@ def summarize_control(
 def _unlike(trajectory: Trajectory, num_settings: int, num_classes: int) -> stats.Interval:
     """The mean angle between networks of two settings less that within either, in degrees, while all are at chance."""
     setting = np.repeat(np.arange(num_settings), len(trajectory.model) // num_settings)
-    accuracy = trajectory.accuracy.reshape(num_settings, -1, len(trajectory.step)).mean(1)
-    angle = mean_angle(trajectory.angle[:, 1 : steps_at_chance(accuracy, 1 / num_classes)])
+    accuracy = stats.mean_ci(trajectory.accuracy.reshape(num_settings, -1, len(trajectory.step)), axis=1).mean
+    angle = stats.mean_ci(trajectory.angle[:, 1 : steps_at_chance(accuracy, 1 / num_classes)], axis=1).mean
     first, second = np.sort(setting[trajectory.pair], axis=1).T
 
     def estimate(kept: np.ndarray) -> float:
@@ -247,17 +260,19 @@ def _unlike(trajectory: Trajectory, num_settings: int, num_classes: int) -> stat
 
 def describe_control(table: Mapping[str, np.ndarray]) -> str:
     """The table, and what it counts."""
-    head = ("optimizer", "batch", "rate", "step", "lowest angle at chance", "accuracy", "update", "undirected")
-    lines = ["{:10} {:>6} {:>8} {:>5}   {:24} {:24} {:>8} {:>11}".format(*head)]
+    head = ("optimizer", "batch", "rate", "step", "lowest angle at chance", "accuracy", "update", "undirected", "lost")
+    lines = ["{:10} {:>6} {:>8} {:>5}   {:24} {:24} {:>8} {:>11} {:>5}".format(*head)]
     for i in range(len(table["step"])):
         mark = "  *" * int(table["early_transferability"][i])
         lines.append(
             f"{table['optimizer'][i]:10} {table['batch_size'][i]:6.0f} {table['learning_rate'][i]:8.3g} "
             f"{table['step'][i]:5.0f}   {stats.cell(table, 'angle', i, 1):24} {stats.cell(table, 'accuracy', i, 3):24} "
-            f"{table['first_update'][i]:8.3g} {table['undirected'][i]:11.1%}{mark}"
+            f"{table['first_update'][i]:8.3g} {table['undirected'][i]:11.1%} "
+            f"{table['lost'][i]:5.0f}{mark}"
         )
     shown = int(table["early_transferability"].sum())
     lines.append("update: the first one's length over that of the weights; undirected: input gradients left out")
+    lines.append("lost: networks whose loss is no longer finite; their accuracies and angles are left out")
     lines.append(f"* early transferability (a fall of {FALL:.0f} degrees): {shown} of {len(table['step'])} settings")
     return "\n".join(lines)
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtrans import directions, jacobian, loops, transfer
-from jtrans.attacks import Attack, Success, success
+from jtrans import attacks, directions, jacobian, loops, transfer
+from jtrans.attacks import Attack
 from jtrans.jacobian import Function, SingularTriple
 
 
@@ -26,13 +26,26 @@ class Transferability(NamedTuple):
       tau2: how alike the two networks' outputs move, whatever the input, in [0, 1].
       tau1_tau2: both in one, tau2 with each example weighted by its tau1.
       tau1_per_example: `[N]`; NaN for an example at which the source's attack does not move the source, or the target's
-        own not the target. Those are left out of the other three.
+        own not the target, or outputs are not finite. Those are left out of the other three.
     """
 
     tau1: jax.Array
     tau2: jax.Array
     tau1_tau2: jax.Array
     tau1_per_example: jax.Array
+
+
+class SuccessMatrix(NamedTuple):
+    """How often attacks made on S sources work on T targets.
+
+    Attributes:
+      rate, count: `[S, T, 3]`, as in `attacks.Success`.
+      unmoved: `[S]`, the number of images that the attack on each source left as they are: it had no direction there.
+    """
+
+    rate: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # in the place of the tuple's method, which nobody needs here
+    unmoved: np.ndarray
 
 
 def angles(u: jax.Array, v: jax.Array, *, fold: bool = True) -> jax.Array:
@@ -141,7 +154,7 @@ def success_matrix(
     *,
     key: jax.Array | None = None,
     batch_size: int = 256,
-) -> Success:
+) -> SuccessMatrix:
     """How often an attack made on each source is one on each target too: away from the true labels.
 
     Args:
@@ -153,8 +166,8 @@ def success_matrix(
       batch_size: how many examples are in memory at once.
 
     Returns:
-      `rate` and `count` `[S, T, 3]`, among each of `attacks.DENOMINATORS`: all images, those that the target gets right
-      without the attack, those that both get right.
+      SuccessMatrix, among each of `attacks.DENOMINATORS`: all images, those that the target gets right without the
+      attack, those that both get right. Images at which the target's outputs are not finite are in none of them.
 
     Raises:
       ValueError: a random attack without a key.
@@ -163,15 +176,23 @@ def success_matrix(
     keys = None if key is None else directions.example_keys(key, len(x))
 
     def right(f: Function, x: jax.Array) -> np.ndarray:
-        return np.asarray(loops.in_batches(lambda x: (None, f(x).argmax(-1)), batch_size, x, compiled=False)[1]) == y
+        each = lambda x, y: (None, attacks.right(f(x), y))
+        return np.asarray(loops.in_batches(each, batch_size, x, y, compiled=False)[1])
 
-    right_target, rows = np.array([right(f, x) for f in targets]), []
+    def perturbed(f: Function, x: jax.Array, y: jax.Array, keys: jax.Array | None) -> jax.Array:
+        adversarial = attack(f, x, y, keys)
+        finite = jnp.isfinite(adversarial).all(axis=tuple(range(1, x.ndim)), keepdims=True)
+        return jnp.where(finite, adversarial, x)  # an attack of the user's own may give NaN
+
+    clean_target, rates, counts, unmoved = np.array([right(f, x) for f in targets]), [], [], []
     for f in sources:
-        make = lambda x, y, keys, f=f: (None, attack(f, x, y, keys))
+        make = lambda x, y, keys, f=f: (None, perturbed(f, x, y, keys))
         adversarial = loops.in_batches(make, batch_size, x, y, keys, compiled=False)[1]
-        wrong = ~np.array([right(g, adversarial) for g in targets])
-        rows.append(success(wrong, right_target, right(f, x)))
-    return Success(*map(np.array, zip(*rows, strict=True)))
+        rate, count = attacks.success(np.array([right(g, adversarial) for g in targets]), clean_target, right(f, x))
+        rates.append(rate)
+        counts.append(count)
+        unmoved.append(int((adversarial == x).reshape(len(x), -1).all(1).sum()))
+    return SuccessMatrix(np.array(rates), np.array(counts), np.array(unmoved))
 
 
 def gradient_matching_distance(
@@ -245,7 +266,8 @@ def _finite_effects(f_source: Function, f_target: Function, x: jax.Array, attack
 def _moments(own: jax.Array, across: jax.Array, best: jax.Array):
     """The sums over examples that the taus are made of, and each example's ratio."""
     length = jnp.linalg.norm(across, axis=1)
-    defined = (jnp.linalg.norm(own, axis=1) > 0) & (best > 0)
+    finite = jnp.isfinite(own).all(1) & jnp.isfinite(length) & jnp.isfinite(best)
+    defined = finite & (jnp.linalg.norm(own, axis=1) > 0) & (best > 0)
     ratio = jnp.where(defined, length / jnp.where(defined, best, 1), jnp.nan)
     source = jnp.where(defined[:, None], directions.normalize(own), 0)
     # An attack that leaves the target where it is has no direction there, and counts as one that agrees with nothing.

@@ -28,7 +28,9 @@ MOST_CURVES = 10  # of runs in one figure
 EPOCHS = 10  # from so many on the x axis counts epochs, not steps
 
 
-def early(config: Mapping[str, Any], trajectory: Trajectory, summary: Mapping[str, Any]) -> Figure:
+def early(
+    config: Mapping[str, Any], trajectory: Trajectory, summary: Mapping[str, Any], curves: Mapping[str, Interval]
+) -> Figure:
     """The layout of BenShmuel (2022), Figure 1: the angle above, the accuracies below, over optimizer steps.
 
     Where networks were attacked, the success rates stand below. Shaded bands are 95 % intervals (over pairs by a
@@ -36,8 +38,9 @@ def early(config: Mapping[str, Any], trajectory: Trajectory, summary: Mapping[st
 
     Args:
       config, trajectory, summary: as `results.read` gives them.
+      curves: `findings.curves` of the trajectory.
     """
-    (x, x_label), curves = _progress(trajectory, summary), findings.curves(trajectory)
+    x, x_label = _progress(trajectory, summary)
     attacked = trajectory.success is not None
     figure = Figure(figsize=(7.5, 8.4 if attacked else 6.4), layout="constrained")
     above, below, *rest = figure.subplots(2 + attacked, 1, sharex=True, height_ratios=(3, 2, 2)[: 2 + attacked])
@@ -203,7 +206,7 @@ def control(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summary:
     figure = draw(config, table, summary)
     figure.suptitle(
         f"Lowest mean angle within {config['num_steps']} steps while the accuracy is within "
-        f"{100 * findings.AT_CHANCE:.0f} points of chance\n"
+        f"{100 * findings.at_chance(summary['chance']):.2g} points of chance\n"
         f"{_networks(config)}, {config['num_networks']} networks a setting; "
         f"{_data(config)}, {config['num_examples']} test images",
         fontsize="medium",

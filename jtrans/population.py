@@ -28,6 +28,7 @@ ATTACKS = (
 # Test images are measured so many at a time at most, and fewer where the directions of all networks would take more.
 BLOCK = 200
 DIRECTIONS_BYTES = 2**29
+MOST_PAIRS = 2**17  # of more pairs, a sample of so many is compared: all of 512 networks are fewer
 
 
 class Keys(NamedTuple):
@@ -46,7 +47,8 @@ class Observation(NamedTuple):
 
     Attributes:
       unit: `[M, n, D]` adversarial directions; NaN where a network has none.
-      correct, loss: `[M, n]`, whether the label is predicted, and the negative log-likelihood in nats.
+      correct: `[M, n]`, whether the label is predicted, as `attacks.right` gives it.
+      loss: `[M, n]`, the negative log-likelihood in nats; NaN where `correct` is.
     """
 
     unit: jax.Array
@@ -59,12 +61,14 @@ class Measurement(NamedTuple):
 
     Attributes:
       angle: `[P]`, the mean over the images of the folded angle, in degrees; NaN where no image has one.
-      accuracy, loss: `[M]`, shares of 1 and nats, means over the same images.
+      accuracy, loss: `[M]`, shares of 1 and nats, means over the same images. Where the loss is not finite, the network
+        is lost and its accuracy NaN.
       undirected: `[M]`, the number of images at which the network's input gradient is zero or not finite.
       success: `[M, 3, 3]`, of FGSM on the M networks of the first architecture: for each of `ATTACKS` and
         `attacks.DENOMINATORS` the share of images got wrong under attack; NaN where there is no such image. None where
         there was no attack.
-      angle_examples: `[P, N]`, each image's angle; NaN where either network has no direction there.
+      angle_examples: `[P, N]`, each image's angle; NaN where either network has no direction there. None where it was
+        not asked for.
     """
 
     angle: np.ndarray
@@ -82,7 +86,7 @@ class Trajectory(NamedTuple):
       step: `[T]`; 0 is before training.
       pair: `[P, 2]`, the networks compared.
       angle: `[P, T]`, the mean over the images of the folded angle, in degrees; NaN where no image has one.
-      accuracy, loss: `[M, T]`, shares of 1 and nats.
+      accuracy, loss: `[M, T]`, shares of 1 and nats; the accuracy is NaN where the loss is not finite.
       model: `[M]`, the architecture of each network, 0 or 1.
       undirected: `[M, T]`, the number of images at which the network has no direction, left out of the mean.
       num_examples: N.
@@ -116,6 +120,8 @@ def network_keys(key: jax.Array, num_models: int, num_networks: int) -> list[jax
 def pairs(num_models: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
     """Which networks are compared: `pair [P, 2]`, and the architecture of each network, `model`.
 
+    All pairs of one architecture, or all across two; of more than `MOST_PAIRS` a sample, the same at each call.
+
     Raises:
       ValueError: other than one or two architectures.
     """
@@ -126,7 +132,14 @@ def pairs(num_models: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
         pair = np.stack([first, num_networks + second], axis=1)
     else:
         raise ValueError(f"num_models: got {num_models}; it takes 1 or 2")
-    return pair, np.repeat(np.arange(num_models), num_networks)
+    return sample(pair, MOST_PAIRS), np.repeat(np.arange(num_models), num_networks)
+
+
+def sample(pair: np.ndarray, most: int) -> np.ndarray:
+    """The rows of `pair [P, 2]`, or where there are more than `most` of them a sample of so many, in their order."""
+    if len(pair) <= most:
+        return pair
+    return pair[np.sort(np.random.default_rng(0).choice(len(pair), most, replace=False))]
 
 
 def attackers(num_models: int, num_networks: int) -> np.ndarray:
@@ -209,9 +222,10 @@ def observe(
         x = training.pixels(images)
         f = partial(model.apply, model.calibrate(variables, x) if batch_statistics else variables)
         logits = f(x)
+        correct = attacks.right(logits, labels)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         unit = directions.normalize(directions.loss_gradient(f, x, labels))
-        return Observation(unit, logits.argmax(1) == labels, loss)
+        return Observation(unit, correct, jnp.where(jnp.isnan(correct), jnp.nan, loss))
 
     # A copy of the images for each network: shared ones would turn the first layer into one wide product, whose
     # operands and result have to be transposed, which takes longer than the product.
@@ -219,15 +233,18 @@ def observe(
     return jax.vmap(one)(networks.variables, jnp.broadcast_to(images, (count, *images.shape)))
 
 
-def compare(observations: Sequence[Sequence[Observation]], placements: Sequence[Placement]) -> tuple[jax.Array, ...]:
+def compare(
+    observations: Sequence[Sequence[Observation]], placements: Sequence[Placement], pair: jax.Array
+) -> tuple[jax.Array, ...]:
     """Every pair's angles and what every network does, on every device; within a program of `devices.py`.
 
     Args:
       observations: for each architecture, this device's share of each group.
+      pair: `[P, 2]`, the networks compared.
 
     Returns:
-      `angle [P, n]` in degrees, and `[M, n]` of both architectures' networks: 1 where the label is predicted, the loss,
-      1 where there is a direction; else 0.
+      `angle [P, n]` in degrees, and `[M, n]` of both architectures' networks: `correct` and `loss` of `Observation`,
+      and 1 where there is a direction, else 0.
     """
     (last,) = devices.gather([([group.unit for group in observations[-1]], placements[-1])])
     # Each device compares its own networks with all of the last architecture's.
@@ -239,7 +256,7 @@ def compare(observations: Sequence[Sequence[Observation]], placements: Sequence[
 
     own = [(list(map(facts, groups)), placement) for groups, placement in zip(observations, placements, strict=True)]
     cosine, *known = devices.gather([(rows, placements[0]), *own])
-    first, second = pairs(len(placements), len(last))[0].T
+    first, second = pair.T
     return folded(cosine[first, second % len(last)]), *jnp.moveaxis(jnp.concatenate(known), 1, 0)
 
 
@@ -258,6 +275,7 @@ def withstand(
     keys: jax.Array,
     *,
     epsilon: float,
+    batch_statistics: bool = False,
 ) -> jax.Array:
     """Whether each network of the first architecture gives the label under FGSM (Goodfellow et al. 2015).
 
@@ -270,9 +288,10 @@ def withstand(
       images, labels: uint8 `[n, H, W, C]` and `[n]`.
       keys: `[n]`, for the random signs.
       epsilon: the largest change of a pixel, in [0, 1].
+      batch_statistics: as in `observe`; the statistics stay those of the clean images.
 
     Returns:
-      `[M, 3, n]`, for each of `ATTACKS`: 1 where the label is predicted.
+      `[M, 3, n]`, for each of `ATTACKS` what `attacks.right` gives.
     """
     x = training.pixels(images)
     (last,) = devices.gather([([group.unit for group in observations[-1]], placements[-1])])
@@ -281,26 +300,27 @@ def withstand(
     noise = directions.random(keys, x)
 
     def one(variables: Variables, own: jax.Array, other: jax.Array) -> jax.Array:
+        variables = model.calibrate(variables, x) if batch_statistics else variables
         attacked = [jnp.clip(x + step(direction), 0, 1) for direction in (other, own, noise)]
-        return jnp.stack([model.apply(variables, images).argmax(1) == labels for images in attacked])
+        return jnp.stack([attacks.right(model.apply(variables, images), labels) for images in attacked])
 
     kept = []
     for networks, seen, targets in zip(groups, observations[0], devices.slots(placements[0]), strict=True):
         others = last[(targets + 1) % len(last)]
-        kept.append(jax.vmap(one)(networks.variables, seen.unit, others).astype(jnp.float32))
+        kept.append(jax.vmap(one)(networks.variables, seen.unit, others))
     (whole,) = devices.gather([(kept, placements[0])])
     return whole
 
 
-def success(kept: np.ndarray, correct: np.ndarray, num_models: int) -> np.ndarray:
+def success(attacked: np.ndarray, correct: np.ndarray, num_models: int) -> np.ndarray:
     """The success rates `[M, 3, 3]` of `Measurement`.
 
     Args:
-      kept: `[M, 3, N]`, whether the label is still predicted under each attack.
+      attacked: `[M, 3, N]`, whether the label is still predicted under each attack, as `attacks.right` gives it.
       correct: `[M, N]` of all architectures, whether it is without.
     """
-    target, source = attackers(num_models, len(kept)).T
-    return attacks.success(kept == 0, correct[target, None] == 1, correct[source, None] == 1).rate
+    target, source = attackers(num_models, len(attacked)).T
+    return attacks.success(attacked, correct[target, None], correct[source, None]).rate
 
 
 def trajectory(
@@ -320,6 +340,8 @@ def trajectory(
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     objective: Objective = training.cross_entropy,
     first_step: int = 0,
+    pair: np.ndarray | None = None,
+    keep_examples: bool = False,
 ) -> Iterator[tuple[int, list[list[Group]], Measurement | None]]:
     """Train all networks and measure them before training, after every `measure_every` steps, and after the last.
 
@@ -337,6 +359,8 @@ def trajectory(
       augment: `(key, images) -> images` of a training batch, as `training.crop_and_flip`; None for nothing.
       objective: what training lowers.
       first_step: the steps that the networks have behind them; above 0 nothing is measured before the next.
+      pair: `[P, 2]`, the networks compared; those of `pairs` when None.
+      keep_examples: give the angle of each image, not the mean alone.
 
     Yields:
       `(step, networks, measurement)` for each step, None in the place of what is not measured; the networks are the
@@ -345,9 +369,10 @@ def trajectory(
     on = placements[0].devices
     num_networks = placements[0].num_networks
     num_images, num_examples = len(train.labels), len(test.labels)
+    pair = pairs(len(models), num_networks)[0] if pair is None else pair
     all_networks, image_size = num_networks * len(models), test.images[0].size
     block = block_size(num_examples, all_networks, image_size, batch_statistics=batch_statistics)
-    train, test = devices.copies((tuple(train), tuple(test)), on)
+    train, test, compared_pairs = devices.copies((tuple(train), tuple(test), np.int32(pair)), on)
 
     def one_step(model, network, order, step_keys, step, position, images, labels):
         batch = jax.lax.dynamic_slice(order, (position,), (batch_size,))
@@ -366,13 +391,21 @@ def trajectory(
     def resist(groups, seen, images, labels, start):
         noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.attack, start + jnp.arange(block))
         images, labels = (jax.lax.dynamic_slice_in_dim(a, start, block) for a in (images, labels))
-        return withstand(models[0], groups, seen, placements, images, labels, noise_keys, epsilon=epsilon)
+        options = {"epsilon": epsilon, "batch_statistics": batch_statistics}
+        return withstand(models[0], groups, seen, placements, images, labels, noise_keys, **options)
+
+    def comparison(seen, pair, skipped):
+        angle, *of_networks = compare(seen, placements, pair)
+        # The first images of a block that overlaps the one before are counted there.
+        counted = ~jnp.isnan(angle) & (jnp.arange(block) >= skipped)[None]
+        sums = jnp.where(counted, angle, 0).sum(1), counted.sum(1)
+        return sums, [*([angle] if keep_examples else []), *of_networks]
 
     steps = list(map(steps_of, models))
     looks = [devices.program(partial(look, model), on, in_axes=(0, 0, 0, None)) for model in models]
     shuffled = jax.vmap(partial(training.epoch_order, num_examples=num_images), (0, None))
     shuffle = devices.program(shuffled, on, in_axes=(0, None))
-    compared = devices.program(partial(compare, placements=placements), on, out_axes=None)
+    compared = devices.program(comparison, on, in_axes=(0, 0, None), out_axes=None)
     resisted = devices.program(resist, on, in_axes=(0, 0, 0, 0, None), out_axes=None)
 
     trained: list[list[Group]] = [list(groups) for groups in networks]
@@ -389,18 +422,23 @@ def trajectory(
             groups[i] = jax.device_get(group) if placement.rest_on_host else group
 
     def measured():
-        blocks = []
+        totals, counts, blocks = 0.0, 0, []
         for start in range(0, num_examples, block):
             at = min(start, num_examples - block)
             seen = [[see(g, *test, at) for g in groups] for see, groups in zip(looks, trained, strict=True)]
-            found = list(compared(seen))
-            found += [resisted(trained[0], seen, *test, at)] if epsilon else []
-            blocks.append([value[..., start - at :] for value in jax.device_get(found)])
+            (total, count), values = jax.device_get(compared(seen, compared_pairs, start - at))
+            totals, counts = totals + np.float64(total), counts + count
+            values += [jax.device_get(resisted(trained[0], seen, *test, at))] if epsilon else []
+            blocks.append([value[..., start - at :] for value in values])
         whole = [np.concatenate(values, axis=-1) for values in zip(*blocks, strict=True)]
-        angle, correct, loss, directed, *kept = whole
+        examples = whole.pop(0) if keep_examples else None
+        correct, loss, directed, *attacked = whole
         mean = partial(np.mean, axis=1, dtype=np.float64)
-        fooled = success(*kept, correct, len(models)) if kept else None
-        return Measurement(mean_angle(angle), mean(correct), mean(loss), (directed == 0).sum(1), fooled, angle)
+        with np.errstate(invalid="ignore"):  # 0 / 0, where no image has an angle, is the NaN that is meant
+            angle = totals / counts
+        accuracy = np.where(np.isfinite(mean(loss)), mean(correct), np.nan)
+        fooled = success(*attacked, correct, len(models)) if attacked else None
+        return Measurement(angle, accuracy, mean(loss), (directed == 0).sum(1), fooled, examples)
 
     if first_step == 0:
         yield 0, trained, measured()
@@ -415,12 +453,17 @@ def trajectory(
 
 
 def collect(
-    steps: Sequence[int], measurements: Sequence[Measurement], num_models: int, num_examples: int
+    steps: Sequence[int],
+    measurements: Sequence[Measurement],
+    num_models: int,
+    num_examples: int,
+    pair: np.ndarray | None = None,
 ) -> Trajectory:
-    """The measurements of the given steps, of N test images, as one trajectory."""
+    """The measurements of the given steps, of N test images, as one trajectory; `pair` as in `trajectory`."""
     stack = lambda values: None if values[0] is None else np.stack(values, axis=1)
     angle, accuracy, loss, undirected, *kept = map(stack, zip(*measurements, strict=True))
-    pair, model = pairs(num_models, len(accuracy) // num_models)
+    every, model = pairs(num_models, len(accuracy) // num_models)
+    pair = every if pair is None else pair
     return Trajectory(np.array(steps), pair, angle, accuracy, loss, model, undirected, np.array(num_examples), *kept)
 
 
@@ -460,16 +503,15 @@ def measurements(trajectory: Trajectory) -> list[Measurement]:
     return [Measurement(*at(t)) for t in range(len(trajectory.step))]
 
 
-def mean_angle(angle: np.ndarray) -> np.ndarray:
-    """The mean over the last axis, leaving NaN out; NaN where nothing else is there."""
-    known = ~np.isnan(angle)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
-        return np.where(known, angle, 0).sum(-1, dtype=np.float64) / known.sum(-1)
-
-
 def batch_overlap(key: jax.Array, num_models: int, num_networks: int, num_images: int, batch_size: int) -> float:
     """The share of a network's first batch that is also in the first batch of the other, averaged over pairs."""
-    first = jax.vmap(lambda k: training.epoch_order(k, 0, num_images)[:batch_size])
-    batches = np.concatenate([first(model_keys) for model_keys in network_keys(key, num_models, num_networks)])
-    pair, _ = pairs(num_models, num_networks)
-    return float(np.mean([np.isin(batches[a], batches[b]).mean() for a, b in pair]))
+    first = jax.jit(lambda k: training.epoch_order(k, 0, num_images)[:batch_size])
+    uses = np.zeros((num_models, num_images))  # how many networks' first batches an image is in
+    for count, model_keys in zip(uses, network_keys(key, num_models, num_networks), strict=True):
+        for network_key in model_keys:
+            count[np.asarray(first(network_key))] += 1
+    if num_models == 1:
+        shared, num_pairs = (uses * (uses - 1)).sum() / 2, num_networks * (num_networks - 1) / 2
+    else:
+        shared, num_pairs = uses.prod(0).sum(), num_networks**2
+    return float(shared / num_pairs / batch_size)

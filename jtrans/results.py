@@ -7,8 +7,10 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
-import tempfile
+import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
@@ -21,14 +23,14 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jtrans import devices, settings
+from jtrans import __version__, devices, settings
 from jtrans.errors import InputError, one_line
-from jtrans.findings import curves
 from jtrans.models import Variables
 from jtrans.population import Trajectory
+from jtrans.stats import Interval
 from jtrans.training import Network
 
-CONFIG, SUMMARY, NETWORKS = "config.json", "summary.json", "networks"
+CONFIG, SUMMARY, NETWORKS, LOCK = "config.json", "summary.json", "networks", ".lock"
 TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.csv", "synthetic.csv"
 CONTROL_TABLE, DECOMPOSE_TABLE, UPDATES_TABLE = "control.csv", "decompose.csv", "updates.csv"
 TYPICAL_TABLE, UNLIKELY_TABLE = "typical.csv", "unlikely.csv"
@@ -44,12 +46,18 @@ TABLES = (
     MATRIX_TABLE,
     PENALTY_TABLE,
 )
-RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, *TABLES)
+FIGURES = tuple(f"{name}.{suffix}" for name in ("figure", "matrix") for suffix in ("png", "svg"))
+RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, *TABLES, *FIGURES)
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # a file of `write` that a killed process left
+ORBAX = {"state", "_CHECKPOINT_METADATA", "commit_success.txt", "orbax.checkpoint"}  # what a saved checkpoint holds
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: ConfigDict) -> Iterator[bool]:
+def claimed(workdir: Path, config: ConfigDict, grows: str = "") -> Iterator[bool]:
     """The work directory, made and checked before any compute, and kept from other runs meanwhile.
+
+    Args:
+      grows: the field that may be larger than in the results that are there, where the experiment resumes from them.
 
     Yields:
       Whether the results of this very config are there already.
@@ -58,21 +66,16 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[bool]:
       InputError: it cannot be written, is another run's at the moment, or holds what another config left. In a job of
         several processes the first finds that out, and the others end without a word.
     """
-    error, finished, lock = None, False, None
-    if devices.is_first():
-        try:
-            lock = _lock(workdir)
-            finished = _check(workdir, config)
-        except InputError as found:
-            error = found
-    failed, finished = devices.from_first((np.array(error is not None), np.array(finished)))
-    try:
-        if failed:
-            raise error or SystemExit(2)
-        yield bool(finished)
-    finally:
-        if lock is not None:
-            os.close(lock)
+    with contextlib.ExitStack() as stack:
+        finished = False
+
+        def claim() -> None:
+            nonlocal finished
+            stack.callback(os.close, _lock(workdir))
+            finished = _check(workdir, config, grows)
+
+        devices.first_does(claim)
+        yield bool(devices.from_first(np.array(finished)))
 
 
 def ensure(workdir: Path, config: ConfigDict, measure: Callable[[ConfigDict, Path], None]) -> None:
@@ -87,12 +90,13 @@ def ensure(workdir: Path, config: ConfigDict, measure: Callable[[ConfigDict, Pat
 
 
 def _lock(workdir: Path) -> int:
-    """The open work directory, which the system takes back when the process ends, however it ends."""
+    """The open lock file, whose lock the system takes back when the process ends, however it ends.
+
+    It is opened for writing, without which NFS grants no lock.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-        opened = os.open(workdir, os.O_RDONLY)
+        opened = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise InputError(f"--workdir: {workdir} cannot be used ({one_line(error)}); name another") from error
     try:
@@ -100,19 +104,27 @@ def _lock(workdir: Path) -> int:
     except BlockingIOError as error:
         os.close(opened)
         raise InputError(f"--workdir: another run is using {workdir}; wait for its end, or name another") from error
-    except OSError:
-        pass  # a file system without locks
+    except OSError as error:
+        print(f"warning: {workdir} cannot be locked ({one_line(error)}); keep other runs out of it", file=sys.stderr)
     return opened
 
 
-def _check(workdir: Path, config: ConfigDict) -> bool:
-    """Whether the config's results are there. A larger `num_steps` than there is no other config."""
+def _check(workdir: Path, config: ConfigDict, grows: str) -> bool:
+    """Whether the config's results are there."""
     try:
         path = workdir / CONFIG
         if path.exists():
-            _check_same(workdir, json.loads(path.read_text()), _plain(config))
+            _check_same(workdir, json.loads(path.read_text()), _plain(config), grows)
         elif held := [name for name in RESULTS if (workdir / name).exists()]:
             raise InputError(f"--workdir: {workdir} holds {held[0]} but no {CONFIG}; name a directory of its own")
+        networks = workdir / NETWORKS
+        others = sorted({path.name for path in networks.iterdir()} - ORBAX) if networks.is_dir() else []
+        if networks.is_symlink() or others:  # what a save would delete
+            what = f"holds {others[0]}, which is not jtrans's" if others else "is a link"
+            raise InputError(f"--workdir: {networks} {what}; move it elsewhere, or name another directory")
+        for path in workdir.iterdir():
+            if PARTIAL.fullmatch(path.name):
+                path.unlink()
         return is_finished(workdir, config)
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"--workdir: {workdir} cannot be used ({one_line(error)}); name another") from error
@@ -134,11 +146,11 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _check_same(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def _check_same(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any], grows: str) -> None:
     old, new = settings.flat(there), settings.flat(here)
     differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    if "num_steps" in differing and isinstance(old.get("num_steps"), int) and old["num_steps"] < new["num_steps"]:
-        differing.remove("num_steps")
+    if grows in differing and isinstance(old.get(grows), int) and old[grows] < new[grows]:
+        differing.remove(grows)
     if differing:
         listed = ", ".join(f"{name} ({old.get(name)} there, {new.get(name)} here)" for name in differing)
         raise InputError(f"--workdir: {workdir} holds a run of another config; {listed}; name another directory")
@@ -150,17 +162,19 @@ def write(path: Path, content: bytes) -> None:
     Raises:
       InputError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.part")
+    # A name of its own: others may write a file of this name at the same time, of which one then stays.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
 
 
 def cannot_write(path: Path, error: Exception) -> InputError:
@@ -182,10 +196,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write(path, (json.dumps(valid(content), indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_trajectory(workdir: Path, trajectory: Trajectory) -> None:
-    """`trajectory.npz`, the arrays, and `trajectory.csv`, a row a step."""
+def write_trajectory(workdir: Path, trajectory: Trajectory, over: Mapping[str, Interval]) -> None:
+    """`trajectory.npz`, the arrays, and `trajectory.csv`, a row a step, with the `findings.curves` of the trajectory."""
     write_arrays(workdir / TRAJECTORY, trajectory)
-    over = curves(trajectory)
     columns = {"step": trajectory.step}
     for name, interval in over.items():
         columns |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -252,33 +265,15 @@ def drawn(figure: Figure, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_run(
-    workdir: Path,
-    config: ConfigDict,
-    trajectory: Trajectory,
-    summary: Mapping[str, Any],
-    figure: Figure,
-    networks: Sequence[Network],
-) -> None:
-    """Everything that a run leaves.
-
-    Args:
-      networks: of each architecture, `[M, ...]`.
-    """
-    write_config(workdir, config)
-    if config.save_networks:
-        write_networks(workdir, [network.variables for network in networks])
-    write_trajectory(workdir, trajectory)
-    write_figure(workdir, figure)
-    write_summary(workdir, config, summary)
-
-
 def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
     """`networks/`: for each architecture, in order, the variables of all its networks, as an Orbax checkpoint."""
     try:
         # From NumPy: what JAX holds would have to be restored to the same devices.
         plain = {str(i): v for i, v in enumerate(jax.device_get(networks))}
-        ocp.save((workdir / NETWORKS).resolve(), plain, overwrite=True)
+        # Orbax else waits for the other processes of a job, of which the first alone writes.
+        alone = ocp.options.MultiprocessingOptions(active_processes={0})
+        with ocp.Context(multiprocessing_options=alone):
+            ocp.save((workdir / NETWORKS).resolve(), plain, overwrite=True)
     except Exception as error:  # whatever a full disk makes of it
         raise cannot_write(workdir / NETWORKS, error) from error
 
@@ -340,7 +335,9 @@ def read(workdir: Path) -> tuple[dict[str, Any], Trajectory, dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
     """What the numbers were made with: versions, devices, and the commit of the source where there is one."""
-    versions = {name: metadata.version(name) for name in ("jtrans", "jax", "jaxlib", "flax", "optax", "numpy")}
+    # A checkout that is not installed has no metadata of its own.
+    versions = {"jtrans": __version__}
+    versions |= {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
     return {"versions": versions, "devices": devices, "git_commit": _commit()}
 

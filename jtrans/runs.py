@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ from flax.serialization import from_state_dict, to_state_dict
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jtrans import devices, population, results
+from jtrans import devices, population, results, stats
 from jtrans.checkpoints import KEPT, Checkpoints
 from jtrans.devices import Group, Placement
-from jtrans.errors import Interrupted
+from jtrans.errors import InputError, Interrupted
 from jtrans.population import Measurement, Trajectory
 from jtrans.training import Network
 
@@ -35,17 +36,28 @@ class Progress(NamedTuple):
     measurements: list[Measurement]
 
 
-def restore(checkpoints: Checkpoints, networks: Sequence[Network], config: ConfigDict) -> Progress | None:
+def restore(
+    checkpoints: Checkpoints, networks: Sequence[Network], config: ConfigDict, digest: str
+) -> Progress | None:
     """Where an earlier run with the same work directory stopped; None where it left nothing.
 
     Args:
       networks: of each architecture the shapes of its networks, `[M, ...]`.
+      digest: of the data set, `data.digest`.
+
+    Raises:
+      InputError: the run was begun on other images, or by an earlier version of jtrans, which did not keep their digest.
     """
     step = checkpoints.newest()
     if step is None:
         return None
-    print(f"resuming from step {step}", flush=True)
     state = checkpoints.load(step)
+    begun_with = bytes(state.get("data", b"")).hex()
+    if begun_with != digest:
+        there = f"{begun_with[:8]}... there, {digest[:8]}... now" if begun_with else "not kept by that version of jtrans"
+        what = f"{checkpoints.folder.parent} holds a run begun on other images (SHA-256 {there})"
+        raise InputError(f"--workdir: {what}; put them back, or name another directory")
+    print(f"resuming from step {step}", flush=True)
     loaded = [from_state_dict(network, state["networks"][str(i)]) for i, network in enumerate(networks)]
     trajectory = Trajectory(**state["history"])
     measured = zip(trajectory.step.tolist(), population.measurements(trajectory), strict=True)
@@ -53,6 +65,8 @@ def restore(checkpoints: Checkpoints, networks: Sequence[Network], config: Confi
     kept = [(t, m) for t, m in measured if t % config.measure_every == 0 or t == config.num_steps]
     # Before the first step there is no going on: the run measures step 0 again.
     kept = kept if step > 0 else []
+    if config.keep_examples:
+        kept = [(t, m._replace(angle_examples=checkpoints.read_examples(t))) for t, m in kept]
     return Progress(step, loaded, [t for t, _ in kept], [m for _, m in kept])
 
 
@@ -64,11 +78,13 @@ def follow(
     config: ConfigDict,
     workdir: Path,
     num_examples: int,
+    digest: str,
 ) -> tuple[Trajectory, list[Network]]:
     """Go through the steps of a run, with its checkpoints; to the end, or to the step where it is asked to stop.
 
     Args:
       run: what `population.trajectory` gives, after the step that `start` stands at.
+      digest: of the data set, `data.digest`.
 
     Returns:
       The trajectory, from step 0 on, and the networks of each architecture, `[M, ...]`.
@@ -85,29 +101,34 @@ def follow(
         for step, networks, measurement in run:
             if measurement:
                 steps.append(step)
-                measurements.append(measurement if config.keep_examples else measurement._replace(angle_examples=None))
+                measurements.append(measurement)
+                if config.keep_examples and any(interval):
+                    checkpoints.write_examples(step, measurement.angle_examples)
             log.show(step, measurement)
             late = interval[0] and time.monotonic() - saved >= interval[0]
-            due = np.array([bool(late or (interval[1] and step % interval[1] == 0)), stop.asked])
-            save, halt = devices.from_first(due)
+            due = bool(late or (interval[1] and step % interval[1] == 0))
+            save, halt = map(devices.any_process, (due, stop.asked))
+            halt = halt and step < config.num_steps  # a run that has come to its end is not thrown away
             if halt and not any(interval):
                 raise Interrupted(f"interrupted at step {step}; without checkpoints nothing was kept")
             if save or halt or step == config.num_steps:
                 hosted = [devices.merge(groups, at) for groups, at in zip(networks, placements, strict=True)]
                 if any(interval):
-                    if devices.is_first():
-                        results.write_config(workdir, config)
-                    checkpoints.save(step, _state(hosted, collect()))
+                    devices.first_does(partial(results.write_config, workdir, config))
+                    checkpoints.save(step, _state(hosted, collect(), digest), steps if config.keep_examples else ())
                 saved = time.monotonic()
-            if halt and step < config.num_steps:
+            if halt:
                 checkpoints.wait()
                 raise Interrupted(f"interrupted at step {step}, which is saved; the same command goes on from there")
     return collect(), hosted
 
 
-def _state(networks: Sequence[Network], trajectory: Trajectory) -> dict[str, Any]:
-    history = {name: values for name, values in trajectory._asdict().items() if values is not None}
-    return {"networks": {str(i): to_state_dict(network) for i, network in enumerate(networks)}, "history": history}
+def _state(networks: Sequence[Network], trajectory: Trajectory, digest: str) -> dict[str, Any]:
+    # Each image's angles are in files of their own, `Checkpoints.write_examples`.
+    fields = trajectory._replace(angle_examples=None)._asdict()
+    history = {name: values for name, values in fields.items() if values is not None}
+    states = {str(i): to_state_dict(network) for i, network in enumerate(networks)}
+    return {"networks": states, "history": history, "data": np.frombuffer(bytes.fromhex(digest), np.uint8)}
 
 
 class _Stop:
@@ -137,6 +158,7 @@ class _Log:
 
     def __init__(self, config: ConfigDict, workdir: Path, start: Progress) -> None:
         self.config, self.first_step, self.state_bytes = config, start.step, devices.num_bytes(start.networks)
+        self.history_bytes = self.example_bytes = 0
         self.lost: set[int] = set()
         self.moment: tuple[int, float] | None = None  # the first step that was timed, and when it ended
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal, or a notebook
@@ -159,10 +181,11 @@ class _Log:
     def show(self, step: int, measurement: Measurement | None) -> None:
         """The mean angle and accuracy after a step, where it was measured."""
         self.bar.update(step - self.bar.n)
+        self._count(measurement)
         pace = self._pace(step)
         if measurement is None:
             return
-        angle, accuracy = population.mean_angle(measurement.angle), measurement.accuracy.mean()
+        angle, accuracy = (stats.mean_ci(values).mean for values in (measurement.angle, measurement.accuracy))
         self.bar.set_postfix_str(f"angle {angle:.1f} deg, accuracy {accuracy:.2f}", refresh=False)
         if self.bar.disable and (step in REPORTED or step == self.config.num_steps):
             print(f"step {step}: angle {angle:.2f} degrees, accuracy {accuracy:.3f}{pace}", flush=True)
@@ -171,9 +194,18 @@ class _Log:
                 self._say(f"network {network}: its loss is not finite at step {step}; the others go on")
                 self.lost.add(network)
         if self.writer:
-            loss = measurement.loss[np.isfinite(measurement.loss)].mean()
+            loss = stats.mean_ci(np.where(np.isfinite(measurement.loss), measurement.loss, np.nan)).mean
             for name, value in (("angle_degrees", angle), ("accuracy", accuracy), ("loss_nats", loss)):
-                self.writer.add_scalar(name, value, step)
+                if np.isfinite(value):
+                    self.writer.add_scalar(name, value, step)
+
+    def _count(self, measurement: Measurement | None) -> None:
+        """The disk that a whole run's measurements take, in each checkpoint and in files of their own."""
+        if measurement is not None and not self.history_bytes:
+            examples = measurement.angle_examples
+            measured = self.config.num_steps // self.config.measure_every + 1
+            self.example_bytes = 0 if examples is None else measured * examples.nbytes
+            self.history_bytes = measured * devices.num_bytes(measurement._replace(angle_examples=None))
 
     def _pace(self, step: int) -> str:
         """Steps a second and the time left, from the second step of this process on: the first compiles."""
@@ -186,7 +218,8 @@ class _Log:
         left = _duration(seconds * (self.config.num_steps - step))
         if step == begun + 1:
             used, most = devices.memory()
-            disk = (KEPT + 1) * self.state_bytes if any(self.config.checkpoint.values()) else 0
+            disk = (KEPT + 1) * (self.state_bytes + self.history_bytes) + self.example_bytes
+            disk *= any(self.config.checkpoint.values())
             self._say(
                 f"about {left} to go; {used / GIB:.1f} of {most / GIB:.1f} GiB of memory in use at most, "
                 f"checkpoints up to {disk / GIB:.1f} GiB of disk"

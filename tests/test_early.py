@@ -35,9 +35,14 @@ def finished(tmp_path_factory):
     return workdir
 
 
+def figure(workdir):
+    config, trajectory, summary = results.read(workdir)
+    return plots.early(config, trajectory, summary, findings.curves(trajectory))
+
+
 def test_a_run_leaves_the_files_that_the_readme_names(finished):
     names = {"config.json", "trajectory.npz", "trajectory.csv", "summary.json", "figure.png", "figure.svg"}
-    assert {path.name for path in finished.iterdir()} == names | {"checkpoints"}
+    assert {path.name for path in finished.iterdir()} == names | {"checkpoints", ".lock"}
     with np.load(finished / "trajectory.npz") as arrays:
         shapes = {name: arrays[name].shape for name in arrays.files}
     assert shapes == {
@@ -81,7 +86,7 @@ def test_the_summary_says_what_was_found_and_with_what(finished):
 
 
 def test_the_figure_can_be_read_without_the_paper(finished):
-    above, below, attacked = plots.early(*results.read(finished)).axes
+    above, below, attacked = figure(finished).axes
     assert "degrees" in above.get_ylabel()
     assert attacked.get_xlabel() == "optimizer steps"
     assert "accuracy" in below.get_ylabel()
@@ -93,11 +98,11 @@ def test_the_figure_can_be_read_without_the_paper(finished):
 def test_attacks_are_reported_with_the_angle(finished, capsys):
     assert run(finished, *SMALL) == 0
     assert "that FGSM changes at step" in capsys.readouterr().out
-    config, trajectory, summary = results.read(finished)
+    _, trajectory, _ = results.read(finished)
     rows = list(csv.DictReader((finished / "trajectory.csv").open()))
     for t, row in enumerate(rows):
         assert float(row["success_transferred"]) == pytest.approx(np.nanmean(trajectory.success[:, t, 0, 1]))
-    *_, panel = plots.early(config, trajectory, summary).axes
+    *_, panel = figure(finished).axes
     assert "FGSM, epsilon 0.1" in panel.get_ylabel()
     assert len(panel.get_legend().get_texts()) == 3
 
@@ -106,16 +111,16 @@ def test_fewer_training_images_and_without_their_mean(tmp_path, capsys):
     fewer = ["--config.data.num_train=300", "--config.data.subtract_mean"]
     assert run(tmp_path, *SMALL, *fewer) == 0
     assert "digits: 300 training images of 10 classes" in capsys.readouterr().out
-    assert "300 training images" in plots.early(*results.read(tmp_path)).axes[0].get_title()
+    assert "300 training images" in figure(tmp_path).axes[0].get_title()
     assert run(tmp_path / "more", *SMALL, "--config.data.num_train=3000") == 2
     assert "data.num_train: got 3000; the class-balanced images are" in capsys.readouterr().err
 
 
 def test_many_epochs_are_counted_in_epochs(tmp_path):
     assert run(tmp_path, *SMALL, "--config.data.num_train=100", "--config.batch_size=50", "--config.num_steps=20") == 0
-    config, trajectory, summary = results.read(tmp_path)
+    _, _, summary = results.read(tmp_path)
     assert summary["steps_per_epoch"] == 2
-    axes = plots.early(config, trajectory, summary).axes
+    axes = figure(tmp_path).axes
     assert axes[-1].get_xlabel() == "epochs"
     assert axes[0].get_lines()[0].get_xdata().max() == 10
 
@@ -123,7 +128,7 @@ def test_many_epochs_are_counted_in_epochs(tmp_path):
 def test_a_single_pair_has_no_interval_in_any_file(tmp_path):
     assert run(tmp_path, *SMALL, "--config.num_networks=2") == 0
     assert json.loads((tmp_path / "summary.json").read_text())["before_training"]["angle"]["low"] is None
-    labels = [text.get_text() for text in plots.early(*results.read(tmp_path)).axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure(tmp_path).axes[0].get_legend().get_texts()]
     assert "95 % interval" not in labels
     assert labels[0] == "mean of 1 pair"
 
@@ -143,7 +148,7 @@ def test_two_architectures_kept_examples_and_saved_networks(tmp_path):
     np.testing.assert_allclose(trajectory.angle_examples.mean(-1, dtype=np.float64), trajectory.angle)
     saved = ocp.load(tmp_path / "networks")
     assert saved["0"]["params"]["Dense_0"]["kernel"].shape == (3, 32, 64)
-    labels = [text.get_text() for text in plots.early(*results.read(tmp_path)).axes[1].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure(tmp_path).axes[1].get_legend().get_texts()]
     assert labels[0].startswith("mlp_shallow, mean of 3")
 
 
@@ -211,7 +216,7 @@ def moments(angle, accuracy, classes=2):
         np.zeros((2, steps), int),
         np.array(10),
     )
-    return findings.summarize(trajectory, 3072, classes)
+    return findings.summarize(trajectory, findings.curves(trajectory), 3072, classes)
 
 
 def test_the_findings_follow_their_rules():
@@ -352,7 +357,7 @@ def test_a_workdir_of_another_config_is_refused_and_kept(finished, capsys):
 
 def test_a_run_that_failed_leaves_no_claim_on_its_workdir(tmp_path):
     assert run(tmp_path, *SMALL, "--config.data.classes=('0', 'zero')") == 2
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert run(tmp_path, *SMALL, "--config.data.classes=('0', '1')") == 0
 
 

@@ -297,7 +297,7 @@ def decomposition(
         pair, ring = pairs(1, len(model))[0], attackers(1, len(model))
         over = {
             "angle": stats.pair_mean_ci(measured.angle, pair, model),
-            "share": stats.mean_ci(measured.share[~np.isnan(measured.share)]),
+            "share": stats.mean_ci(measured.share),
             "off": stats.pair_mean_ci(measured.off, ring, model),
             "inside": stats.pair_mean_ci(measured.inside, ring, model),
             "accuracy": stats.mean_ci(accuracy[step]),

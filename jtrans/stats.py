@@ -49,29 +49,31 @@ def interval_text(interval: dict[str, float], digits: int) -> str:
     return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if known else "")
 
 
-def _student(mean: np.ndarray, standard_error: np.ndarray, freedom: int) -> Interval:
-    if freedom < 1:
-        return Interval(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
-    reach = scipy.stats.t.ppf(0.975, freedom) * standard_error
+def _student(mean: np.ndarray, standard_error: np.ndarray, freedom: np.ndarray | int) -> Interval:
+    reach = scipy.stats.t.ppf(0.975, freedom) * standard_error  # NaN without a degree of freedom
     return Interval(mean, mean - reach, mean + reach)
 
 
 def mean_ci(values: np.ndarray, axis: int = 0) -> Interval:
     """The mean of independent values and its 95 % interval by Student's t.
 
+    NaN entries are left out: each mean is of the values that are left along the axis, and its interval has one degree
+    of freedom less than there are of these.
+
     Args:
       values: any shape; independent along `axis`.
       axis: the axis of the seeds.
 
     Returns:
-      Interval of arrays without that axis; no interval (NaN) for a single value.
+      Interval of arrays without that axis; no interval (NaN) where a single value is left, no mean (NaN) where none is.
     """
     values = np.asarray(values, np.float64)
-    n = values.shape[axis]
-    mean = values.mean(axis)
-    if n < 2:
-        return _student(mean, mean, 0)
-    return _student(mean, values.std(axis, ddof=1) / np.sqrt(n), n - 1)
+    valid = ~np.isnan(values)
+    count = valid.sum(axis)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0, where too few are left, is the NaN that is meant
+        mean = np.where(valid, values, 0).sum(axis) / count
+        squares = np.square(np.where(valid, values - np.expand_dims(mean, axis), 0)).sum(axis)
+        return _student(mean, np.sqrt(squares / (count - 1) / count), count - 1)
 
 
 def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Interval:

@@ -79,6 +79,20 @@ def test_one_value_has_no_interval():
     assert np.isnan([got.low, got.high]).all()
 
 
+def test_missing_values_are_left_out_of_the_mean_and_its_interval():
+    values = np.random.default_rng(0).normal(size=(6, 5))
+    values[[0, 3], 1] = np.nan
+    values[1:5, 2], values[1:, 3], values[:, 4] = np.nan, np.nan, np.nan
+    for got in (stats.mean_ci(values), stats.mean_ci(values.T, axis=1), stats.mean_ci(values[:, None], axis=0)):
+        mean, low, high = (np.ravel(bound) for bound in got)
+        for column in range(3):
+            left = values[~np.isnan(values[:, column]), column]
+            want = left.mean(), *scipy.stats.ttest_1samp(left, 0).confidence_interval(0.95)
+            np.testing.assert_allclose([b[column] for b in (mean, low, high)], want, rtol=1e-12)
+        assert mean[3] == values[0, 3]
+        assert np.isnan([low[3], high[3], mean[4], low[4], high[4]]).all()
+
+
 def pairs_of(networks, across):
     if across:
         pair = [(a, networks + b) for a in range(networks) for b in range(networks)]

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -50,6 +51,26 @@ FIGURES = tuple(f"{name}.{suffix}" for name in ("figure", "matrix") for suffix i
 RESULTS = (SUMMARY, NETWORKS, TRAJECTORY, *TABLES, *FIGURES)
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # a file of `write` that a killed process left
 ORBAX = {"state", "_CHECKPOINT_METADATA", "commit_success.txt", "orbax.checkpoint"}  # what a saved checkpoint holds
+LONGEST_NAME = 120  # bytes of a directory's name; file systems take 255
+
+
+def folder_name(label: str) -> str:
+    """A directory's name for any label; different labels have different names.
+
+    A plain name stays as it is. `/`, `\\`, `%`, a leading dot and what cannot be printed are percent-encoded in UTF-8.
+    A name of more than `LONGEST_NAME` bytes is cut, and ends in a hash of the label.
+    """
+
+    def encoded(character: str) -> str:
+        return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+
+    name = "".join(encoded(c) if c in "/\\%" or not c.isprintable() else c for c in label)
+    name = encoded(".") + name[1:] if name.startswith(".") else name
+    # In an encoded label two hexadecimal digits follow each `%`, so none is equal to a name made here.
+    if len(name.encode()) > LONGEST_NAME:
+        ending = "%-" + hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+        name = name.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
+    return name or "%empty"
 
 
 @contextlib.contextmanager

@@ -148,7 +148,7 @@ def describe(summary: dict[str, Any]) -> str:
         rates = ", ".join(f"{attack} {stats.interval_text(lowest[name], 2)}" for name, attack in SUCCESS.items())
         lines.append(f"share of the rightly classified images that FGSM changes at step {lowest['step']}, by whose")
         lines.append(f"direction: {rates}")
-    while_at_chance = f"while the accuracy was still at chance ({chance:.3g} +- {at_chance(chance):.3g})."
+    while_at_chance = f"while the accuracy was still at chance ({chance:.3f} +- {at_chance(chance):.3f})."
     if summary["early_transferability"] is None:
         lines.append(f"No network had a direction {while_at_chance}")
         return "\n".join(lines)

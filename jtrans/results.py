@@ -292,8 +292,9 @@ def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
         # From NumPy: what JAX holds would have to be restored to the same devices.
         plain = {str(i): v for i, v in enumerate(jax.device_get(networks))}
         # Orbax else waits for the other processes of a job, of which the first alone writes.
-        alone = ocp.options.MultiprocessingOptions(active_processes={0})
-        with ocp.Context(multiprocessing_options=alone):
+        alone = ocp.Context()
+        alone.multiprocessing.active_processes = {0}
+        with alone:
             ocp.save((workdir / NETWORKS).resolve(), plain, overwrite=True)
     except Exception as error:  # whatever a full disk makes of it
         raise cannot_write(workdir / NETWORKS, error) from error

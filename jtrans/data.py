@@ -139,6 +139,18 @@ def balanced(split: Split, count: int, field: str) -> Split:
     return Split(split.images[turn[:count]], split.labels[turn[:count]])
 
 
+def digest(dataset: Dataset) -> str:
+    """The SHA-256, as 64 hexadecimal digits, of the class names and of both splits' images and labels.
+
+    It depends on the arrays' values, shapes and data types, not on their layout in memory or byte order.
+    """
+    sha = hashlib.sha256(repr(tuple(map(str, dataset.class_names))).encode())
+    for array in map(np.asarray, (*dataset.train, *dataset.test)):
+        sha.update(repr((array.dtype.name, array.shape)).encode())
+        sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
+    return sha.hexdigest()
+
+
 def _check_classes(chosen: Sequence[str], known: Sequence[str]) -> None:
     for c in chosen:
         if c not in known:

@@ -1,3 +1,4 @@
+import hashlib
 import io
 
 import jax
@@ -12,9 +13,15 @@ from jtrans.errors import InputError
 KEY = jax.random.key(0)
 
 
-def write_image(path, colour, size=(8, 6), mode="RGB"):
+def write_image(path, colour, size=(8, 6), mode="RGB", image_format=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.new(mode, size, colour).save(path)
+    PIL.Image.new(mode, size, colour).save(path, image_format)
+
+
+def saved(image, image_format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -119,6 +126,37 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def digest_by_hand(dataset):
+    """The same SHA-256 out of one string of bytes, element by element."""
+    text = repr(dataset.class_names).encode()
+    for array in (*dataset.train, *dataset.test):
+        text += repr((str(array.dtype), array.shape)).encode()
+        text += b"".join(int(v).to_bytes(array.dtype.itemsize, "little", signed=True) for v in array.astype(int).flat)
+    return hashlib.sha256(text).hexdigest()
+
+
+def test_the_digest_is_of_values_shapes_types_and_names_not_of_layout():
+    images = np.random.default_rng(0).integers(128, size=(3, 2, 4, 1), dtype=np.uint8)
+    split = data.Split(images, np.array([0, 1, 300], np.int32))
+    dataset = data.Dataset(split, data.Split(images[:1], split.labels[:1]), ("cat", "dog"), "somewhere")
+    digest = data.digest(dataset)
+    assert digest == digest_by_hand(dataset)
+    strided = np.asfortranarray(np.repeat(images, 2, axis=2))[:, :, ::2]
+    for same in (split._replace(images=strided), split._replace(labels=split.labels.astype(">i4"))):
+        assert data.digest(dataset._replace(train=same, origin="elsewhere")) == digest
+    changed = images.copy()
+    changed[2, 1, 3, 0] += 1
+    others = [
+        dataset._replace(train=split._replace(images=changed)),
+        dataset._replace(train=split._replace(images=images.reshape(3, 4, 2, 1))),
+        dataset._replace(train=split._replace(images=images.view(np.int8))),
+        dataset._replace(train=split._replace(labels=split.labels[::-1])),
+        dataset._replace(train=dataset.test, test=dataset.train),
+        dataset._replace(class_names=("cat", "fox")),
+    ]
+    assert len({digest, *map(data.digest, others)}) == 7
+
+
 def test_only_the_chosen_classes_are_decoded(folder):
     write_image(folder / "train" / "eel" / "0.png", (1, 1, 1))
     write_image(folder / "test" / "eel" / "0.png", (1, 1, 1))
@@ -129,9 +167,8 @@ def test_only_the_chosen_classes_are_decoded(folder):
 
 
 def test_a_truncated_image_is_named(folder):
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)).save(buffer, "JPEG")
-    (folder / "train" / "dog" / "broken.jpeg").write_bytes(buffer.getvalue()[:400])
+    pixels = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    (folder / "train" / "dog" / "broken.jpeg").write_bytes(saved(PIL.Image.fromarray(pixels), "JPEG")[:400])
     with pytest.raises(InputError, match=r"dog/broken\.jpeg of train does not decode"):
         data.load("folder", KEY, directory=str(folder))
 

@@ -24,6 +24,7 @@ import PIL.ImageOps
 from jtrans import runtime
 from jtrans.errors import InputError, one_line
 
+CACHE_VERSION = 2  # of decoded images: one more whenever decoding, scaling or the choice of test images changes
 TEST_SHARE = 5  # where a source has no test split, one image in five of each class is held out
 NOISE_IMAGES = {"train": 10_000, "test": 2_000}  # as many as two classes of CIFAR-10 have
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -167,7 +168,8 @@ def _check_classes(chosen: Sequence[str], known: Sequence[str]) -> None:
 def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str) -> Dataset:
     if not source.fingerprint:
         return _decode(source, classes, image_size)
-    wanted = hashlib.sha256(repr((source.fingerprint, classes, image_size)).encode()).hexdigest()[:20]
+    facts = (CACHE_VERSION, PIL.__version__, source.fingerprint, classes, image_size)
+    wanted = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
     root = runtime.cache()
     path = root / f"{name.replace('/', '-')}-{wanted}.npz"
     try:
@@ -183,9 +185,9 @@ def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str
     }
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=root, suffix=".partial", delete=False) as partial:
-            np.savez(partial, origin=dataset.origin, **arrays)
-        os.replace(partial.name, path)
+        with tempfile.TemporaryDirectory(dir=root, suffix=".partial") as partial:  # gone in the end, come what may
+            np.savez(Path(partial) / path.name, origin=dataset.origin, **arrays)
+            os.replace(Path(partial) / path.name, path)
     except OSError as error:  # the cache saves time, nothing else: the run goes on without it
         print(f"note: decoded images are not cached in {root} ({one_line(error)})")
     return dataset

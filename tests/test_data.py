@@ -126,6 +126,30 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.parametrize(("module", "version"), [(PIL, "__version__"), (data, "CACHE_VERSION")])
+def test_images_are_decoded_again_by_another_version(folder, monkeypatch, module, version):
+    data.load("folder", KEY, directory=str(folder), image_size=6)
+    opened = []
+    original = PIL.Image.open
+    monkeypatch.setattr(PIL.Image, "open", lambda source: opened.append(source) or original(source))
+    monkeypatch.setattr(module, version, "another")
+    data.load("folder", KEY, directory=str(folder), image_size=6)
+    assert len(opened) == 28
+
+
+def test_a_cache_that_cannot_be_written_is_left_clean(folder, tmp_path, monkeypatch, capsys):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("JTRANS_CACHE", str(cache))
+    first = data.load("folder", KEY, directory=str(folder), image_size=6)
+    (written,) = cache.iterdir()
+    written.unlink()
+    (written / "in the way").mkdir(parents=True)  # no file can take this name
+    again = data.load("folder", KEY, directory=str(folder), image_size=6)
+    np.testing.assert_array_equal(first.train.images, again.train.images)
+    assert "note: decoded images are not cached" in capsys.readouterr().out
+    assert list(cache.iterdir()) == [written]
+
+
 def digest_by_hand(dataset):
     """The same SHA-256 out of one string of bytes, element by element."""
     text = repr(dataset.class_names).encode()

@@ -7,8 +7,8 @@ scaling, the cache) is the same for all of them.
 import hashlib
 import importlib.util
 import io
-import itertools
 import os
+import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from jtrans.errors import InputError, one_line
 CACHE_VERSION = 2  # of decoded images: one more whenever decoding, scaling or the choice of test images changes
 TEST_SHARE = 5  # where a source has no test split, one image in five of each class is held out
 NOISE_IMAGES = {"train": 10_000, "test": 2_000}  # as many as two classes of CIFAR-10 have
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SPLIT_FOLDERS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 
 
 class Split(NamedTuple):
@@ -91,10 +91,16 @@ def load(
     are scaled so that they cover the square and are then cropped at the centre. Decoded images are kept in
     `$JTRANS_CACHE` (default `~/.cache/jtrans`).
 
+    Images whose label names no class (-1 where labels are withheld) are left out and counted.
+
+    In a folder of images, a folder named `train`, `test`, `validation` or `val` (the same as `validation`) is a split
+    if it holds folders, and a class if it holds images. Files that are not in a format that Pillow reads are left out
+    and counted, except hidden files.
+
     Args:
       name: `digits` (scikit-learn's handwritten digits), `noise` (uniform random pixels, arbitrary labels), `folder`
-        (folders of images named by class, inside `train` and `test` where there is such a split), or
-        any image classification set of TensorFlow Datasets.
+        (folders of images named by class, inside folders named by split or not), or any image classification set of
+        TensorFlow Datasets.
       key: draws the noise and the shuffled labels; unused otherwise.
       directory: the folder of images; for TensorFlow Datasets the data directory, or one prepared data set.
       classes: names of the classes to keep; all when empty.
@@ -102,8 +108,8 @@ def load(
       shuffle_labels: permute the labels within each split, so that they carry no meaning.
 
     Raises:
-      InputError: an absent data set or directory, an unknown, repeated or empty class, fewer than two classes, or an
-        image that does not decode.
+      InputError: an absent or unreadable data set, directory or file, an unknown, repeated or empty class, fewer than
+        two classes, or an image that does not decode.
     """
     noise_key, *label_keys = jax.random.split(key, 3)
     read = SOURCES.get(name, partial(_tensorflow_datasets, name))
@@ -155,14 +161,17 @@ def digest(dataset: Dataset) -> str:
 def _check_classes(chosen: Sequence[str], known: Sequence[str]) -> None:
     for c in chosen:
         if c not in known:
-            listed = ", ".join(known[:20]) + (f", ... ({len(known)} in all)" if len(known) > 20 else "")
-            raise InputError(f"data.classes: unknown class {c!r}; the classes are {listed}")
+            raise InputError(f"data.classes: unknown class {c!r}; the classes are {_listed(known, 20)}")
     if len(set(chosen)) < len(chosen):
         raise InputError(f"data.classes: got {', '.join(chosen)}; each class may be named once")
     if len(chosen) < 2:
         raise InputError(
             f"data.classes: got only {', '.join(chosen) or 'none'}; a classifier takes two or more classes"
         )
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 
 
 def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str) -> Dataset:
@@ -196,12 +205,11 @@ def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str
 def _decode(source: Source, classes: tuple[str, ...], image_size: int) -> Dataset:
     if "train" not in source.splits:
         raise InputError(f"data.name: the splits are {', '.join(source.splits)}; one of them must be train")
-    numbers = [source.class_names.index(c) for c in classes]
-    train = _members(source.splits["train"], numbers)
+    train = _members(source, "train", classes)
     _check_filled(train, classes, "train")
     for part in ("test", "validation"):
         # A test split whose labels are withheld (ImageNet's) has none of any class.
-        if part in source.splits and any(map(len, test := _members(source.splits[part], numbers))):
+        if part in source.splits and any(map(len, test := _members(source, part, classes))):
             _check_filled(test, classes, part)
             origin = f"the split {part!r}"
             break
@@ -216,9 +224,12 @@ def _decode(source: Source, classes: tuple[str, ...], image_size: int) -> Datase
     )
 
 
-def _members(records: Records, numbers: Sequence[int]) -> list[np.ndarray]:
-    labels = records.labels()
-    return [np.flatnonzero(labels == number) for number in numbers]
+def _members(source: Source, part: str, classes: Sequence[str]) -> list[np.ndarray]:
+    labels, last = source.splits[part].labels(), len(source.class_names) - 1
+    outside = np.count_nonzero((labels < 0) | (labels > last))
+    if outside:
+        print(f"note: {outside} of {len(labels)} images of {part} have no label from 0 to {last} and are left out")
+    return [np.flatnonzero(labels == source.class_names.index(c)) for c in classes]
 
 
 def _check_filled(members: Sequence[np.ndarray], classes: Sequence[str], part: str) -> None:
@@ -267,37 +278,89 @@ def _noise(wanted: Wanted) -> Source:
 
 
 def _folder(wanted: Wanted) -> Source:
-    directory = wanted.directory
-    root = Path(directory)
-    if not directory or not root.is_dir():
-        raise InputError(f"data.dir: no directory {directory!r}; name a folder whose folders are the classes")
-    roots = {part: root / part for part in ("train", "test", "validation") if (root / part).is_dir()}
-    roots = roots if "train" in roots else {"train": root}
-    files = {part: _class_files(path) for part, path in roots.items()}
-    names = tuple(sorted(set(itertools.chain(*files.values()))))
-    if not names:
-        raise InputError(f"data.dir: no class folder in {roots['train']}; it takes one folder of images a class")
+    root = Path(wanted.directory)
+    try:
+        if not wanted.directory or not root.is_dir():
+            what = f"no directory {wanted.directory!r}; name a folder whose folders are the classes"
+            raise InputError(f"data.dir: {what}")
+        return _folder_source(root, wanted.classes)
+    except OSError as error:  # a link that leads nowhere, a lack of permission
+        what = f"{error.filename} cannot be read ({error.strerror})"
+        raise InputError(f"data.dir: {what}; make it readable or remove it") from error
 
-    def records(listing: Mapping[str, Sequence[Path]]) -> Records:
-        paths = [path for c in names for path in listing.get(c, ())]
-        labels = np.repeat(np.arange(len(names)), [len(listing.get(c, ())) for c in names])
+
+def _folder_source(root: Path, classes: Sequence[str]) -> Source:
+    folders = {part: _folders(path) for part, path in _splits(root).items()}
+    names = tuple(sorted(set().union(*folders.values())))
+    if not names:
+        raise InputError(f"data.dir: no class folder in {root}; it takes one folder of images a class")
+    entries = [
+        (part, number, path)
+        for part, of_class in folders.items()
+        for number, name in enumerate(names)
+        if name in of_class and name in (classes or names)
+        for path in _entries(of_class[name])
+    ]
+    skipped = [str(path.relative_to(root)) for _, _, path in entries if not _is_image(path)]
+    if skipped:
+        print(f"note: files in {root} that are not images and are left out: {len(skipped)} ({_listed(skipped, 3)})")
+    images = [entry for entry in entries if _is_image(entry[2])]
+
+    def records(part: str) -> Records:
+        paths = [path for p, _, path in images if p == part]
+        labels = np.array([number for p, number, _ in images if p == part], np.int64)
         return Records(lambda: labels, lambda i: PIL.Image.open(paths[i]), lambda i: str(paths[i]))
 
-    every = [path for listing in files.values() for paths in listing.values() for path in paths]
-    return Source(names, {part: records(listing) for part, listing in files.items()}, "RGB", _fingerprint(every))
+    fingerprint = _fingerprint(root, [path for _, _, path in images])
+    return Source(names, {part: records(part) for part in folders}, "RGB", fingerprint)
 
 
-def _class_files(root: Path) -> dict[str, list[Path]]:
-    return {
-        folder.name: sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-    }
+def _splits(root: Path) -> dict[str, Path]:
+    """The folder of each split; `root` itself is `train` where there are no splits."""
+    folders = _folders(root)
+    names = [name for name in SPLIT_FOLDERS if name in folders and _holds_folders(folders[name])]
+    if not names:
+        return {"train": root}
+    if "train" not in names:
+        raise InputError(f"data.dir: {root} has the split {names[0]} but no train; add a folder named train")
+    if {"val", "validation"} <= set(names):
+        raise InputError(f"data.dir: {root} has both val and validation, which name the same split; keep one")
+    others = [name for name in folders if name not in names]
+    if others:
+        print(f"note: folders in {root} that are not splits and are left out: {len(others)} ({_listed(others, 3)})")
+    return {SPLIT_FOLDERS[name]: folders[name] for name in names}
 
 
-def _fingerprint(paths: Sequence[Path]) -> str:
-    facts = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(paths)]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+def _holds_folders(folder: Path) -> bool:
+    inner = _folders(folder)
+    images = [path for path in _entries(folder) if path.name not in inner and _is_image(path)]
+    if inner and images:
+        what = f"{folder} holds both folders, like a split, and images, like a class, such as {images[0].name}"
+        raise InputError(f"data.dir: {what}; move the folders or the images elsewhere")
+    return bool(inner)
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    # `stat` raises where a link leads nowhere; `is_dir` would say no, and a class would be missing.
+    return {path.name: path for path in _entries(root) if stat.S_ISDIR(path.stat().st_mode)}
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _is_image(path: Path) -> bool:
+    return PIL.Image.registered_extensions().get(path.suffix.lower()) in PIL.Image.OPEN
+
+
+def _fingerprint(root: Path, paths: Sequence[Path]) -> str:
+    """Changes whenever a file does, or its path below `root`, which names its split and class."""
+
+    def facts(path: Path) -> tuple:
+        status = path.stat()  # of all these, files that swap names may differ in the inode alone
+        return str(path.relative_to(root)), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    return hashlib.sha256(repr([facts(path) for path in sorted(paths)]).encode()).hexdigest()
 
 
 def _tensorflow_datasets(name: str, wanted: Wanted) -> Source:
@@ -308,24 +371,31 @@ def _tensorflow_datasets(name: str, wanted: Wanted) -> Source:
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise InputError(f"data.name: {name!r} has no features named image and label; name an image classification set")
-    if not isinstance(features["label"], tfds.features.ClassLabel):
+    image, label = features["image"], features["label"]
+    if not isinstance(label, tfds.features.ClassLabel):
         raise InputError(f"data.name: the label of {name!r} is not a class; name an image classification set")
 
     def records(part: str) -> Records:
         rows = builder.as_data_source(part, decoders={"image": tfds.decode.SkipDecoding()})
-        return Records(
-            lambda: np.fromiter((rows[i]["label"] for i in range(len(rows))), np.int64, len(rows)),
-            lambda i: PIL.Image.open(io.BytesIO(rows[i]["image"])),
-        )
+
+        def labels() -> np.ndarray:
+            try:
+                return np.fromiter((rows[i]["label"] for i in range(len(rows))), np.int64, len(rows))
+            except Exception as error:  # whatever the reader of a missing or damaged file can end in
+                what = f"{part} of {name!r} in {builder.data_dir} cannot be read ({one_line(error)})"
+                raise InputError(f"data.dir: {what}; prepare it again") from error
+
+        return Records(labels, lambda i: PIL.Image.open(io.BytesIO(rows[i]["image"])))
 
     try:
         splits = {part: records(part) for part in builder.info.splits if part in ("train", "test", "validation")}
     except NotImplementedError as error:  # files in a format that only TensorFlow reads
         what = f"{name!r} in {builder.data_dir} is in a format that needs TensorFlow ({one_line(error)})"
         raise InputError(f"data.dir: {what}; prepare it again with file_format='array_record'") from error
-    mode = "L" if features["image"].shape[-1] == 1 else "RGB"
-    files = [path for path in Path(builder.data_dir).iterdir() if path.is_file()]
-    return Source(tuple(features["label"].names), splits, mode, _fingerprint(files))
+    mode = "L" if image.shape[-1] == 1 else "RGB"
+    folder = Path(builder.data_dir)
+    fingerprint = _fingerprint(folder, [path for path in folder.iterdir() if path.is_file()])
+    return Source(tuple(label.names), splits, mode, fingerprint)
 
 
 def _prepared(name: str, directory: str):

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 
 import jax
 import numpy as np
@@ -137,6 +138,44 @@ def test_images_are_decoded_again_by_another_version(folder, monkeypatch, module
     assert len(opened) == 28
 
 
+def test_links_moved_between_classes_or_splits_are_read_again(folder, tmp_path):
+    farm = tmp_path / "farm"
+    for path in folder.glob("*/*/*.png"):
+        link = farm / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+
+    def labels_by_red():
+        train = data.load("folder", KEY, directory=str(farm), image_size=6).train
+        return dict(zip(train.images[:, 0, 0, 0].tolist(), train.labels.tolist(), strict=True))
+
+    # The links stay in the same order among all, with the same targets.
+    assert labels_by_red()[109] == 0
+    (farm / "train" / "cat" / "9.png").rename(farm / "train" / "dog" / "!9.png")
+    assert labels_by_red()[109] == 1
+    (farm / "train" / "cat" / "0.png").rename(farm / "test" / "dog" / "z.png")
+    assert 100 not in labels_by_red()
+
+
+def test_class_folders_that_swap_names_are_read_again(tmp_path):
+    cat, dog, aside = (tmp_path / "data" / name for name in ("cat", "dog", ".aside"))
+    for i in range(5):
+        write_image(cat / f"{i}.bmp", (255, 0, 0))
+        write_image(dog / f"{i}.bmp", (0, 0, 255))
+    for path in tmp_path.rglob("*.bmp"):
+        os.utime(path, (0, 0))  # the same size and time for all, as out of an archive
+
+    def red(label):
+        train = data.load("folder", KEY, directory=str(tmp_path / "data"), image_size=6).train
+        return np.unique(train.images[train.labels == label][..., 0]).tolist()
+
+    assert (red(0), red(1)) == ([255], [0])
+    cat.rename(aside)
+    dog.rename(cat)
+    aside.rename(dog)
+    assert (red(0), red(1)) == ([0], [255])
+
+
 def test_a_cache_that_cannot_be_written_is_left_clean(folder, tmp_path, monkeypatch, capsys):
     cache = tmp_path / "cache"
     monkeypatch.setenv("JTRANS_CACHE", str(cache))
@@ -185,7 +224,9 @@ def test_only_the_chosen_classes_are_decoded(folder):
     write_image(folder / "train" / "eel" / "0.png", (1, 1, 1))
     write_image(folder / "test" / "eel" / "0.png", (1, 1, 1))
     (folder / "train" / "eel" / "1.png").write_bytes(b"no image")
+    (folder / "test" / "eel" / "1.png").symlink_to("nowhere")
     assert len(data.load("folder", KEY, directory=str(folder), classes=("cat", "dog")).train.labels) == 20
+    (folder / "test" / "eel" / "1.png").unlink()
     with pytest.raises(InputError, match=r"eel/1\.png of train does not decode"):
         data.load("folder", KEY, directory=str(folder), classes=("cat", "eel"))
 
@@ -194,6 +235,83 @@ def test_a_truncated_image_is_named(folder):
     pixels = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
     (folder / "train" / "dog" / "broken.jpeg").write_bytes(saved(PIL.Image.fromarray(pixels), "JPEG")[:400])
     with pytest.raises(InputError, match=r"dog/broken\.jpeg of train does not decode"):
+        data.load("folder", KEY, directory=str(folder))
+
+
+def test_every_format_that_pillow_reads_is_read_and_other_files_are_counted(tmp_path, capsys):
+    suffixes = {".jfif": "JPEG", ".JPE": "JPEG", ".pgm": "PPM", ".sgi": "SGI", ".tga": "TGA"}
+    if ".avif" in PIL.Image.registered_extensions():  # from Pillow 11.3 on
+        suffixes[".avif"] = "AVIF"
+    for c in ("cat", "dog"):
+        write_image(tmp_path / "train" / c / "0.png", 0)
+        for suffix, image_format in suffixes.items():
+            write_image(tmp_path / "test" / c / f"a{suffix}", (200, 0, 0), image_format=image_format)
+        for name in (".DS_Store", "._a.png"):
+            (tmp_path / "test" / c / name).write_bytes(b"hidden")
+    assert len(data.load("folder", KEY, directory=str(tmp_path)).test.labels) == 2 * len(suffixes)
+    assert not capsys.readouterr().out
+    (tmp_path / "test" / "dog" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "cat" / "made.pdf").write_text("Pillow writes these, and reads none")
+    data.load("folder", KEY, directory=str(tmp_path))
+    (note,) = capsys.readouterr().out.splitlines()
+    assert note.endswith("left out: 2 (train/cat/made.pdf, test/dog/notes.txt)")
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_validation_has_two_names(folder, capsys, name):
+    (folder / "test").rename(folder / name)
+    (folder / "labels").mkdir()
+    dataset = data.load("folder", KEY, directory=str(folder), image_size=6)
+    assert dataset.origin == "the split 'validation'"
+    assert len(dataset.test.labels) == 8
+    assert "not splits and are left out: 1 (labels)" in capsys.readouterr().out
+
+
+def test_split_names_are_classes_where_they_hold_images(folder):
+    for name in ("train", "test", "car"):
+        for i in range(5):
+            write_image(folder / "train" / name / f"{i}.png", (50, 50, 50))
+    dataset = data.load("folder", KEY, directory=str(folder / "train"), image_size=6)
+    assert dataset.class_names == ("car", "cat", "dog", "test", "train")
+    assert np.bincount(dataset.train.labels).tolist() == [4, 8, 8, 4, 4]
+    inside = data.load("folder", KEY, directory=str(folder), classes=("cat", "dog"), image_size=6)
+    assert inside.origin == "the split 'test'"
+
+
+def test_a_class_folder_may_be_a_link(folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (folder / "train" / "cat").rename(elsewhere)
+    (folder / "train" / "cat").symlink_to(elsewhere)
+    dataset = data.load("folder", KEY, directory=str(folder / "train"), image_size=6)
+    assert dataset.class_names == ("cat", "dog")
+    assert np.bincount(dataset.train.labels).tolist() == [8, 8]
+
+
+def link_nowhere(path):
+    path.symlink_to(path.parent / "nowhere")
+
+
+def link_to_itself(path):
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "where", "message"),
+    [
+        (link_nowhere, "train/cat/x.png", r"train/cat/x\.png cannot be read \(No such file"),
+        (link_to_itself, "train/cat/x.png", r"train/cat/x\.png cannot be read \(Too many levels"),
+        (link_nowhere, "train/eel", r"train/eel cannot be read \(No such file"),
+        (link_nowhere, "val", r"val cannot be read \(No such file"),
+        (lambda path: write_image(path, 0), "train/x.png", r"train holds both folders.* such as x\.png; move"),
+        (lambda path: (path / "cat").mkdir(parents=True), "val", "has both val and validation"),
+        (lambda path: (path.parent / "train").rename(path), "other", "has the split test but no train"),
+    ],
+)
+def test_folders_that_cannot_be_read_or_understood_are_named(folder, make, where, message):
+    if "both" in message:
+        (folder / "test").rename(folder / "validation")
+    make(folder / where)
+    with pytest.raises(InputError, match=message):
         data.load("folder", KEY, directory=str(folder))
 
 

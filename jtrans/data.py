@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from jtrans import runtime
 from jtrans.errors import InputError, one_line
@@ -91,7 +92,9 @@ def load(
     are scaled so that they cover the square and are then cropped at the centre. Decoded images are kept in
     `$JTRANS_CACHE` (default `~/.cache/jtrans`).
 
-    Images whose label names no class (-1 where labels are withheld) are left out and counted.
+    Images of 16 bits a channel are scaled to 8 bits, 65535 to 255. Transparency is ignored: a transparent pixel has
+    the colour that its file stores for it. So is a rotation that the file's metadata ask for. Of several frames the
+    first is read. Images whose label names no class (-1 where labels are withheld) are left out and counted.
 
     In a folder of images, a folder named `train`, `test`, `validation` or `val` (the same as `validation`) is a split
     if it holds folders, and a class if it holds images. Files that are not in a format that Pillow reads are left out
@@ -109,7 +112,7 @@ def load(
 
     Raises:
       InputError: an absent or unreadable data set, directory or file, an unknown, repeated or empty class, fewer than
-        two classes, or an image that does not decode.
+        two classes, or an image that does not decode or whose range is unknown (floats, 32-bit integers).
     """
     noise_key, *label_keys = jax.random.split(key, 3)
     read = SOURCES.get(name, partial(_tensorflow_datasets, name))
@@ -247,13 +250,32 @@ def _read(source: Source, part: str, members: Sequence[np.ndarray], image_size: 
     images = np.empty((len(indices), image_size, image_size, channels), np.uint8)
     for row, index in enumerate(indices[order]):
         try:
-            image = records.read(int(index)).convert(source.mode)
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            image = _eight_bit(records.read(int(index))).convert(source.mode)
+        except Exception as error:  # whatever the decoder of a damaged file can end in
             what = f"{records.describe(int(index))} of {part} does not decode ({one_line(error)})"
-            raise InputError(f"data.dir: {what}; replace it or remove it") from error
+            raise InputError(f"data.dir: {what}; replace it with an 8-bit image, or remove it") from error
         image = PIL.ImageOps.fit(image, (image_size, image_size), PIL.Image.Resampling.BICUBIC)
         images[row] = np.asarray(image).reshape(images.shape[1:])
     return Split(images, labels[order])
+
+
+def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Grey of 16 bits scaled to 8 bits, which `convert` would clip; images of 8 bits as they are.
+
+    Raises:
+      ValueError: floats or other integers, for which Pillow does not tell which values are black and white.
+    """
+    image.load()  # some formats have their mode only now
+    if image.mode[0] not in "IF":  # "I;16", "I;16B", "I" and "F" are the modes of more than 8 bits
+        return image
+    if isinstance(image, TiffImageFile):  # Pillow leaves 12 bits and white zeros as they are
+        bits, zero = image.tag_v2.get(BITSPERSAMPLE), image.tag_v2.get(PHOTOMETRIC_INTERPRETATION)
+        full_range = image.mode != "I" and bits == (16,) and zero == 1  # "I" is signed here; 1: zero is black
+    else:
+        full_range = image.mode != "F" and image.format in ("JPEG2000", "PNG", "PPM")
+    if not full_range:
+        raise ValueError(f"its range from black to white is unknown: Pillow reads it in mode {image.mode!r}")
+    return PIL.Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))  # 65535 / 257 = 255
 
 
 def _digits(wanted: Wanted) -> Source:
@@ -374,6 +396,9 @@ def _tensorflow_datasets(name: str, wanted: Wanted) -> Source:
     image, label = features["image"], features["label"]
     if not isinstance(label, tfds.features.ClassLabel):
         raise InputError(f"data.name: the label of {name!r} is not a class; name an image classification set")
+    if not isinstance(image, tfds.features.Image) or image.np_dtype not in (np.uint8, np.uint16):
+        what = f"the image of {name!r} is {one_line(image)}"
+        raise InputError(f"data.name: {what}; name a set of images of 8 or 16 bits")
 
     def records(part: str) -> Records:
         rows = builder.as_data_source(part, decoders={"image": tfds.decode.SkipDecoding()})

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import os
+import struct
 
 import jax
 import numpy as np
@@ -25,6 +26,14 @@ def saved(image, image_format, **options):
     return buffer.getvalue()
 
 
+def write_classes(root, suffix, content):
+    """Two classes of five files each, all with the same bytes."""
+    for c in ("cat", "dog"):
+        (root / c).mkdir()
+        for i in range(5):
+            (root / c / f"{i}{suffix}").write_bytes(content)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of plain-coloured PNGs: red 100 + i for cats, blue 100 + i for dogs."""
@@ -33,6 +42,32 @@ def folder(tmp_path):
             write_image(tmp_path / part / "cat" / f"{i}.png", (100 + i, 0, 0))
             write_image(tmp_path / part / "dog" / f"{i}.png", (0, 0, 100 + i))
     return tmp_path
+
+
+def write_tfds(root, image, splits):
+    """A TFDS set of the classes a and b, with the image feature `image`: splits of arrays and labels."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    directory = root / "tiny" / "1.0.0"
+    directory.mkdir(parents=True)
+    # What writes the rows knows more labels than the set, and takes images as bytes.
+    row = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=9)})
+    infos = []
+    for part, (arrays, labels) in splits.items():
+        name = tfds.core.ShardedFileTemplate(directory, dataset_name="tiny", split=part, filetype_suffix="array_record")
+        writer = ArrayRecordWriter(str(name.sharded_filepath(shard_index=0, num_shards=1)), "group_size:1")
+        for array, number in zip(arrays, labels, strict=True):
+            writer.write(row.serialize_example({"image": saved(PIL.Image.fromarray(array), "PNG"), "label": number}))
+        writer.close()
+        infos.append(tfds.core.SplitInfo(part, [len(labels)], 0, name))
+    features = tfds.features.FeaturesDict({"image": image, "label": tfds.features.ClassLabel(names=["a", "b"])})
+    tfds.folder_dataset.write_metadata(data_dir=directory, features=features, split_infos=infos, check_data=False)
+    return directory
+
+
+def greys(values, dtype=np.uint8):
+    return [np.full((2, 2), value, dtype) for value in values]
 
 
 def test_digits_are_scikit_learns_with_a_fixed_share_held_out():
@@ -238,6 +273,80 @@ def test_a_truncated_image_is_named(folder):
         data.load("folder", KEY, directory=str(folder))
 
 
+def tiff(pixels, bits, zero=1, sample=1):
+    """A TIFF of 2 pixels a row; `zero` 1: zero is black, 0: white; `sample` 1: unsigned, 2: signed, 3: float."""
+    height = len(pixels) * 4 // bits
+    facts = {256: 2, 257: height, 258: bits, 259: 1, 262: zero, 273: 122, 277: 1, 279: len(pixels), 339: sample}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in facts.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(facts)) + entries + bytes(4) + pixels
+
+
+def suffix_as_id(value):
+    return value if isinstance(value, str) else ""
+
+
+WIDE = np.array([[129, 1000], [32768, 65535]], np.uint16)
+GREY = np.floor(WIDE / 65535 * 255 + 0.5)[..., None].repeat(3, axis=-1)
+COLOURS = np.array([[[10, 20, 30], [255, 0, 0]], [[40, 80, 120], [0, 255, 7]]], np.uint8)
+BLACK = np.array([[0, 255], [51, 0]], np.uint8)  # of CMYK; opacity elsewhere
+PALETTE = PIL.Image.fromarray(np.array([[3, 2], [1, 0]], np.uint8))
+PALETTE.putpalette(COLOURS[::-1, ::-1].tobytes())
+INKS = [PIL.Image.fromarray(plane) for plane in (*np.moveaxis(COLOURS, -1, 0), BLACK)]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "pixels"),
+    [
+        (".png", saved(PIL.Image.fromarray(WIDE), "PNG"), GREY),
+        (".tif", tiff(WIDE.astype("<u2").tobytes(), 16), GREY),
+        (".tif", saved(PIL.Image.fromarray(WIDE.astype(">u2")), "TIFF"), GREY),
+        (".pgm", b"P5 2 2 65535\n" + WIDE.astype(">u2").tobytes(), GREY),
+        (".jp2", saved(PIL.Image.fromarray(WIDE), "JPEG2000"), GREY),
+        (".pnm", b"P6 2 2 65535\n" + (COLOURS * np.uint16(257)).astype(">u2").tobytes(), COLOURS),
+        (".tiff", saved(PIL.Image.fromarray(WIDE > 1000), "TIFF"), 255 * (WIDE > 1000)[..., None]),
+        (".png", saved(PALETTE, "PNG", transparency=2), COLOURS),
+        (".png", saved(PIL.Image.merge("RGBA", INKS), "PNG"), COLOURS),
+        (".png", saved(PIL.Image.merge("LA", INKS[2:]), "PNG"), COLOURS[..., 2:].repeat(3, axis=-1)),
+        (
+            ".tif",
+            saved(PIL.Image.merge("CMYK", INKS), "TIFF"),
+            np.round((255.0 - COLOURS) * (255 - BLACK[..., None]) / 255),
+        ),
+    ],
+    ids=suffix_as_id,
+)
+def test_images_of_every_mode_have_the_colours_their_file_stores(tmp_path, suffix, content, pixels):
+    write_classes(tmp_path, suffix, content)
+    images = data.load("folder", KEY, directory=str(tmp_path), image_size=2).train.images
+    np.testing.assert_array_equal(images, np.broadcast_to(pixels, (8, 2, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "reason"),
+    [
+        (".tif", tiff(np.ones(4, "<f4").tobytes(), 32, sample=3), "mode 'F'"),
+        (".tif", tiff(np.ones(4, "<i4").tobytes(), 32, sample=2), "mode 'I'"),
+        (".tif", tiff(np.ones(4, "<i2").tobytes(), 16, sample=2), "mode 'I'"),
+        (".tif", tiff(WIDE.astype("<u2").tobytes(), 16, zero=0), "mode 'I;16'"),
+        (".tif", tiff(bytes(6), 12), "mode 'I;16'"),
+        (".pfm", b"Pf 2 2 -1.0\n" + np.ones(4, "<f4").tobytes(), "mode 'F'"),
+        (".png", b"", "cannot identify"),
+        (".ppm", b"P6 0 0 255\n", "cannot identify"),
+        (".dds", b"DDS " + struct.pack("<4I", 124, 0, 2, 2).ljust(124, b"\0"), "pixel format"),
+    ],
+    ids=suffix_as_id,
+)
+def test_images_without_a_known_range_or_damaged_are_refused(tmp_path, suffix, content, reason):
+    write_classes(tmp_path, suffix, content)
+    with pytest.raises(InputError) as error:
+        data.load("folder", KEY, directory=str(tmp_path), image_size=2)
+    message = str(error.value)
+    assert f"{tmp_path}/" in message
+    assert reason in message
+    assert message.endswith("; replace it with an 8-bit image, or remove it")
+    assert "\n" not in message
+
+
 def test_every_format_that_pillow_reads_is_read_and_other_files_are_counted(tmp_path, capsys):
     suffixes = {".jfif": "JPEG", ".JPE": "JPEG", ".pgm": "PPM", ".sgi": "SGI", ".tga": "TGA"}
     if ".avif" in PIL.Image.registered_extensions():  # from Pillow 11.3 on
@@ -382,3 +491,42 @@ def test_chosen_classes_of_a_prepared_set_are_those_of_a_full_decode(shared_data
     rows = [row for row in builder.as_data_source("test") if row["label"] in (3, 5)]
     np.testing.assert_array_equal(got.test.images, np.stack([row["image"] for row in rows]))
     np.testing.assert_array_equal(got.test.labels, [row["label"] == 5 for row in rows])
+
+
+def test_tfds_images_of_16_bits_are_scaled_and_unlabelled_ones_left_out_and_counted(tmp_path, capsys):
+    features = pytest.importorskip("tensorflow_datasets").features
+    values = [0, 127, 129, 1000, 32768, 65535]
+    train = greys(values, np.uint16), [0, 1, 0, 1, -1, 5]
+    write_tfds(
+        tmp_path,
+        features.Image(shape=(2, 2, 1), dtype=np.uint16),
+        {
+            "train": train,
+            "test": (greys([1, 2], np.uint16), [-1, -1]),
+            "validation": (greys([257, 514], np.uint16), [0, 1]),
+        },
+    )
+    tiny = data.load("tiny", KEY, directory=str(tmp_path), image_size=2)
+    assert tiny.train.images.shape == (4, 2, 2, 1)
+    assert tiny.train.images[:, 0, 0, 0].tolist() == [0, 0, 1, 4]
+    assert tiny.test.images[:, 0, 0, 0].tolist() == [1, 2]
+    assert tiny.origin == "the split 'validation'"
+    notes = capsys.readouterr().out.splitlines()
+    assert [" ".join(note.split()[:7]) for note in notes] == [
+        "note: 2 of 6 images of train",
+        "note: 2 of 2 images of test",
+    ]
+
+
+def test_tfds_sets_of_floats_or_without_their_files_are_refused(tmp_path):
+    features = pytest.importorskip("tensorflow_datasets").features
+    floats = [np.zeros((2, 2, 4), np.uint8)] * 10, [0, 1] * 5  # so TFDS keeps them: four bytes, as four channels
+    write_tfds(tmp_path / "floats", features.Image(shape=(2, 2, 1), dtype=np.float32), {"train": floats})
+    with pytest.raises(InputError, match=r"image of 'tiny' is .*float32.*; name a set of images of 8 or 16 bits"):
+        data.load("tiny", KEY, directory=str(tmp_path / "floats"))
+    plain = {"train": (greys(range(10)), [0, 1] * 5)}
+    directory = write_tfds(tmp_path / "lost", features.Image(shape=(2, 2, 1)), plain)
+    (records,) = directory.glob("*array_record*")
+    records.unlink()
+    with pytest.raises(InputError, match=r"train of 'tiny' in .* cannot be read .*; prepare it again"):
+        data.load("tiny", KEY, directory=str(tmp_path / "lost"))

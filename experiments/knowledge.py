@@ -1,12 +1,13 @@
 """Adversarial and knowledge transferability on images, both ways: sources, a reference, heads fitted again, attacks."""
 
 import itertools
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from jtrans import (
     data,
     devices,
     early,
+    findings,
     knowledge,
     loops,
     metrics,
@@ -73,6 +75,11 @@ class Reference(NamedTuple):
     labels: np.ndarray
     attacked: Attacked
 
+    @property
+    def lost(self) -> str:
+        """Why it measures nothing, where it does not; its images are then any."""
+        return knowledge.lost(self.seen)
+
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Adversarial and knowledge transferability: do attacks go over to where features go over to?"""
@@ -88,6 +95,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     target = load(config, "target", keys.data)
     kinds = list(itertools.product(config.models, config.mixtures))
     domains = {classes: load(config, "source", keys.data, classes) for classes in config.mixtures}
+    check_shapes(config, target, domains.values())
     results.write_config(workdir, config)
     own = folded(keys, 0)
     reference = train(config, workdir, "reference", config.reference, "target", target, config.reference_epochs, own)
@@ -108,6 +116,19 @@ def load(config: ConfigDict, section: str, key: jax.Array, classes: Sequence[str
     dataset = early.images(config, section, key, classes)
     print(f"{section}, {config[section].name}: {early.describe(dataset)}", flush=True)
     return dataset
+
+
+def check_shapes(config: ConfigDict, target: Dataset, domains: Iterable[Dataset]) -> None:
+    """Nothing, if the images of both domains have the same shape.
+
+    Raises:
+      InputError: they differ in their channels.
+    """
+    shape = target.test.images.shape[1:]
+    for domain in domains:
+        if (there := domain.test.images.shape[1:]) != shape:
+            what = f"its images have {shape[-1]} channels, and those of {config.source.name} {there[-1]}"
+            raise InputError(f"target.name: got {config.target.name}; {what}; attacks transfer only at the same number")
 
 
 def folded(keys: Keys, number: int) -> Keys:
@@ -134,6 +155,7 @@ def train(
             "keep_examples": False,
             "tensorboard": False,
             "checkpoint": config.checkpoint.to_dict(),
+            "data_sha256": data.digest(dataset),
         }
     )
 
@@ -141,7 +163,7 @@ def train(
         print(f"{label}: {config.num_networks} networks, {epochs} epochs of {per_epoch} steps", flush=True)
         train_population(config, run, folder, model, dataset, keys)
 
-    folder = workdir / "networks" / label
+    folder = workdir / "networks" / results.folder_name(label)
     results.ensure(folder, run, make)
     return Networks(label, name, model, results.read_networks(folder)[0])
 
@@ -157,7 +179,7 @@ def train_population(
     optimizer = training.cosine_sgd(config.learning_rate, run.num_steps)
     saves = checkpoints.Checkpoints(workdir)
     shapes = population.shapes([model], optimizer, config.num_networks)
-    reached = runs.restore(saves, shapes, run) or runs.Progress(0, shapes, [], [])
+    reached = runs.restore(saves, shapes, run, run.data_sha256) or runs.Progress(0, shapes, [], [])
     if reached.step:
         networks = [devices.split(reached.networks[0], placement)]
     else:
@@ -176,12 +198,17 @@ def train_population(
         augment=training.crop_and_flip if config.augment else None,
         first_step=reached.step,
     )
-    trajectory, (trained,) = runs.follow(steps, [placement], reached, saves, run, workdir, count)
+    trajectory, (trained,) = runs.follow(steps, [placement], reached, saves, run, workdir, count, run.data_sha256)
     results.write_networks(workdir, [trained.variables])
-    results.write_trajectory(workdir, trajectory)
+    results.write_trajectory(workdir, trajectory, findings.curves(trajectory))
     results.write_config(workdir, run)
-    results.write_summary(workdir, run, {"accuracy": trajectory.accuracy[:, -1].tolist()})
+    results.write_summary(workdir, run, {"accuracy": trajectory.accuracy[:, -1].tolist(), **identity(dataset)})
     saves.wait()
+
+
+def identity(dataset: Dataset) -> dict[str, Any]:
+    """What saved networks take and tell apart, for whoever reads them."""
+    return {"class_names": dataset.class_names, "image_shape": dataset.test.images.shape[1:]}
 
 
 def few(config: ConfigDict, test: Split) -> Split:
@@ -220,6 +247,7 @@ def refit(
             "models": (source.name,),
             "widths": {source.name: config.widths[source.name]},
             "data": section | of_source,
+            "data_sha256": data.digest(target),
             "refit_epochs": config.refit_epochs,
         }
     )
@@ -231,20 +259,25 @@ def refit(
         for seed, (variables, own, other) in enumerate(
             zip(loops.unstack(source.variables), seen, references, strict=True)
         ):
-            found, head = knowledge.refit(own, other.seen, labels, len(target.class_names))
-            trained = by_sgd(variables, folded(keys, seed))
-            found["sgd_loss"], found["sgd_accuracy"] = transfer.classification(trained, own[1].features, labels[1])
-            found["parameters"] = float(sum(leaf.size for leaf in jax.tree.leaves(variables["params"])))
-            rows.append({"seed": seed, **found})
+            measures, head = knowledge.refit(own, other.seen, labels, len(target.class_names))
+            lost = next(filter(None, map(knowledge.lost, own)), "") or (other.lost and f"reference {other.lost}")
+            sgd = math.nan, math.nan
+            if lost:
+                print(f"{source.label}, seed {seed}: {lost}; it is left out", flush=True)
+            else:
+                sgd = transfer.classification(by_sgd(variables, folded(keys, seed)), own[1].features, labels[1])
+            size = float(sum(leaf.size for leaf in jax.tree.leaves(variables["params"])))
+            of_sgd = dict(zip(("sgd_loss", "sgd_accuracy"), sgd, strict=True))
+            rows.append({"seed": seed, "lost": lost, **measures, **of_sgd, "parameters": size})
             heads.append(head)
         print(f"{source.label}: new heads fitted", flush=True)
         stacked = Head(*map(np.stack, zip(*heads, strict=True)))
         results.write_config(folder, run)
         results.write_networks(folder, [jax.vmap(knowledge.with_head)(source.variables, stacked)])
         results.write_table(folder / results.KNOWLEDGE_TABLE, stats.columns(rows))
-        results.write_summary(folder, run, {})
+        results.write_summary(folder, run, identity(target))
 
-    folder = workdir / "refitted" / source.label
+    folder = workdir / "refitted" / results.folder_name(source.label)
     results.ensure(folder, run, make)
     return Networks(source.label, source.name, model, results.read_networks(folder)[0])
 
@@ -280,20 +313,28 @@ def measured_references(
     """Each seed's reference.
 
     Raises:
-      InputError: one of them gets no image right.
+      InputError: all of them are lost, or one of the others gets no image right.
     """
     seen = see(networks, test.images)
-    right = [np.flatnonzero(of_seed.logits.argmax(1) == test.labels) for of_seed in seen]
-    count = min(config.num_examples, *map(len, right))
+    correct = [np.asarray(attacks.right(of_seed.logits, test.labels)) for of_seed in seen]
+    right = [np.flatnonzero(of_seed == 1) for of_seed in correct]
+    healthy = [images for images, of_seed in zip(right, seen, strict=True) if not knowledge.lost(of_seed)]
+    count = min(config.num_examples, *map(len, healthy)) if healthy else 0
     if not count:
-        raise InputError(f"reference_epochs: after {config.reference_epochs} a reference gets no test image right")
-    found = []
+        what = "a reference gets no test image right" if healthy else "every reference is lost"
+        raise InputError(
+            f"reference_epochs: after {config.reference_epochs}, at learning rate {config.learning_rate:g}, {what}; "
+            f"change one of them and name another --workdir"
+        )
+    references = []
     for seed, network in enumerate(networks.functions()):
-        chosen = right[seed][np.linspace(0, len(right[seed]) - 1, count).astype(int)]  # classes may come in order
+        among = np.arange(len(test.labels)) if knowledge.lost(seen[seed]) else right[seed]
+        chosen = among[np.linspace(0, len(among) - 1, count).astype(int)]  # classes may come in order
         images, labels = test.images[chosen], test.labels[chosen]
         own = attacked(network, images, jax.random.fold_in(key, seed))
-        found.append(Reference(network, seen[seed], len(right[seed]) / len(test.labels), images, labels, own))
-    return found
+        accuracy = float(correct[seed].mean())
+        references.append(Reference(network, seen[seed], accuracy, images, labels, own))
+    return references
 
 
 def attack(
@@ -311,20 +352,23 @@ def attack(
       networks: the source as it is, which is attacked, and with its new last layer.
     """
     label = networks[0].label
-    path = workdir / "attacked" / f"{label}.csv"
+    folder = results.folder_name(label)
+    path = workdir / "attacked" / f"{folder}.csv"
     if not path.exists():
         rows, compare = [], jax.jit(knowledge.adversarial)
         for seed, (own, fitted, other) in enumerate(zip(*(n.functions() for n in networks), references, strict=True)):
             made = attacked(own, other.images, jax.random.fold_in(key, seed))
             found = compare(own, other.network, made, other.attacked, other.images, other.labels)
-            taus, wrong = jax.device_get(found)
-            right_too = np.asarray(fitted(training.pixels(other.images)).argmax(1)) == other.labels
-            rows.append({"reference_accuracy": other.accuracy, **taus, **knowledge.success(wrong, right_too)})
+            taus, under_attack = jax.device_get(found)
+            right_too = np.asarray(attacks.right(fitted(training.pixels(other.images)), other.labels))
+            rows.append({"reference_accuracy": other.accuracy, **taus, **knowledge.success(under_attack, right_too)})
         path.parent.mkdir(exist_ok=True)
         results.write_table(path, stats.columns(rows))
         print(f"{label}: attacked", flush=True)
-    known_of_it = results.read_table(workdir / "refitted" / label / results.KNOWLEDGE_TABLE)
-    return {"source": np.full(config.num_networks, label), **known_of_it, **results.read_table(path)}
+    refitted = results.read_table(workdir / "refitted" / folder / results.KNOWLEDGE_TABLE)
+    lost = refitted["lost"] != ""
+    of_attacks = {name: np.where(lost, np.nan, values) for name, values in results.read_table(path).items()}
+    return {"source": np.full(config.num_networks, label), **refitted, **of_attacks}
 
 
 def success(networks: Sequence[Networks], config: ConfigDict, test: Split, key: jax.Array) -> dict[str, np.ndarray]:
@@ -363,11 +407,8 @@ def write_report(
 
 def known_attacks(config: ConfigDict) -> dict[str, attacks.Attack]:
     """The attacks of finite size by name, as in the official code: epsilon in units of pixels in [0, 1]."""
-    epsilon, steps = config.attack.epsilon, config.attack.steps
-    return {
-        "fgsm": jax.jit(attacks.fgsm(epsilon, random_start=True)),
-        "pgd": jax.jit(attacks.pgd(epsilon, steps, 5 * epsilon / steps)),
-    }
+    make = lambda name: attacks.BY_NAME[name](config.attack.epsilon, config.attack.steps, 0)
+    return {name: jax.jit(make(name)) for name in ("fgsm_liang", "pgd_liang")}
 
 
 if __name__ == "__main__":

@@ -166,11 +166,13 @@ def virtual(epsilon: float, *, level: int = 0, bounds: Bounds = None) -> Attack:
     return attack
 
 
-# By the name in a config, made from epsilon, the number of steps and the number of values of an input. The virtual
-# attack has FGSM's length in L2.
+# By the name in a config, made from epsilon, the number of steps and the number of values of an input. `NAME_liang` are
+# the forms in the official code of Liang et al. (2021). The virtual attack has FGSM's length in L2.
 BY_NAME: dict[str, Callable[[float, int, int], Attack]] = {
     "fgsm": lambda epsilon, steps, dimension: fgsm(epsilon),
     "pgd": lambda epsilon, steps, dimension: pgd(epsilon, steps, 2.5 * epsilon / steps),
+    "fgsm_liang": lambda epsilon, steps, dimension: fgsm(epsilon, random_start=True),
+    "pgd_liang": lambda epsilon, steps, dimension: pgd(epsilon, steps, 5 * epsilon / steps),
     "mi_fgsm": lambda epsilon, steps, dimension: mi_fgsm(epsilon, steps, epsilon / steps),
     "virtual": lambda epsilon, steps, dimension: virtual(epsilon * math.sqrt(dimension), bounds=(0, 1)),
 }

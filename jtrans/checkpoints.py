@@ -165,10 +165,10 @@ class Checkpoints:
         """The SHA-256 sum of each file, a line each, with its name as seen from the checkpoint."""
         lines = []
         for file in sorted(files):
-            if file.parent.name != EXAMPLES:
-                digest = _digest(file)
-            elif (digest := self.example_sums.get(file.name)) is None:
-                digest = self.example_sums[file.name] = _digest(file)
+            digest = self.example_sums.get(file.name) if file.parent.name == EXAMPLES else None
+            digest = digest or _digest(file)
+            if file.parent.name == EXAMPLES:
+                self.example_sums[file.name] = digest
             lines.append(f"{digest}  {file.relative_to(path, walk_up=True).as_posix()}\n")
         return "".join(lines)
 

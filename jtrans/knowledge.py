@@ -3,6 +3,7 @@
 The reference is a network trained on the target domain. Images are uint8 `[N, H, W, C]`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +36,13 @@ def see(model: Model, variables: Variables, images: jax.Array) -> Seen:
     return Seen(model.apply(variables, x), model.features(variables, x))
 
 
+def lost(seen: Seen) -> str:
+    """Why a network measures nothing: `diverged`, its outputs are not finite, or `dead`, the same for all images."""
+    if not (np.isfinite(seen.logits).all() and np.isfinite(seen.features).all()):
+        return "diverged"
+    return "dead" if np.ptp(seen.logits, axis=0).max() == 0 else ""
+
+
 def refit(
     source: tuple[Seen, Seen], reference: Seen, labels: tuple[np.ndarray, np.ndarray], num_classes: int
 ) -> tuple[dict[str, float], Head]:
@@ -47,10 +55,15 @@ def refit(
 
     Returns:
       By name: `transfer_loss` (nats) and `transfer_accuracy` of the new head on the test images; `logme`, `leep`,
-      `h_score` by the training images; `cka` with the reference's features by the test images. And the head, fitted to
-      convergence.
+      `h_score` by the training images; `cka` with the reference's features by the test images; all NaN where either
+      network is `lost`. And the head, fitted to convergence; of a lost network zeros.
     """
     train, test = source
+    if lost(train) or lost(test) or lost(reference):
+        names = ("transfer_loss", "transfer_accuracy", "logme", "leep", "h_score", "cka")
+        return dict.fromkeys(names, math.nan), Head(
+            np.zeros((train.features.shape[1], num_classes)), np.zeros(num_classes)
+        )
     head = transfer.fit_softmax_head(train.features, labels[0], num_classes, weight_decay=WEIGHT_DECAY)
     loss, accuracy = transfer.classification(head, test.features, labels[1])
     found = {
@@ -143,14 +156,14 @@ def adversarial(
     Returns:
       For the virtual and every other attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from
       target to source (`T_S`). And by the name of each attack of finite size whether the reference gets each image
-      wrong under the source's, `[N]`.
+      right under the source's, `[N]`, as `attacks.right` gives it.
     """
 
     def batch(x: jax.Array, labels: jax.Array, s: Attacked, t: Attacked):
         push = lambda f, v: jax.jvp(f, (x,), (v,))[1]
         clean = source(x), reference(x)
         moved = {"virtual": ((_outputs(s), push(reference, s.triple.v)), (_outputs(t), push(source, t.triple.v)))}
-        wrong = {}
+        right = {}
         for name in s.adversarial:
             under = [
                 [f(made.adversarial[name]) - out for f, out in zip((source, reference), clean, strict=True)]
@@ -158,11 +171,11 @@ def adversarial(
             ]
             (own_s, across_t), (across_s, own_t) = under
             moved[name] = (own_s, across_t), (own_t, across_s)
-            wrong[name] = (across_t + clean[1]).argmax(1) != labels
-        return None, (moved, wrong)
+            right[name] = attacks.right(across_t + clean[1], labels)
+        return None, (moved, right)
 
     with jax.default_matmul_precision("highest"):
-        moved, wrong = loops.in_batches(batch, BATCH, training.pixels(images), labels, by_source, by_reference)[1]
+        moved, right = loops.in_batches(batch, BATCH, training.pixels(images), labels, by_source, by_reference)[1]
     taus = {}
     for name, (from_source, from_reference) in moved.items():
         best = [jnp.linalg.norm(own, axis=1) for own, _ in (from_reference, from_source)]
@@ -171,7 +184,7 @@ def adversarial(
             got = metrics.taus(own, other, of_target)
             for measure, value in zip(("tau1", "tau2", "tau1tau2"), got[:3], strict=True):
                 taus[f"{name}_{measure}_{across}"] = value
-    return taus, wrong
+    return taus, right
 
 
 def _outputs(own: Attacked) -> jax.Array:
@@ -179,19 +192,19 @@ def _outputs(own: Attacked) -> jax.Array:
     return own.triple.s[:, None] * own.triple.u
 
 
-def success(wrong: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, float]:
+def success(attacked: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, float]:
     """How often the source's attacks work on images that the reference gets right.
 
     Args:
-      wrong: by attack, as `adversarial` gives it.
-      right: `[N]`, whether the source with its new head gets them right.
+      attacked: by attack, whether the reference gets each image right under it, as `adversarial` gives it.
+      right: `[N]`, whether the source with its new head gets the clean images right.
 
     Returns:
       For each attack `NAME_success`, the share of all the images, and `NAME_success_both`, of those that the source
       gets right too.
     """
-    found: dict[str, float] = {}
-    for name, errors in wrong.items():
-        of_all, _, of_both = attacks.success(errors, np.ones_like(errors), right).rate
-        found |= {f"{name}_success": float(of_all), f"{name}_success_both": float(of_both)}
-    return found
+    rates: dict[str, float] = {}
+    for name, under_attack in attacked.items():
+        of_all, _, of_both = attacks.success(under_attack, np.ones_like(under_attack), right).rate
+        rates |= {f"{name}_success": float(of_all), f"{name}_success_both": float(of_both)}
+    return rates

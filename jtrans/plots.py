@@ -394,8 +394,14 @@ def knowledge(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
       config: the run's config.
       table, summary: as the run leaves them; `transfer_findings.summarize_knowledge`.
     """
-    of_attacks = ("pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_tau1tau2_S_T", "virtual_tau1_S_T", "virtual_tau2_S_T")
-    shown = (*of_attacks, "pgd_success", "logme", "leep", "h_score", "cka", "parameters")
+    of_attacks = (
+        "pgd_liang_tau1_S_T",
+        "pgd_liang_tau2_S_T",
+        "pgd_liang_tau1tau2_S_T",
+        "virtual_tau1_S_T",
+        "virtual_tau2_S_T",
+    )
+    shown = (*of_attacks, "pgd_liang_success", "logme", "leep", "h_score", "cka", "parameters")
     figure = Figure(figsize=(14, 10), layout="constrained")
     *panels, key = figure.subplots(3, 4).flat
     loss = mean_ci(transfer_findings.by_source(table, "transfer_loss"), axis=1)

@@ -29,7 +29,6 @@ from jtrans.errors import InputError, one_line
 from jtrans.models import Variables
 from jtrans.population import Trajectory
 from jtrans.stats import Interval
-from jtrans.training import Network
 
 CONFIG, SUMMARY, NETWORKS, LOCK = "config.json", "summary.json", "networks", ".lock"
 TRAJECTORY, TRAJECTORY_TABLE, SYNTHETIC_TABLE = "trajectory.npz", "trajectory.csv", "synthetic.csv"
@@ -177,6 +176,19 @@ def _check_same(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]
         raise InputError(f"--workdir: {workdir} holds a run of another config; {listed}; name another directory")
 
 
+def check_digest(path: Path, there: str, here: str) -> None:
+    """Nothing, if what stands at `path` was made from the same images, by `data.digest`.
+
+    Raises:
+      InputError: it was made from others, or by an earlier version of jtrans, which did not keep their digest.
+    """
+    if there != here:
+        what = f"SHA-256 {there[:12]}... there, {here[:12]}... now" if there else "it does not say which"
+        raise InputError(
+            f"--workdir: {path} was made from other images ({what}); put them back, or name another directory"
+        )
+
+
 def write(path: Path, content: bytes) -> None:
     """Write a file so that it appears whole or not at all.
 
@@ -218,7 +230,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_trajectory(workdir: Path, trajectory: Trajectory, over: Mapping[str, Interval]) -> None:
-    """`trajectory.npz`, the arrays, and `trajectory.csv`, a row a step, with the `findings.curves` of the trajectory."""
+    """`trajectory.npz`, the arrays, and `trajectory.csv`, a row a step, with `findings.curves` of the trajectory."""
     write_arrays(workdir / TRAJECTORY, trajectory)
     columns = {"step": trajectory.step}
     for name, interval in over.items():

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from jtrans import devices, population, results, stats
 from jtrans.checkpoints import KEPT, Checkpoints
 from jtrans.devices import Group, Placement
-from jtrans.errors import InputError, Interrupted
+from jtrans.errors import Interrupted
 from jtrans.population import Measurement, Trajectory
 from jtrans.training import Network
 
@@ -36,9 +36,7 @@ class Progress(NamedTuple):
     measurements: list[Measurement]
 
 
-def restore(
-    checkpoints: Checkpoints, networks: Sequence[Network], config: ConfigDict, digest: str
-) -> Progress | None:
+def restore(checkpoints: Checkpoints, networks: Sequence[Network], config: ConfigDict, digest: str) -> Progress | None:
     """Where an earlier run with the same work directory stopped; None where it left nothing.
 
     Args:
@@ -46,17 +44,13 @@ def restore(
       digest: of the data set, `data.digest`.
 
     Raises:
-      InputError: the run was begun on other images, or by an earlier version of jtrans, which did not keep their digest.
+      InputError: the run was begun on other images.
     """
     step = checkpoints.newest()
     if step is None:
         return None
     state = checkpoints.load(step)
-    begun_with = bytes(state.get("data", b"")).hex()
-    if begun_with != digest:
-        there = f"{begun_with[:8]}... there, {digest[:8]}... now" if begun_with else "not kept by that version of jtrans"
-        what = f"{checkpoints.folder.parent} holds a run begun on other images (SHA-256 {there})"
-        raise InputError(f"--workdir: {what}; put them back, or name another directory")
+    results.check_digest(checkpoints.folder, bytes(state.get("data", b"")).hex(), digest)
     print(f"resuming from step {step}", flush=True)
     loaded = [from_state_dict(network, state["networks"][str(i)]) for i, network in enumerate(networks)]
     trajectory = Trajectory(**state["history"])

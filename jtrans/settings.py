@@ -202,7 +202,7 @@ MATRIX: Mapping[str, Field] = {
     **DATA,
     "num_examples": whole(200),  # test images attacked
     "attacks": Field(
-        tuple(attacks.BY_NAME),
+        ("fgsm", "pgd", "mi_fgsm", "virtual"),
         lambda v: is_tuple(v, lambda name: name in attacks.BY_NAME) and len(set(v)) == len(v),
         f"a tuple of {', '.join(attacks.BY_NAME)}, each once",
     ),
@@ -483,6 +483,10 @@ def check_knowledge(config: ConfigDict) -> None:
     count = len(config.models) * len(config.mixtures)
     if not 3 <= count <= 9:
         raise InputError(f"models: got {count} sources in all, by models and mixtures; correlations take 3 to 9")
+    labels = [source_label(config, name, classes) for name in config.models for classes in config.mixtures]
+    repeated = [label for label in labels if labels.count(label) > 1]
+    if repeated:
+        raise InputError(f"mixtures: two sources would both be called {repeated[0]!r}; rename the classes")
     for section, names in (("source", config.models), ("target", (config.reference,))):
         for name in names:
             check_size(name, config.widths[name], config[section].image_size, f"{section}.image_size")

@@ -23,12 +23,12 @@ RATES = ("all_images", "target_right", "both_right")  # the columns of `attacks.
 KNOWLEDGE = {
     **{
         f"{attack}_{measure}_{across}": f"{text}, {named}, {way}"
-        for attack, named in (("virtual", "virtual attack"), ("fgsm", "FGSM"), ("pgd", "PGD"))
+        for attack, named in (("virtual", "virtual attack"), ("fgsm_liang", "FGSM"), ("pgd_liang", "PGD"))
         for across, way in (("S_T", "source to target"), ("T_S", "target to source"))
         for measure, text in (("tau1", "tau1"), ("tau2", "tau2"), ("tau1tau2", "tau1 tau2"))
     },
-    "fgsm_success": "success of FGSM",
-    "pgd_success": "success of PGD",
+    "fgsm_liang_success": "success of FGSM",
+    "pgd_liang_success": "success of PGD",
     "logme": "LogME",
     "leep": "LEEP",
     "h_score": "H-score",
@@ -106,7 +106,7 @@ def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generato
       whether it `falls` with the loss: True where the whole interval of Spearman's lies below 0, False where it lies
       above, else None.
     """
-    columns = [name for name in table if name not in ("source", "seed")]
+    columns = [name for name in table if name not in ("source", "seed", "lost")]
     values = {name: by_source(table, name) for name in columns}
     names = list(dict.fromkeys(table["source"].tolist()))
     sources = [
@@ -130,7 +130,14 @@ def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generato
 
 def describe_knowledge(summary: Mapping[str, Any]) -> str:
     """Both tables: the sources, and what goes with their transfer loss."""
-    shown = ("transfer_loss", "transfer_accuracy", "sgd_accuracy", "pgd_tau1_S_T", "pgd_tau2_S_T", "pgd_success")
+    shown = (
+        "transfer_loss",
+        "transfer_accuracy",
+        "sgd_accuracy",
+        "pgd_liang_tau1_S_T",
+        "pgd_liang_tau2_S_T",
+        "pgd_liang_success",
+    )
     longest = max(len(row["source"]) for row in summary["sources"]) + 2
     lines = [f"{'source':{longest}}" + "".join(f"{name:24}" for name in shown)]
     lines += [

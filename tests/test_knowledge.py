@@ -76,7 +76,7 @@ def test_the_run_leaves_every_source_with_every_measure(finished, capsys):
     table = results.read_table(finished / "knowledge.csv")
     assert table["source"].tolist() == ["mlp_shallow"] * 2 + ["mlp_deep"] * 2 + ["lenet"] * 2
     assert set(transfer_findings.KNOWLEDGE) <= set(table)
-    for name in ("pgd_tau2_S_T", "virtual_tau1_S_T", "cka", "transfer_accuracy", "pgd_success"):
+    for name in ("pgd_liang_tau2_S_T", "virtual_tau1_S_T", "cka", "transfer_accuracy", "pgd_liang_success"):
         assert ((table[name] >= 0) & (table[name] <= 1.0001)).all(), name
     assert (table["transfer_accuracy"] > 0.3).all()  # of five digits, from features of five others
     assert (table["reference_accuracy"] > 0.35).all()
@@ -163,8 +163,8 @@ def test_taus_and_success_agree_with_float64(finished):
     best = np.linalg.norm(forward("reference", from_target)[0] - forward("reference", x)[0], axis=1)
     unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
     want = {
-        "pgd_tau1_S_T": (np.linalg.norm(across, axis=1) / best).mean(),
-        "pgd_tau2_S_T": np.linalg.norm(unit(own).T @ unit(across) / 12),
+        "pgd_liang_tau1_S_T": (np.linalg.norm(across, axis=1) / best).mean(),
+        "pgd_liang_tau2_S_T": np.linalg.norm(unit(own).T @ unit(across) / 12),
     }
     functions = [
         partial(models.build(name, (16, 16, 1), 5, widths=widths).apply, jax.tree.map(lambda leaf: leaf[1], of[label]))
@@ -182,11 +182,11 @@ def test_taus_and_success_agree_with_float64(finished):
         assert got[f"virtual_tau1_{across}"] == pytest.approx(float(linearised.tau1), abs=1e-5)
         assert got[f"virtual_tau1tau2_{across}"] == pytest.approx(float(linearised.tau1_tau2), abs=1e-5)
         finite = metrics.transferability(*pair, x32, attack=attack["pgd"], key=key)
-        assert got[f"pgd_tau2_{across}"] == pytest.approx(float(finite.tau2), abs=1e-5)
+        assert got[f"pgd_liang_tau2_{across}"] == pytest.approx(float(finite.tau2), abs=1e-5)
     wrong = forward("reference", from_source)[0].argmax(1) != labels
     rates = knowledge.success(errors, np.arange(12) % 2 == 0)
-    assert rates["pgd_success"] == pytest.approx(wrong.mean())
-    assert rates["pgd_success_both"] == pytest.approx(wrong[::2].mean())
+    assert rates["pgd_liang_success"] == pytest.approx(wrong.mean())
+    assert rates["pgd_liang_success_both"] == pytest.approx(wrong[::2].mean())
 
 
 def test_the_matrix_is_of_the_networks_with_new_heads(finished):

@@ -110,5 +110,5 @@ def angles(first: jax.Array, second: jax.Array, *, same: bool = False) -> Angles
         known = jnp.triu(known, 1)
     count = known.sum()
     degree = jnp.clip(jnp.where(known, angle, 0), 0, BINS - 1).astype(int)
-    histogram = jnp.zeros(BINS).at[degree].add(known)
+    histogram = jnp.zeros(BINS, int).at[degree].add(known)  # float32 stops counting at 2^24
     return Angles(jnp.where(known, angle, 0).sum() / count, histogram / count)

@@ -71,6 +71,15 @@ def test_angles_of_chosen_vectors_are_counted_once_and_without_the_zero_ones():
     assert np.isnan(updates.angles(first * jnp.nan, first).mean)
 
 
+def test_more_than_2_to_the_24_angles_in_one_degree_are_all_counted():
+    at = lambda degrees: jnp.stack([jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))], axis=1)
+    angle = updates.angles(at(jnp.zeros(4500)), at(jnp.where(jnp.arange(4500) < 450, 60.5, 30.5)))
+    assert 4500 * 4050 > 2**24
+    assert float(angle.histogram[30]) == pytest.approx(0.9)
+    assert float(angle.histogram[60]) == pytest.approx(0.1)
+    assert float(angle.mean) == pytest.approx(33.5, abs=1e-3)
+
+
 def test_batches_share_no_image():
     train = Split(np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1), np.arange(60))
     batches = experiment.disjoint(jax.random.key(0), train, 10, 6)

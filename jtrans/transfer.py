@@ -46,11 +46,13 @@ def fit_softmax_head(features: np.ndarray, labels: np.ndarray, num_classes: int,
       Head of weights `[F, num_classes]` and bias `[num_classes]`, float64.
 
     Raises:
-      ValueError: `weight_decay` is 0 or less.
+      ValueError: `features` are not finite, or `weight_decay` is not above 0.
       RuntimeError: no convergence.
     """
-    if weight_decay <= 0:
+    if not weight_decay > 0:
         raise ValueError(f"weight_decay: got {weight_decay}; it takes more than 0")
+    if not np.isfinite(features).all():
+        raise ValueError("features: got NaN or infinite values; all must be finite")
     design = np.c_[np.asarray(features, np.float64), np.ones(len(features))]
     indicators = np.eye(num_classes)[labels]
     decayed = np.r_[np.full(design.shape[1] - 1, weight_decay), 0.0][:, None]
@@ -64,7 +66,7 @@ def fit_softmax_head(features: np.ndarray, labels: np.ndarray, num_classes: int,
     start = np.zeros(design.shape[1] * num_classes)
     options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0, "gtol": 1e-7, "maxcor": 30}
     found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    if np.abs(found.jac).max() > 1e-5:
+    if not np.abs(found.jac).max() <= 1e-5:  # NaN, where the objective left float64, is no convergence either
         raise RuntimeError(f"features: softmax regression did not converge in {found.nit} iterations; scale them down")
     rows = found.x.reshape(-1, num_classes)
     return Head(rows[:-1], rows[-1])

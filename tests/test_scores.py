@@ -106,3 +106,42 @@ def test_features_that_cannot_be_aligned_are_named():
         scores.linear_cka(np.ones((4, 2)), np.ones((3, 2)))
     with pytest.raises(ValueError, match="the same for every example"):
         scores.linear_cka(np.ones((4, 2)), np.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("score", "name"), [(scores.logme, "features"), (scores.leep, "probabilities"), (scores.h_score, "features")]
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_named(score, name, value):
+    with pytest.raises(ValueError, match=f"{name}: got NaN or infinite values; all must be finite"):
+        score(np.array([[0.5, 0.5], [value, 0.5]]), np.arange(2))
+    with pytest.raises(ValueError, match="second: got NaN or infinite values"):
+        scores.linear_cka(np.eye(2), np.array([[1, value], [0, 1]]))
+
+
+def test_features_that_say_nothing():
+    labels = np.arange(60) % 3
+    # The best Gaussian of variance 1/3 for each indicator: no feature explains any of it.
+    want = -(np.log(2 * np.pi / 3) + 1) / 2
+    assert scores.logme(np.zeros((60, 4)), labels) == pytest.approx(want)
+    for value in (0.0, 0.1):  # whose mean over 60 rows is not 0.1 in floating point
+        assert scores.h_score(np.full((60, 4), value), labels) == 0
+        with pytest.raises(ValueError, match="the same for every example"):
+            scores.linear_cka(np.full((60, 4), value), np.eye(60))
+
+
+def test_a_class_without_examples_changes_nothing():
+    features, labels = problem()
+    for score in (scores.logme, scores.h_score):
+        assert score(features, labels * 2) == pytest.approx(score(features, labels))
+
+
+def test_leep_takes_zero_probabilities_but_no_rows_that_are_no_distribution():
+    labels = np.array([0, 0, 1, 1])
+    # The second source class stands for one image of the first class and two of the second; the third for none.
+    probabilities = np.eye(3)[[0, 1, 1, 1]]
+    want = (np.log(1) + np.log(1 / 3) + 2 * np.log(2 / 3)) / 4
+    assert scores.leep(probabilities, labels) == pytest.approx(want)
+    for row in ([0.0, 0.0, 0.0], [-1.0, 2.0, 0.0]):
+        with pytest.raises(ValueError, match="probabilities: got a row with negative values or another sum than 1"):
+            scores.leep(np.array([row, *probabilities[1:]]), labels)

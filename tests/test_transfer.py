@@ -60,5 +60,12 @@ def test_classification_of_chosen_logits():
 
 
 def test_no_weight_decay_is_refused():
-    with pytest.raises(ValueError, match="weight_decay: got 0; it takes more than 0"):
-        transfer.fit_softmax_head(np.eye(2), np.arange(2), 2, weight_decay=0)
+    for weight_decay in (0, np.nan):
+        with pytest.raises(ValueError, match=f"weight_decay: got {weight_decay}; it takes more than 0"):
+            transfer.fit_softmax_head(np.eye(2), np.arange(2), 2, weight_decay=weight_decay)
+
+
+def test_features_that_are_not_finite_are_refused():
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="features: got NaN or infinite values; all must be finite"):
+            transfer.fit_softmax_head(np.array([[1.0, 0.0], [value, 1.0]]), np.arange(2), 2, weight_decay=0.1)

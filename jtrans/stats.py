@@ -104,6 +104,26 @@ def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Int
     return jackknife_ci(mean, model)
 
 
+def wilson(successes: np.ndarray, count: np.ndarray) -> Interval:
+    """A share of independent trials and its 95 % interval (Wilson 1927).
+
+    Args:
+      successes, count: any shape, the same; each `successes` from 0 to `count`.
+
+    Returns:
+      Interval of arrays of that shape, in [0, 1]; all NaN where `count` is 0.
+    """
+    successes, count = np.asarray(successes, np.float64), np.asarray(count, np.float64)
+    z = scipy.stats.norm.ppf(0.975)
+
+    def low(successes: np.ndarray) -> np.ndarray:
+        spread = z * np.sqrt(z**2 / 4 + successes * (count - successes) / count)
+        return successes**2 / count / (successes + z**2 / 2 + spread)  # the smaller root, without cancellation
+
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+        return Interval(successes / count, low(successes), 1 - low(count - successes))
+
+
 def jackknife_ci(estimate: Callable[[np.ndarray], np.ndarray], group: np.ndarray) -> Interval:
     """Any estimate from independent networks and its 95 % interval, leaving out one network at a time.
 

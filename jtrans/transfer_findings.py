@@ -1,7 +1,5 @@
 """What the runs on adversarial and knowledge transferability show, in numbers and in words."""
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -201,24 +199,19 @@ def matrix(found: Mapping[str, Success], names: Sequence[str]) -> dict[str, np.n
       `attack`, `source`, `target`; for each of `RATES` the share of images that the target gets wrong under attack,
       with its 95 % interval, over images (Wilson's) or over seeds, and the number of images (their mean over seeds).
     """
-    rows = []
+    tables = []
     for attack, (rates, counts) in found.items():
-        for (s, source), (t, target) in itertools.product(enumerate(names), repeat=2):
-            row: dict[str, Any] = {"attack": attack, "source": source, "target": target}
-            for k, name in enumerate(RATES):
-                rate, count = rates[..., s, t, k], counts[..., s, t, k]
-                mean, low, high = stats.mean_ci(rate) if rate.ndim else (rate, *_over_images(rate, count))
-                mean_count = count.mean() if count.ndim else int(count)
-                row |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_count": mean_count}
-            rows.append(row)
-    return stats.columns(rows)
-
-
-def _over_images(rate: np.ndarray, count: np.ndarray) -> tuple[float, float]:
-    if not count:
-        return math.nan, math.nan
-    interval = scipy.stats.binomtest(round(float(rate * count)), int(count)).proportion_ci(method="wilson")
-    return interval.low, interval.high
+        if rates.ndim > 3:
+            (rate, low, high), count = stats.mean_ci(rates), counts.mean(0)
+        else:
+            (rate, low, high), count = stats.wilson(np.rint(rates * counts), counts), counts
+        pairs = {"source": np.repeat(names, len(names)), "target": np.tile(names, len(names))}
+        table = {"attack": np.full(len(names) ** 2, attack), **pairs}
+        for k, name in enumerate(RATES):
+            arrays = {name: rate, f"{name}_low": low, f"{name}_high": high, f"{name}_count": count}
+            table |= {column: array[..., k].ravel() for column, array in arrays.items()}
+        tables.append(table)
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
 def describe_matrix(table: Mapping[str, np.ndarray]) -> str:

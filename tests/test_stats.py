@@ -132,6 +132,17 @@ def test_a_single_pair_has_no_interval_and_a_missing_pair_is_left_out():
     assert stats.pair_mean_ci(np.array([1.0, np.nan, 3.0]), pair, model).mean == 2
 
 
+def test_wilsons_interval_is_that_of_scipy():
+    count = np.array([[1], [2], [30], [10_000]])
+    successes = np.array([0, 1, 2, 17, 9_999, 10_000])
+    got = stats.wilson(np.minimum(successes, count), count)
+    for index in np.ndindex(4, 6):
+        test = scipy.stats.binomtest(min(successes[index[1]], count[index[0], 0]), count[index[0], 0])
+        want = test.proportion_ci(method="wilson")
+        np.testing.assert_allclose([bound[index] for bound in got], [test.statistic, *want], rtol=1e-12, atol=1e-15)
+    assert np.isnan(stats.wilson(0, 0)).all()
+
+
 def test_the_jackknife_of_a_mean_is_students_interval():
     values = np.random.default_rng(0).normal(size=(9, 2))
     got = stats.jackknife_ci(lambda kept: values[kept].mean(0), np.zeros(9))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.integrate
+import scipy.sparse
 import scipy.stats
 
 
@@ -92,16 +93,20 @@ def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Int
     Returns:
       Interval of arrays `[...]`; no interval (NaN) where leaving out some network leaves no pair.
     """
-    values = np.asarray(values, np.float64)
-    known = ~np.isnan(values)
-    filled = np.where(known, values, 0.0)
-
-    def mean(kept: np.ndarray) -> np.ndarray:
-        keep = kept[pair].all(axis=1)
-        with np.errstate(invalid="ignore"):  # 0 / 0, where nothing is left, is the NaN that is meant
-            return filled[keep].sum(0) / known[keep].sum(0)
-
-    return jackknife_ci(mean, model)
+    values, pair = np.asarray(values, np.float64), np.asarray(pair)
+    flat = values.reshape(len(pair), math.prod(values.shape[1:]))
+    valid = ~np.isnan(flat)
+    with np.errstate(invalid="ignore"):  # 0 / 0, where nothing is left, is the NaN that is meant
+        mean = np.where(valid, flat, 0).sum(0) / valid.sum(0)
+        centred = np.where(valid, flat - mean, 0)  # so that differences of sums lose no digits
+        column = np.broadcast_to(np.arange(len(pair))[:, None], pair.shape)
+        includes = scipy.sparse.csr_array(
+            (np.ones(pair.size, bool), (pair.ravel(), column.ravel())), shape=(len(model), len(pair))
+        )
+        # Without network i: all pairs less those that include it.
+        count = valid.sum(0) - includes @ valid.astype(int)
+        without = mean + (centred.sum(0) - includes @ centred) / count
+    return _jackknife(mean.reshape(values.shape[1:]), without.reshape(-1, *values.shape[1:]), model)
 
 
 def wilson(successes: np.ndarray, count: np.ndarray) -> Interval:
@@ -134,16 +139,16 @@ def jackknife_ci(estimate: Callable[[np.ndarray], np.ndarray], group: np.ndarray
     Returns:
       Interval of arrays like the estimate; no interval (NaN) where some network cannot be left out.
     """
-    group = np.asarray(group)
-    every = np.ones(len(group), bool)
-    whole = np.asarray(estimate(every))
-    variance, freedom = np.zeros(whole.shape), 0
-    for one in np.unique(group):
-        members = np.flatnonzero(group == one)
-        without = np.stack([estimate(every & (np.arange(len(group)) != i)) for i in members])
-        variance += (len(members) - 1) * without.var(axis=0)
-        freedom += len(members) - 1
-    return _student(whole, np.sqrt(variance), freedom)
+    number = np.arange(len(group))
+    without = np.stack([estimate(number != i) for i in number])
+    return _jackknife(np.asarray(estimate(np.ones(len(group), bool))), without, group)
+
+
+def _jackknife(whole: np.ndarray, without: np.ndarray, group: np.ndarray) -> Interval:
+    """The interval from the estimates `[M, ...]` without each network."""
+    members = [without[np.asarray(group) == one] for one in np.unique(group)]
+    variance = sum((len(of_group) - 1) * of_group.var(axis=0) for of_group in members)
+    return _student(whole, np.sqrt(variance), sum(len(of_group) - 1 for of_group in members))
 
 
 class Correlation(NamedTuple):

@@ -1,4 +1,5 @@
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -130,6 +131,45 @@ def test_a_single_pair_has_no_interval_and_a_missing_pair_is_left_out():
     assert np.isnan([got.low, got.high]).all()
     pair, model = pairs_of(3, across=False)
     assert stats.pair_mean_ci(np.array([1.0, np.nan, 3.0]), pair, model).mean == 2
+
+
+def one_by_one(values, pair, model):
+    """The definition of `pair_mean_ci`: every network left out in turn, with all its pairs."""
+
+    def mean(keep):
+        left = values[keep]
+        with np.errstate(invalid="ignore"):
+            return np.nansum(left, axis=0) / (~np.isnan(left)).sum(0)
+
+    return stats.jackknife_ci(lambda kept: mean(kept[pair].all(1)), model)
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("networks", [2, 3, 7])
+@pytest.mark.parametrize("offset", [0, 1e6])
+def test_the_jackknife_over_pairs_leaves_every_network_out_in_turn(networks, across, offset):
+    rng = np.random.default_rng(0)
+    pair, model = pairs_of(networks, across)
+    values = offset + rng.normal(size=(len(pair), 5, 2))
+    values[rng.random(values.shape) < 0.2], values[:, 0, 0] = np.nan, np.nan
+    got = stats.pair_mean_ci(values, pair, model)
+    np.testing.assert_allclose(got, one_by_one(values, pair, model), rtol=1e-10)
+    np.testing.assert_allclose(stats.pair_mean_ci(values[:, 1, 1], pair, model), [bound[1, 1] for bound in got])
+    assert np.isfinite(got.low).any() or networks < 3
+
+
+def test_pairs_of_the_same_network_are_left_out_with_it():
+    pair, model = np.array([[0, 0], [0, 1], [1, 2], [2, 2], [1, 1]]), np.zeros(3)
+    values = np.array([1.0, 5.0, 2.0, 8.0, 3.0])
+    np.testing.assert_allclose(stats.pair_mean_ci(values, pair, model), one_by_one(values, pair, model))
+
+
+def test_the_jackknife_over_the_pairs_of_512_networks_takes_seconds():
+    pair = np.stack(np.triu_indices(512, 1), axis=1)
+    values = np.random.default_rng(0).random((len(pair), 50))
+    started = time.process_time()
+    stats.pair_mean_ci(values, pair, np.zeros(512))
+    assert time.process_time() - started < 3
 
 
 def test_wilsons_interval_is_that_of_scipy():

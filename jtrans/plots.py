@@ -405,7 +405,7 @@ def knowledge(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
     figure = Figure(figsize=(14, 10), layout="constrained")
     *panels, key = figure.subplots(3, 4).flat
     loss = mean_ci(transfer_findings.by_source(table, "transfer_loss"), axis=1)
-    found = {row["measure"]: row["spearman"] for row in summary["correlations"]}
+    correlations = {row["measure"]: row for row in summary["correlations"]}
     names = list(dict.fromkeys(table["source"].tolist()))
     reach = lambda i: None if np.isnan(i.low).all() else np.stack([i.mean - i.low, i.high - i.mean])
     for axes, name in zip(panels, shown, strict=True):
@@ -414,9 +414,9 @@ def knowledge(config: Mapping[str, Any], table: Mapping[str, np.ndarray], summar
         for i in range(len(names)):
             bars = {"xerr": None if across is None else across[:, [i]], "yerr": None if up is None else up[:, [i]]}
             axes.errorbar(values.mean[i], loss.mean[i], **bars, fmt="o", color=f"C{i}", capsize=3)
-        rank = found[name]
-        known = rank and f"rank correlation {stats.interval_text(rank, 2)}, p {rank['p_value']:.2f}"
-        axes.set_title(known or "the same for every source", fontsize="small")
+        row, rank = correlations[name], correlations[name]["spearman"]
+        title = row["undefined"] or f"rank correlation {stats.interval_text(rank, 2)}, p {rank['p_value']:.2f}"
+        axes.set_title(f"{title}\n{transfer_findings.describe_missing(row)}".rstrip(), fontsize="small")
         axes.set(xlabel=transfer_findings.KNOWLEDGE[name], ylabel="transfer loss (nats)")
         axes.grid(alpha=0.25)
         if name == "parameters":

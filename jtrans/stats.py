@@ -69,12 +69,17 @@ def mean_ci(values: np.ndarray, axis: int = 0) -> Interval:
       Interval of arrays without that axis; no interval (NaN) where a single value is left, no mean (NaN) where none is.
     """
     values = np.asarray(values, np.float64)
-    valid = ~np.isnan(values)
+    valid, mean = ~np.isnan(values), _mean(values, axis)
     count = valid.sum(axis)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0, where too few are left, is the NaN that is meant
-        mean = np.where(valid, values, 0).sum(axis) / count
-        squares = np.square(np.where(valid, values - np.expand_dims(mean, axis), 0)).sum(axis)
-        return _student(mean, np.sqrt(squares / (count - 1) / count), count - 1)
+        variance = np.square(np.where(valid, values - np.expand_dims(mean, axis), 0)).sum(axis) / (count - 1)
+        return _student(mean, np.sqrt(variance / count), count - 1)
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean of the values that are not NaN; NaN where there is none."""
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+        return np.nansum(values, axis) / (~np.isnan(values)).sum(axis)
 
 
 def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Interval:
@@ -95,9 +100,8 @@ def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Int
     """
     values, pair = np.asarray(values, np.float64), np.asarray(pair)
     flat = values.reshape(len(pair), math.prod(values.shape[1:]))
-    valid = ~np.isnan(flat)
+    valid, mean = ~np.isnan(flat), _mean(flat, 0)
     with np.errstate(invalid="ignore"):  # 0 / 0, where nothing is left, is the NaN that is meant
-        mean = np.where(valid, flat, 0).sum(0) / valid.sum(0)
         centred = np.where(valid, flat - mean, 0)  # so that differences of sums lose no digits
         column = np.broadcast_to(np.arange(len(pair))[:, None], pair.shape)
         includes = scipy.sparse.csr_array(
@@ -172,11 +176,17 @@ def correlation(
     The interval is the bootstrap's, seeds drawn again within each source: it says how far other seeds of the same
     sources would move the correlation, not other sources, which the permutation test is for.
 
+    NaN values are left out of their source's mean. A source without a finite mean of either quantity is left out of the
+    correlation and of its test; so is a draw of seeds in which a source has no value.
+
     Args:
       first, second: `[S, seeds]`, of S sources; 3 or more, and few enough for all S! pairings.
       rng: draws the seeds.
       ranks: Spearman's.
       resamples: how often seeds are drawn.
+
+    Returns:
+      Correlation; all NaN where fewer than 3 sources are left, or either quantity is the same for all that are.
 
     Raises:
       ValueError: the shapes differ, or fewer than 3 sources or more than 9.
@@ -184,30 +194,42 @@ def correlation(
     first, second = (np.asarray(values, np.float64) for values in (first, second))
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(f"second: got the shape {second.shape}; first has {first.shape}; both take [sources, seeds]")
-    sources, seeds = first.shape
-    if not 3 <= sources <= 9:
-        raise ValueError(f"first: got {sources} sources; the exact test takes 3 to 9")
-    means = first.mean(1), second.mean(1)
+    if not 3 <= len(first) <= 9:
+        raise ValueError(f"first: got {len(first)} sources; the exact test takes 3 to 9")
+    both = np.stack([first, second])
+    both = both[:, np.isfinite(_mean(both, -1)).all(0)]
+    _, sources, seeds = both.shape
+    first_mean, second_mean = _mean(both, -1)
+    if sources < 3 or constant(first_mean) or constant(second_mean):
+        return Correlation(Interval(np.nan, np.nan, np.nan), np.nan)
 
     def size(x: np.ndarray, axis: int) -> np.ndarray:
-        return np.abs(_correlate(np.moveaxis(x, axis, -1), means[1], ranks))
+        return np.abs(_correlate(np.moveaxis(x, axis, -1), second_mean, ranks))
 
     test = {"permutation_type": "pairings", "alternative": "greater", "n_resamples": np.inf, "vectorized": True}
-    pairings = scipy.stats.permutation_test(means[:1], size, **test)
+    pairings = scipy.stats.permutation_test((first_mean,), size, **test)
     drawn = rng.integers(seeds, size=(resamples, sources, seeds))
-    rows = np.arange(sources)[:, None]
-    again = _correlate(first[rows, drawn].mean(-1), second[rows, drawn].mean(-1), ranks)
-    # Where a draw makes all sources alike there is no correlation.
-    low, high = np.nanquantile(again, (0.025, 0.975)) if seeds > 1 else (np.nan, np.nan)
-    return Correlation(Interval(_correlate(*means, ranks), low, high), float(pairings.pvalue))
+    first, second = _mean(both[:, np.arange(sources)[:, None], drawn], -1)
+    again = _correlate(first, second, ranks)
+    # Where a draw makes all sources alike, or leaves one without a value, there is no correlation.
+    again = again[~np.isnan(again)]
+    several = (~np.isnan(both)).sum(-1).max() > 1  # seeds of some source, which can be drawn in more than one way
+    low, high = np.quantile(again, (0.025, 0.975)) if several and len(again) else (np.nan, np.nan)
+    return Correlation(Interval(_correlate(first_mean, second_mean, ranks), low, high), float(pairings.pvalue))
+
+
+def constant(values: np.ndarray) -> np.ndarray:
+    """Whether the values along the last axis are all the same, but for rounding."""
+    return np.ptp(values, axis=-1) <= 1e-12 * np.abs(values).max(-1)
 
 
 def _correlate(x: np.ndarray, y: np.ndarray, ranks: bool) -> np.ndarray:
-    """Pearson's or Spearman's correlation along the last axis; NaN where either is constant."""
+    """Pearson's or Spearman's correlation along the last axis; NaN where either is constant or has NaN."""
+    undefined = constant(x) | constant(y)
     x, y = (scipy.stats.rankdata(v, axis=-1) if ranks else v for v in (x, y))
     x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
-        return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+        return np.where(undefined, np.nan, (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1)))
 
 
 @dataclasses.dataclass(frozen=True)

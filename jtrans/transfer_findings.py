@@ -99,10 +99,15 @@ def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generato
       rng: draws the seeds of the intervals.
 
     Returns:
-      `sources`: for each, every column as `{mean, low, high}` over seeds. `correlations` with the transfer loss: for
-      each measure Pearson's and Spearman's, `{mean, low, high, p_value}`, as `stats.correlation` gives them, and
-      whether it `falls` with the loss: True where the whole interval of Spearman's lies below 0, False where it lies
-      above, else None.
+      `sources`: for each, every column as `{mean, low, high}` over seeds. `correlations` with the transfer loss, for
+      each measure:
+
+      - `pearson` and `spearman`, `{mean, low, high, p_value}` as `stats.correlation` gives them, or None where there is
+        none, and `undefined`, why there is none, else None;
+      - `missing`, at how many seeds of all sources the measure or the transfer loss has no value, and `left_out`, the
+        sources where it has none at any seed;
+      - whether it `falls` with the loss: True where the whole interval of Spearman's lies below 0, False where it lies
+        above, else None.
     """
     columns = [name for name in table if name not in ("source", "seed", "lost")]
     values = {name: by_source(table, name) for name in columns}
@@ -111,19 +116,33 @@ def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generato
         {"source": source, **{name: stats.plain(stats.mean_ci(values[name][i])) for name in columns}}
         for i, source in enumerate(names)
     ]
-    correlations = []
-    for name in KNOWLEDGE:
-        row: dict[str, Any] = {"measure": name}
+    loss = values["transfer_loss"]
+    correlations = [{"measure": name, **_correlations(values[name], loss, names, rng)} for name in KNOWLEDGE]
+    return {"num_seeds": loss.shape[1], "sources": sources, "correlations": correlations}
+
+
+def _correlations(
+    values: np.ndarray, loss: np.ndarray, names: Sequence[str], rng: np.random.Generator
+) -> dict[str, Any]:
+    """How a measure goes with the transfer loss, both `[sources, seeds]`."""
+    mean, mean_loss = (stats.mean_ci(of_seeds, axis=1).mean for of_seeds in (values, loss))
+    valid = np.isfinite(mean) & np.isfinite(mean_loss)
+    row: dict[str, Any] = dict.fromkeys(("pearson", "spearman", "undefined", "falls"))
+    row["missing"] = int((np.isnan(values) | np.isnan(loss)).sum())
+    row["left_out"] = [name for name, has_value in zip(names, valid, strict=True) if not has_value]
+    if valid.sum() < 3:
+        row["undefined"] = "fewer than 3 sources have values"
+    elif stats.constant(mean[valid]):  # as the number of parameters of one architecture
+        row["undefined"] = "the same for every source"
+    elif stats.constant(mean_loss[valid]):
+        row["undefined"] = "the transfer loss is the same for every source"
+    else:
         for kind in ("pearson", "spearman"):
-            if np.ptp(values[name].mean(1)) > 0:
-                got = stats.correlation(values[name], values["transfer_loss"], rng, ranks=kind == "spearman")
-                row[kind] = {**stats.plain(got.statistic), "p_value": got.p_value}
-            else:  # the same for every source, as the number of parameters of one architecture
-                row[kind] = None
-        found = row["spearman"]
-        row["falls"] = None if found is None or not (found["high"] < 0 or found["low"] > 0) else found["high"] < 0
-        correlations.append(row)
-    return {"num_seeds": values["transfer_loss"].shape[1], "sources": sources, "correlations": correlations}
+            statistic, p_value = stats.correlation(values, loss, rng, ranks=kind == "spearman")
+            row[kind] = {**stats.plain(statistic), "p_value": p_value}
+        low, high = row["spearman"]["low"], row["spearman"]["high"]
+        row["falls"] = high < 0 if high < 0 or low > 0 else None
+    return row
 
 
 def describe_knowledge(summary: Mapping[str, Any]) -> str:
@@ -146,19 +165,25 @@ def describe_knowledge(summary: Mapping[str, Any]) -> str:
     width = max(map(len, KNOWLEDGE.values())) + 2
     lines.append(f"\n{'correlation with the transfer loss':{width}}{heads}")
     for row in summary["correlations"]:
-        both = [row[kind] for kind in ("pearson", "spearman")]
-        if None in both:
-            lines.append(f"{KNOWLEDGE[row['measure']]:{width}}the same for every source")
-        else:
-            texts = "".join(f"{stats.interval_text(found, 2):28}" for found in both)
+        text = row["undefined"]
+        if text is None:
+            both = [row[kind] for kind in ("pearson", "spearman")]
             p_values = f"{both[0]['p_value']:.3f}, {both[1]['p_value']:.3f}"
-            lines.append(f"{KNOWLEDGE[row['measure']]:{width}}{texts}{p_values:16}{VERDICTS[row['falls']]}")
+            text = "".join(f"{stats.interval_text(found, 2):28}" for found in both)
+            text += f"{p_values:16}{VERDICTS[row['falls']]}"
+        lines.append(f"{KNOWLEDGE[row['measure']]:{width}}{text}  {describe_missing(row)}".rstrip())
     lines.append(
         "intervals: other seeds of the same sources; p: exact permutation test over sources, two-sided\n"
         "the claim of Liang et al. (2021): taus and success are larger where the transfer loss is smaller.\n"
         "It holds for a measure where Spearman's whole interval lies below 0, and not where it lies above"
     )
     return "\n".join(lines)
+
+
+def describe_missing(row: Mapping[str, Any]) -> str:
+    """What a measure's correlation leaves out, in words; nothing where it leaves out nothing."""
+    left_out = f"; without {len(row['left_out'])}: {', '.join(row['left_out'])}" if row["left_out"] else ""
+    return f"({row['missing']} values missing{left_out})" if row["missing"] else ""
 
 
 def penalty(found: Mapping[float, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from jtrans import (
     plots,
     population,
     results,
+    settings,
     training,
     transfer,
     transfer_findings,
@@ -88,6 +89,60 @@ def test_the_run_leaves_every_source_with_every_measure(finished, capsys):
     config = json.loads((finished / "config.json").read_text())
     panels = plots.knowledge(config, table, summary).axes
     assert all(axes.get_ylabel() == "transfer loss (nats)" for axes in panels[:-1])
+
+
+def told(change):
+    """Random measures of five sources from three seeds, changed; and of each its summary, line and panel's title."""
+    rng = np.random.default_rng(0)
+    sources = [f"source {i}" for i in range(5)]
+    names = ("transfer_loss", "transfer_accuracy", "sgd_accuracy", *transfer_findings.KNOWLEDGE)
+    table = {"source": np.repeat(sources, 3), **{name: rng.random(15) for name in names}}
+    change(table)
+    summary = transfer_findings.summarize_knowledge(table, rng)
+    lines = transfer_findings.describe_knowledge(json.loads(json.dumps(summary))).splitlines()
+    config = settings.knowledge().to_dict()
+    titles = {axes.get_xlabel(): axes.get_title() for axes in plots.knowledge(config, table, summary).axes}
+    words = transfer_findings.KNOWLEDGE
+    return table, lambda name: (
+        next(row for row in summary["correlations"] if row["measure"] == name),
+        next(line for line in lines if line.startswith(words[name] + "  ")),
+        titles[words[name]],
+    )
+
+
+def test_sources_without_a_value_are_left_out_of_the_correlation_and_named():
+    def change(table):
+        table["logme"][[0, 3, 4, 5]] = np.nan  # one value of the first source, all of the second
+        table["leep"][:9] = np.nan
+        table["parameters"][:] = 7
+
+    table, of = told(change)
+    row, line, title = of("logme")
+    assert (row["left_out"], row["missing"]) == (["source 1"], 4)
+    means = [np.nanmean(table[name].reshape(5, 3)[[0, 2, 3, 4]], axis=1) for name in ("logme", "transfer_loss")]
+    assert row["pearson"]["mean"] == pytest.approx(np.corrcoef(*means)[0, 1])
+    for text in (line, title):
+        assert text.endswith("(4 values missing; without 1: source 1)")
+    row, line, title = of("leep")
+    assert row["left_out"] == ["source 0", "source 1", "source 2"]
+    for text in (line, title):
+        assert "fewer than 3 sources have values" in text
+        assert "(9 values missing; without 3: source 0, source 1, source 2)" in text
+    row, line, title = of("parameters")
+    assert row["left_out"] == []
+    assert line.endswith("the same for every source")
+    assert title == "the same for every source"
+    assert [row[kind] for row in (row, of("leep")[0]) for kind in ("pearson", "spearman", "falls")] == [None] * 6
+    row, line, title = of("cka")
+    assert row["missing"] == 0
+    assert "missing" not in line + title
+
+
+def test_a_transfer_loss_that_is_the_same_for_every_source_is_told_as_such():
+    _, of = told(lambda table: table["transfer_loss"].fill(0.1))
+    _, line, title = of("cka")
+    assert line.endswith("the transfer loss is the same for every source")
+    assert title == "the transfer loss is the same for every source"
 
 
 @pytest.mark.slow

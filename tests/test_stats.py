@@ -228,6 +228,38 @@ def test_the_interval_of_a_correlation_comes_from_the_seeds():
     assert stats.correlation(moved, moved, rng).statistic.low == pytest.approx(1)
 
 
+@pytest.mark.parametrize("ranks", [False, True])
+def test_missing_values_are_left_out_of_a_correlation(ranks):
+    x, y = np.random.default_rng(1).normal(size=(2, 6, 3))
+    gaps_x, gaps_y = x.copy(), y.copy()
+    gaps_x[1, 0], gaps_y[3, 1:] = np.nan, np.nan  # left out of their sources' means
+    gaps_x[0], gaps_y[4] = np.nan, np.nan  # their sources are left out
+    got = stats.correlation(gaps_x, gaps_y, np.random.default_rng(0), ranks=ranks)
+    left = [1, 2, 3, 5]
+    means = [np.nanmean(gaps_x[left], axis=1), np.nanmean(gaps_y[left], axis=1)]
+    whole = stats.correlation(*(m[:, None] for m in means), np.random.default_rng(0), ranks=ranks)
+    assert got.statistic.mean == pytest.approx((scipy.stats.spearmanr if ranks else scipy.stats.pearsonr)(*means)[0])
+    assert got.p_value == whole.p_value
+    assert got.statistic.low < got.statistic.mean < got.statistic.high
+    single = stats.correlation(*(np.c_[m, np.full((4, 2), np.nan)] for m in means), np.random.default_rng(0))
+    assert np.isnan([single.statistic.low, single.statistic.high]).all()
+    # Without gaps, a source more that has no value changes nothing at all.
+    more = [np.r_[values, np.full((1, 3), np.nan)] for values in (x, y)]
+    want = stats.correlation(x, y, np.random.default_rng(0), ranks=ranks)
+    assert stats.correlation(*more, np.random.default_rng(0), ranks=ranks) == want
+
+
+@pytest.mark.parametrize("ranks", [False, True])
+def test_there_is_no_correlation_of_two_sources_or_of_a_constant(ranks):
+    x, y = np.random.default_rng(1).normal(size=(2, 4, 3))
+    gaps = np.where(np.arange(4)[:, None] < 2, np.nan, x)
+    tenths = np.full((4, 3), 0.1)
+    tenths[0, 0] = np.nan  # the mean of three tenths is not that of two in floating point
+    for first, second in ((gaps, y), (y, gaps), (tenths, y), (y, tenths)):
+        (mean, low, high), p_value = stats.correlation(first, second, np.random.default_rng(0), ranks=ranks)
+        assert np.isnan([mean, low, high, p_value]).all()
+
+
 def test_too_few_sources_are_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="got 2 sources; the exact test takes 3 to 9"):

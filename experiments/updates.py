@@ -34,7 +34,9 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     for name, model_keys, own in zip(config.models, all_keys, shares, strict=True):
         model = early.build(config, name, dataset)
         step = jax.jit(partial(updates.one_step, model, learning_rate=config.learning_rate))
-        networks[name] = [jax.device_get(step(key, *batch, *test)) for key, batch in zip(model_keys, own, strict=True)]
+        # The update vectors stay on the device, where every network is compared with all others.
+        each = zip(model_keys, own, strict=True)
+        networks[name] = [jax.block_until_ready(step(key, *batch, *test)) for key, batch in each]
         print(f"{name}: {config.num_networks} networks took a step", flush=True)
 
     of_networks, of_pairs = {}, {}

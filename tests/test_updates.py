@@ -120,6 +120,15 @@ def test_the_experiment_leaves_both_tables(tmp_path, capsys):
     assert sum(float(row["within mlp_deep"]) for row in histograms) == pytest.approx(1, rel=1e-5)
 
 
+def test_update_vectors_stay_on_the_device(tmp_path, monkeypatch):
+    compared, angles = [], updates.angles
+    monkeypatch.setattr(updates, "angles", lambda a, b, **options: compared.extend([a, b]) or angles(a, b, **options))
+    with jax.disable_jit():  # so that the arrays themselves are seen
+        assert run(tmp_path, "--config.num_networks=2", "--config.models=('mlp_shallow',)") == 0
+    assert len(compared) == 2 * (2 + 2 + 1)  # within networks, to adversarial directions, the pair
+    assert all(isinstance(vectors, jax.Array) for vectors in compared)
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

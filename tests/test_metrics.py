@@ -256,6 +256,44 @@ def test_matching_distances_are_zero_where_a_map_exists(redundant):
     assert metrics.gradient_matching_distance(g, f, x) > 0.1  # 3 outputs cannot give 5
 
 
+@pytest.mark.parametrize(
+    ("source_scale", "target_scale"), [(1e-30, 1), (1e30, 1), (1, 1e-30), (1, 1e30), (1e-30, 1e30), (1e-22, 1e-22)]
+)
+def test_the_gradient_matching_distance_scales_with_the_target_alone(source_scale, target_scale):
+    (source, target), x = networks()
+    want = float64_matching_distance(float64_jacobian(source, x), float64_jacobian(target, x))
+    f, g, x = function(source), function(target), jnp.array(x, jnp.float32)
+    scaled = lambda x: source_scale * f(x), lambda x: target_scale * g(x)
+    got = metrics.gradient_matching_distance(*scaled, x, batch_size=7)
+    np.testing.assert_allclose(np.float64(got), target_scale * want, rtol=1e-5)
+    jacobians = (jacobian.jacobian(h, x) for h in scaled)
+    np.testing.assert_allclose(np.float64(metrics.jacobian_matching_distance(*jacobians)), got, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1, 1e30])
+def test_matching_distances_of_constant_networks(scale):
+    """A source without a Jacobian leaves all of the target's; a target without one is matched wholly."""
+    (source, _), x = networks()
+    f, x = (lambda x: scale * function(source)(x)), jnp.array(x, jnp.float32)
+    nothing = lambda x: 0 * x.reshape(len(x), -1)[:, :2]
+    whole = scale * np.sqrt(np.square(float64_jacobian(source, np.float64(x))).sum((1, 2)).mean())
+    np.testing.assert_allclose(np.float64(metrics.gradient_matching_distance(nothing, f, x)), whole, rtol=1e-5)
+    assert metrics.gradient_matching_distance(f, nothing, x) == 0
+    assert metrics.gradient_matching_distance(nothing, nothing, x) == 0
+    whole_jacobian, zero = jacobian.jacobian(f, x), jnp.zeros((len(x), 2, 12))
+    np.testing.assert_allclose(np.float64(metrics.jacobian_matching_distance(zero, whole_jacobian)), whole, rtol=1e-5)
+    assert metrics.jacobian_matching_distance(whole_jacobian, zero) == 0
+
+
+def test_the_gradient_matching_distance_of_outputs_that_sum_to_a_constant():
+    """Probabilities, whose Jacobians' rows add up to 0."""
+    (source, target), x = networks()
+    f, g = (lambda x, w=w: 1e-25 * jax.nn.softmax(function(w)(x)) for w in (source, target))
+    x = jnp.array(x, jnp.float32)
+    want = float64_matching_distance(*(1e25 * np.float64(jacobian.jacobian(h, x)) for h in (f, g)))
+    np.testing.assert_allclose(1e25 * np.float64(metrics.gradient_matching_distance(f, g, x)), want, rtol=1e-3)
+
+
 def test_the_function_matching_distance_agrees_with_float64_least_squares():
     (source, target), x = networks()
     f, g, x = function(source), function(target), x.astype(np.float32)

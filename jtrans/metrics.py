@@ -215,7 +215,7 @@ def gradient_matching_distance(
     batch_size = batch_size or _batch_size(f_source, f_target, x)
     with jax.default_matmul_precision("highest"):
         sizes = lambda x: (None, (_jacobian_size(f_source, x), _jacobian_size(f_target, x)))
-        source_scale, target_scale = map(_power_of_two, loops.in_batches(sizes, batch_size, x)[1])
+        source_scale, target_scale = map(transfer.power_of_two, loops.in_batches(sizes, batch_size, x)[1])
         pair = lambda x: (jacobian.jacobian(f_source, x) / source_scale, jacobian.jacobian(f_target, x) / target_scale)
         moments, _ = loops.in_batches(lambda x: (_matching_moments(*pair(x)), None), batch_size, x)
         matrix = _matching_matrix(moments)
@@ -226,8 +226,8 @@ def gradient_matching_distance(
 def jacobian_matching_distance(source: jax.Array, target: jax.Array) -> jax.Array:
     """`gradient_matching_distance` from Jacobians `[N, K_S, D]` and `[N, K_T, D]`, where those are at hand."""
     with jax.default_matmul_precision("highest"):
-        target_scale = _power_of_two(target)
-        source, target = source / _power_of_two(source), target / target_scale
+        target_scale = transfer.power_of_two(target)
+        source, target = source / transfer.power_of_two(source), target / target_scale
         matrix = _matching_matrix(_matching_moments(source, target))
         return target_scale * jnp.sqrt(_matching_residual(matrix, source, target) / len(source))
 
@@ -293,14 +293,6 @@ def _jacobian_size(f: Function, x: jax.Array) -> jax.Array:
     weights = np.random.default_rng(0).normal(size=outputs.shape[1])  # in which no two outputs cancel
     (gradient,) = pull_back(jnp.broadcast_to(jnp.asarray(weights, outputs.dtype), outputs.shape))
     return jnp.abs(gradient).reshape(len(x), -1).max(1)
-
-
-def _power_of_two(values: jax.Array) -> jax.Array:
-    """The power of two near the largest of the values, 1 where all are 0.
-
-    Jacobians divided by it, which is exact, have squares that neither vanish from float32 nor leave it.
-    """
-    return jnp.ldexp(1.0, jnp.frexp(jax.lax.stop_gradient(jnp.abs(values).max()))[1])
 
 
 def _matching_moments(source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -25,11 +25,40 @@ def fit_head(features: jax.Array, targets: jax.Array) -> Head:
     Returns:
       Head of weights `[F, K]` and bias `[K]`.
     """
+    scale = power_of_two(features)
+    weights, _ = _least_squares(features / scale, targets)
+    weights = weights / scale
+    with jax.default_matmul_precision("highest"):
+        return Head(weights, (targets - features @ weights).mean(0))
+
+
+def _least_squares(features: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The weights of `fit_head`, and the errors `[N, K]` that are left with its bias."""
     with jax.default_matmul_precision("highest"):
         # Centred, the bias is no part of the system, which is better conditioned for it.
-        center, middle = features.mean(0), targets.mean(0)
-        weights = jnp.linalg.lstsq(features - center[None], targets - middle[None])[0]
-        return Head(weights, middle - center @ weights)
+        x, y = _centred(features), _centred(targets)
+        left, singular, right = jnp.linalg.svd(x, full_matrices=False)
+        # The rounding of the features makes at most this of a singular value of 0, however many examples there are.
+        rounding = jnp.finfo(features.dtype).eps * jnp.linalg.norm(features)
+        lengths = jnp.where(singular > rounding, singular, jnp.inf)[:, None]
+        solve = lambda targets: right.T @ ((left.T @ targets) / lengths)
+        weights = solve(y)
+        weights = weights + solve(y - x @ weights)  # one step of refinement takes out the rounding of the first
+        return weights, y - x @ weights
+
+
+def _centred(values: jax.Array) -> jax.Array:
+    """The values less their mean over examples, without the rounding of that mean."""
+    values = values - values.mean(0)[None]
+    return values - values.mean(0)[None]
+
+
+def power_of_two(values: jax.Array) -> jax.Array:
+    """The power of two near the largest of the values, 1 where all are 0.
+
+    What is divided by it, which is exact, has squares that neither vanish from float32 nor leave it.
+    """
+    return jnp.ldexp(1.0, jnp.frexp(jax.lax.stop_gradient(jnp.abs(values).max()))[1])
 
 
 def fit_softmax_head(features: np.ndarray, labels: np.ndarray, num_classes: int, *, weight_decay: float) -> Head:
@@ -81,11 +110,11 @@ def classification(head: Head, features: np.ndarray, labels: np.ndarray) -> tupl
 
 def root_mean_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """The square root of the squared error, summed over outputs and averaged over examples (Liang et al. 2021)."""
-    return jnp.sqrt(jnp.sum((outputs - targets) ** 2, axis=1).mean())
+    scale = power_of_two(outputs - targets)
+    return scale * jnp.sqrt(jnp.sum(((outputs - targets) / scale) ** 2, axis=1).mean())
 
 
 def transfer_loss(features: jax.Array, targets: jax.Array) -> jax.Array:
     """The error on `targets [N, K]` of the best affine head on `features [N, F]`: low where the features transfer."""
-    head = fit_head(features, targets)
-    with jax.default_matmul_precision("highest"):
-        return root_mean_squared_error(features @ head.weights + head.bias[None], targets)
+    _, errors = _least_squares(features / power_of_two(features), targets)
+    return root_mean_squared_error(errors, jnp.zeros_like(errors))

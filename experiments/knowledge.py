@@ -381,7 +381,7 @@ def success(networks: Sequence[Networks], config: ConfigDict, test: Split, key: 
             metrics.success_matrix(fs, fs, x, test.labels, known, key=jax.random.fold_in(key, seed))
             for seed, fs in seeds
         ]
-        found[name] = attacks.Success(*map(np.stack, zip(*of_seed, strict=True)))
+        found[name] = metrics.SuccessMatrix(*map(np.stack, zip(*of_seed, strict=True)))
         print(f"{name}: every network attacked", flush=True)
     return transfer_findings.matrix(found, [n.label for n in networks])
 

@@ -23,8 +23,9 @@ INTRODUCTION = (
     "reduced. Angles are folded into [0, 90] degrees."
 )
 SELECTION = (
-    "At chance is within {points:.0f} points of chance (within half of chance for more than ten classes); the lowest angle is that of the step where the mean is lowest "
-    "among those before the accuracy leaves chance, and its interval is the one there."
+    "At chance is within {points:.0f} points of chance (within half of chance for more than ten classes); the lowest "
+    "angle is that of the step where the mean is lowest among those before the accuracy leaves chance, and its "
+    "interval is the one there."
 )
 ATTACKS = (
     "## What the angle means for an attack\n\nFGSM along another network's direction, along the attacked one's own, "

@@ -3,8 +3,8 @@
 An attack is a function `(f, x, y, key) -> adversarial x`, of a pure `f: [N, ...] -> [N, K]`, inputs `[N, ...]`, the
 labels `[N]` to move away from (true ones, or `own_prediction`), and a key that is only needed for a random start (one,
 or one for each example). Epsilon is in the units of `x`: [0, 1] pixels, where the network itself maps them to its own
-range. What comes back is floats: rounding them to pixel values would undo part of the attack. Where the network gives no
-direction (its gradient is zero or not finite), the input comes back as it is.
+range. What comes back is floats: rounding them to pixel values would undo part of the attack. Where the network gives
+no direction (its gradient is zero or not finite), the input comes back as it is.
 """
 
 import math

@@ -138,9 +138,9 @@ def _check(workdir: Path, config: ConfigDict, grows: str) -> bool:
         elif held := [name for name in RESULTS if (workdir / name).exists()]:
             raise InputError(f"--workdir: {workdir} holds {held[0]} but no {CONFIG}; name a directory of its own")
         networks = workdir / NETWORKS
-        others = sorted({path.name for path in networks.iterdir()} - ORBAX) if networks.is_dir() else []
+        others = [path.name for path in networks.iterdir() if not _is_own(path)] if networks.is_dir() else []
         if networks.is_symlink() or others:  # what a save would delete
-            what = f"holds {others[0]}, which is not jtrans's" if others else "is a link"
+            what = f"holds {min(others)}, which jtrans did not write" if others else "is a link"
             raise InputError(f"--workdir: {networks} {what}; move it elsewhere, or name another directory")
         for path in workdir.iterdir():
             if PARTIAL.fullmatch(path.name):
@@ -148,6 +148,11 @@ def _check(workdir: Path, config: ConfigDict, grows: str) -> bool:
         return is_finished(workdir, config)
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"--workdir: {workdir} cannot be used ({one_line(error)}); name another") from error
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a path in `networks` is a part of a saved checkpoint, or the work directory of a stage."""
+    return path.name in ORBAX or (path / LOCK).exists()
 
 
 def is_finished(workdir: Path, config: ConfigDict) -> bool:

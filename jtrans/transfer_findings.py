@@ -7,7 +7,7 @@ import numpy as np
 import scipy.stats
 
 from jtrans import stats
-from jtrans.attacks import Success
+from jtrans.metrics import SuccessMatrix
 
 PENALTY = {
     "angle": "angle to the surrogate's directions (degrees)",
@@ -99,8 +99,8 @@ def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generato
       rng: draws the seeds of the intervals.
 
     Returns:
-      `sources`: for each, every column as `{mean, low, high}` over seeds. `correlations` with the transfer loss, for
-      each measure:
+      `sources`: for each, every column as `{mean, low, high}` over seeds. `lost`: the `source` and `seed` of networks
+      that measure nothing, and why they are `lost`. `correlations` with the transfer loss, for each measure:
 
       - `pearson` and `spearman`, `{mean, low, high, p_value}` as `stats.correlation` gives them, or None where there is
         none, and `undefined`, why there is none, else None;
@@ -118,7 +118,11 @@ def summarize_knowledge(table: Mapping[str, np.ndarray], rng: np.random.Generato
     ]
     loss = values["transfer_loss"]
     correlations = [{"measure": name, **_correlations(values[name], loss, names, rng)} for name in KNOWLEDGE]
-    return {"num_seeds": loss.shape[1], "sources": sources, "correlations": correlations}
+    lost = [
+        {"source": str(table["source"][i]), "seed": int(table["seed"][i]), "lost": str(table["lost"][i])}
+        for i in np.flatnonzero(table["lost"] != "")
+    ]
+    return {"num_seeds": loss.shape[1], "sources": sources, "lost": lost, "correlations": correlations}
 
 
 def _correlations(
@@ -161,6 +165,9 @@ def describe_knowledge(summary: Mapping[str, Any]) -> str:
         f"{row['source']:{longest}}" + "".join(f"{stats.interval_text(row[name], 3):24}" for name in shown)
         for row in summary["sources"]
     ]
+    if summary["lost"]:
+        listed = (f"{row['source']}, seed {row['seed']} ({row['lost']})" for row in summary["lost"])
+        lines.append(f"left out: {'; '.join(listed)}")
     heads = f"{'Pearson [95 %]':28}{'Spearman [95 %]':28}{'p (both)':16}smaller loss, larger?"
     width = max(map(len, KNOWLEDGE.values())) + 2
     lines.append(f"\n{'correlation with the transfer loss':{width}}{heads}")
@@ -212,7 +219,7 @@ def describe_penalty(table: Mapping[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
-def matrix(found: Mapping[str, Success], names: Sequence[str]) -> dict[str, np.ndarray]:
+def matrix(found: Mapping[str, SuccessMatrix], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Success matrices, by columns: a row for each attack, source and target.
 
     Args:
@@ -222,16 +229,18 @@ def matrix(found: Mapping[str, Success], names: Sequence[str]) -> dict[str, np.n
 
     Returns:
       `attack`, `source`, `target`; for each of `RATES` the share of images that the target gets wrong under attack,
-      with its 95 % interval, over images (Wilson's) or over seeds, and the number of images (their mean over seeds).
+      with its 95 % interval, over images (Wilson's) or over seeds, and the number of images (their mean over seeds);
+      `unmoved`, how many images the attack on the source left as they are, for want of a direction.
     """
     tables = []
-    for attack, (rates, counts) in found.items():
+    for attack, (rates, counts, unmoved) in found.items():
         if rates.ndim > 3:
             (rate, low, high), count = stats.mean_ci(rates), counts.mean(0)
         else:
             (rate, low, high), count = stats.wilson(np.rint(rates * counts), counts), counts
         pairs = {"source": np.repeat(names, len(names)), "target": np.tile(names, len(names))}
-        table = {"attack": np.full(len(names) ** 2, attack), **pairs}
+        unmoved = np.repeat(unmoved.reshape(-1, len(names)).mean(0), len(names))
+        table = {"attack": np.full(len(names) ** 2, attack), **pairs, "unmoved": unmoved}
         for k, name in enumerate(RATES):
             arrays = {name: rate, f"{name}_low": low, f"{name}_high": high, f"{name}_count": count}
             table |= {column: array[..., k].ravel() for column, array in arrays.items()}

@@ -106,14 +106,15 @@ def test_pgd_finds_the_best_point_of_the_ball_of_a_linear_network(norm):
 
 def test_a_random_start_is_uniform_in_the_ball_and_does_not_depend_on_the_batch():
     x = jnp.full((2000, 3), 0.5)
-    f, y, key = lambda x: x[:, :2] * 0, jnp.zeros(2000, int), jax.random.key(0)  # no gradient: the start stays
-    cube = attacks.pgd(0.1, 1, 0.1)(f, x, y, key) - x
-    ball = jnp.linalg.norm(attacks.pgd(0.1, 1, 0.1, norm="l2")(f, x, y, key) - x, axis=1)
+    f, y, key = lambda x: x[:, :2], jnp.zeros(2000, int), jax.random.key(0)
+    start = attacks.pgd(0.1, 1, 0.0)  # steps of no length: the start stays
+    cube = start(f, x, y, key) - x
+    ball = jnp.linalg.norm(attacks.pgd(0.1, 1, 0.0, norm="l2")(f, x, y, key) - x, axis=1)
     for sample in ((cube.ravel() + 0.1) / 0.2, (ball / 0.1) ** 3):
         np.testing.assert_allclose(np.quantile(sample, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.03)
-    np.testing.assert_array_equal(attacks.pgd(0.1, 1, 0.1)(f, x[:5], y[:5], key) - x[:5], cube[:5])
+    np.testing.assert_array_equal(start(f, x[:5], y[:5], key) - x[:5], cube[:5])
     keys = directions.example_keys(key, 2000)
-    np.testing.assert_array_equal(attacks.pgd(0.1, 1, 0.1)(f, x[7:9], y[7:9], keys[7:9]) - x[7:9], cube[7:9])
+    np.testing.assert_array_equal(start(f, x[7:9], y[7:9], keys[7:9]) - x[7:9], cube[7:9])
 
 
 def test_attacks_are_the_same_compiled_and_vmapped_over_networks():
@@ -155,3 +156,37 @@ def test_the_virtual_attack_is_epsilon_along_the_singular_vector():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+ATTACKS = {
+    "fgsm": attacks.fgsm(0.1),
+    "fgsm, random start": attacks.fgsm(0.1, random_start=True),
+    "pgd": attacks.pgd(0.1, 3, 0.05),
+    "pgd in L2": attacks.pgd(0.1, 3, 0.05, norm="l2"),
+    "mi_fgsm": attacks.mi_fgsm(0.1, 3, 0.05),
+    "virtual": attacks.virtual(0.1, bounds=(0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_without_a_direction_leaves_the_image_as_it_is(name):
+    """At some images alone: where the network is not finite, or says the same whatever the input."""
+    x, y, key = jax.random.uniform(jax.random.key(0), (6, 5)), jnp.zeros(6, int), jax.random.key(1)
+    x = x.at[:, 0].set(jnp.array([0.5, 0.1, 0.9, 0.5, 0.1, 0.5]))
+    weights = jax.random.normal(jax.random.key(2), (5, 3))
+    healthy = lambda x: x @ weights
+    ill = lambda x: jnp.where(x[:, :1] < 0.3, jnp.nan, jnp.where(x[:, :1] > 0.7, 0.0, 1.0)) * healthy(x)
+    moved = ATTACKS[name](ill, x, y, key)
+    assert (moved == x).all(1).tolist() == [False, True, True, False, True, False]
+    np.testing.assert_allclose(moved[::5], ATTACKS[name](healthy, x, y, key)[::5], atol=1e-6)
+    assert jnp.isfinite(moved).all()
+
+
+def test_what_is_not_finite_is_neither_right_nor_wrong():
+    logits, labels = jnp.array([[1.0, 2.0], [2.0, 1.0], [jnp.nan, 1.0], [jnp.inf, 1.0]]), jnp.array([1, 1, 0, 0])
+    np.testing.assert_array_equal(attacks.right(logits, labels), [1, 0, np.nan, np.nan])
+    attacked = np.array([0, 0, 1, 0, np.nan])
+    clean_target, clean_source = np.array([1, 1, 1, np.nan, 1]), np.array([1, np.nan, 0, 1, 1])
+    rate, count = attacks.success(attacked, clean_target, clean_source)
+    assert count.tolist() == [3, 3, 1]
+    np.testing.assert_allclose(rate, [2 / 3, 2 / 3, 1])

@@ -1,6 +1,7 @@
 """Sources, a reference, heads fitted again and attacks, on small data."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -96,7 +97,8 @@ def told(change):
     rng = np.random.default_rng(0)
     sources = [f"source {i}" for i in range(5)]
     names = ("transfer_loss", "transfer_accuracy", "sgd_accuracy", *transfer_findings.KNOWLEDGE)
-    table = {"source": np.repeat(sources, 3), **{name: rng.random(15) for name in names}}
+    labels = {"source": np.repeat(sources, 3), "seed": np.tile(np.arange(3), 5), "lost": np.full(15, "", "<U9")}
+    table = labels | {name: rng.random(15) for name in names}
     change(table)
     summary = transfer_findings.summarize_knowledge(table, rng)
     lines = transfer_findings.describe_knowledge(json.loads(json.dumps(summary))).splitlines()
@@ -143,6 +145,39 @@ def test_a_transfer_loss_that_is_the_same_for_every_source_is_told_as_such():
     _, line, title = of("cka")
     assert line.endswith("the transfer loss is the same for every source")
     assert title == "the transfer loss is the same for every source"
+
+
+def test_lost_sources_have_rows_that_say_so_and_the_others_go_on(finished, tmp_path, capsys):
+    """One diverges and one dies, in training on the disk; everything after it is made again."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    for name in ("knowledge.csv", "matrix.csv", "summary.json"):
+        (workdir / name).unlink()
+    # The second seed of the one diverges, both of the other die.
+    spoil = {
+        "mlp_deep": lambda leaf: np.where(np.arange(2).reshape(-1, *[1] * (leaf.ndim - 1)) == 1, np.nan, leaf),
+        "lenet": np.zeros_like,
+    }
+    for name, change in spoil.items():
+        (variables,) = results.read_networks(workdir / "networks" / name)
+        results.write_networks(workdir / "networks" / name, [jax.tree.map(change, variables)])
+        shutil.rmtree(workdir / "refitted" / name)
+        (workdir / "attacked" / f"{name}.csv").unlink()
+    assert run(workdir) == 0
+    said = capsys.readouterr().out
+    assert "mlp_deep, seed 1: diverged; it is left out" in said
+    assert "left out: mlp_deep, seed 1 (diverged); lenet, seed 0 (dead); lenet, seed 1 (dead)" in said
+    table, before = (results.read_table(folder / "knowledge.csv") for folder in (workdir, finished))
+    assert table["lost"].tolist() == ["", "", "", "diverged", "dead", "dead"]
+    for name in set(transfer_findings.KNOWLEDGE) - {"parameters"} | {"transfer_loss", "sgd_loss"}:
+        assert np.isnan(table[name][3:]).all(), name
+        np.testing.assert_array_equal(table[name][:3], before[name][:3], err_msg=name)
+    matrix = results.read_table(workdir / "matrix.csv")
+    attacked_by = lambda source, target: (matrix["source"] == source) & (matrix["target"] == target)
+    assert (matrix["unmoved"][attacked_by("lenet", "reference")] == 30).all()
+    assert (matrix["unmoved"][attacked_by("mlp_deep", "reference")] == 15).all()  # of one seed in two
+    # The one seed that is left of it, and none of what does not predict.
+    assert (matrix["all_images_count"][attacked_by("reference", "mlp_deep")] == 15).all()
 
 
 @pytest.mark.slow
@@ -226,9 +261,9 @@ def test_taus_and_success_agree_with_float64(finished):
         for name, label, widths in (("mlp_deep", "mlp_deep", (32, 16)), ("mlp_shallow", "reference", (24,)))
     ]
     labels = forward("reference", x)[0].argmax(1)
-    attack = {"pgd": attacks.pgd(epsilon, 3, 5 * epsilon / 3)}
+    attack = {"pgd_liang": attacks.pgd(epsilon, 3, 5 * epsilon / 3)}
     made = [knowledge.attacked(attack, f, images, key) for f in functions]
-    got, errors = jax.device_get(knowledge.adversarial(*functions, *made, images, labels))
+    got, under_attack = jax.device_get(knowledge.adversarial(*functions, *made, images, labels))
     for name, value in want.items():
         assert got[name] == pytest.approx(value, abs=1e-4), name
     x32 = images / np.float32(255)
@@ -236,10 +271,10 @@ def test_taus_and_success_agree_with_float64(finished):
         linearised = metrics.transferability(*pair, x32)
         assert got[f"virtual_tau1_{across}"] == pytest.approx(float(linearised.tau1), abs=1e-5)
         assert got[f"virtual_tau1tau2_{across}"] == pytest.approx(float(linearised.tau1_tau2), abs=1e-5)
-        finite = metrics.transferability(*pair, x32, attack=attack["pgd"], key=key)
+        finite = metrics.transferability(*pair, x32, attack=attack["pgd_liang"], key=key)
         assert got[f"pgd_liang_tau2_{across}"] == pytest.approx(float(finite.tau2), abs=1e-5)
     wrong = forward("reference", from_source)[0].argmax(1) != labels
-    rates = knowledge.success(errors, np.arange(12) % 2 == 0)
+    rates = knowledge.success(under_attack, np.arange(12) % 2 == 0)
     assert rates["pgd_liang_success"] == pytest.approx(wrong.mean())
     assert rates["pgd_liang_success_both"] == pytest.approx(wrong[::2].mean())
 
@@ -270,7 +305,7 @@ def test_the_matrix_is_of_the_networks_with_new_heads(finished):
         rates.append([wrong.mean(), wrong[right[1]].mean(), wrong[right[0] & right[1]].mean()])
         counts.append(right[1].sum())
     (row,) = np.flatnonzero(
-        (table["attack"] == "fgsm") & (table["source"] == "mlp_deep") & (table["target"] == "lenet")
+        (table["attack"] == "fgsm_liang") & (table["source"] == "mlp_deep") & (table["target"] == "lenet")
     )
     got = [table[name][row] for name in transfer_findings.RATES]
     np.testing.assert_allclose(got, np.mean(rates, axis=0), atol=1e-6)

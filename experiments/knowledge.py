@@ -220,7 +220,7 @@ def few(config: ConfigDict, test: Split) -> Split:
 def see(networks: Networks, images: np.ndarray) -> list[Seen]:
     """What each network makes of images, some at a time."""
     look = jax.jit(partial(knowledge.see, networks.model))
-    each = lambda variables: loops.in_batches(lambda x: (None, look(variables, x)), BATCH, images, compiled=False)[1]
+    each = lambda variables: loops.in_batches(lambda x: (None, look(variables, x)), BATCH, images)[1]
     return [jax.device_get(each(variables)) for variables in loops.unstack(networks.variables)]
 
 

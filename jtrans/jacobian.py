@@ -105,11 +105,13 @@ def top_singular_triple(f: Function, x: jax.Array, *, level: int = 0) -> Singula
     dense = outputs <= DENSE_OUTPUTS
     entries = outputs * values if dense else (KRYLOV_STEPS + level) * (outputs + 2 * values)
 
-    def batch(x: jax.Array) -> tuple[None, SingularTriple]:
-        triple = triple_of(jacobian(f, x), level) if dense else _krylov_triple(f, x, level)
-        return None, triple._replace(v=triple.v.reshape(x.shape))
+    size = batch_size_for(entries)
+    return loops.in_batches(_triples, size, x, networks=(f,), level=level, dense=dense)[1]
 
-    return loops.in_batches(batch, batch_size_for(entries), x)[1]
+
+def _triples(f: Function, x: jax.Array, *, level: int, dense: bool) -> tuple[None, SingularTriple]:
+    triple = triple_of(jacobian(f, x), level) if dense else _krylov_triple(f, x, level)
+    return None, triple._replace(v=triple.v.reshape(x.shape))
 
 
 def triple_of(matrices: jax.Array, level: int = 0) -> SingularTriple:

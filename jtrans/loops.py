@@ -5,11 +5,16 @@ from Python (jax-ml/jax#12868), and a Python loop under `jit` is unrolled, so th
 time is bounded.
 """
 
-from collections.abc import Callable
-from typing import Any
+import hashlib
+import re
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def is_traced(tree: Any) -> bool:
@@ -27,35 +32,46 @@ def repeat(count: int, body: Callable[[Any], Any], carry: Any) -> Any:
 
 
 def in_batches(
-    function: Callable[..., tuple[Any, Any]], batch_size: int, *arrays: Any, compiled: bool = True
+    function: Callable[..., tuple[Any, Any]],
+    batch_size: int,
+    *arrays: Any,
+    networks: Sequence[Callable[[jax.Array], jax.Array]] | None = None,
+    whole: Sequence[Any] = (),
+    **static: Hashable,
 ) -> tuple[Any, Any]:
     """A function of N examples, on `batch_size` of them at a time.
 
     Args:
-      function: `arrays -> (total, each)`, pytrees: `total` is a sum over the examples, `each` has one row an example.
+      function: `(*networks, *whole, *arrays, **static) -> (total, each)`, pytrees: `total` is a sum over the examples,
+        `each` has one row an example.
       batch_size: at most so many examples are in memory at once.
-      arrays: pytrees of arrays with the leading axis N.
-      compiled: compile the function where several batches share it; not for one that `repeat`s, which would be traced.
+      arrays: pytrees of arrays with the leading axis N, the first of them an array.
+      networks: pure functions of the first array. Where they are named, `function` is compiled, once for the same
+        networks, with nothing else that it closes over; None for one that `repeat`s, which would be traced.
+      whole: pytrees of arrays that every batch takes as they are.
+      static: whatever else `function` depends on.
 
     Returns:
       `(total, each)` of all N examples; the same, but for rounding, whatever the batch size.
     """
     count = len(jax.tree.leaves(arrays)[0])
-    if count <= batch_size:
-        return function(*arrays)
-    whole = count - count % batch_size
+    step: Callable = partial(function, *(networks or ()), *whole, **static)
     part = lambda start, stop: jax.tree.map(lambda a: a[start:stop], arrays)
-    if is_traced(arrays):
-        batches = jax.tree.map(lambda a: a[:whole].reshape(-1, batch_size, *a.shape[1:]), arrays)
-        _, (totals, rows) = jax.lax.scan(lambda _, batch: (None, function(*batch)), None, batches)
+    if is_traced((arrays, whole)):
+        if count <= batch_size:
+            return step(*arrays)
+        full = count - count % batch_size
+        batches = jax.tree.map(lambda a: a[:full].reshape(-1, batch_size, *a.shape[1:]), arrays)
+        _, (totals, rows) = jax.lax.scan(lambda _, batch: (None, step(*batch)), None, batches)
         total = jax.tree.map(lambda t: t.sum(0), totals)
-        parts = [(total, jax.tree.map(lambda r: r.reshape(whole, *r.shape[2:]), rows))]
-        parts += [function(*part(whole, count))] if whole < count else []
+        parts = [(total, jax.tree.map(lambda r: r.reshape(full, *r.shape[2:]), rows))]
+        parts += [step(*part(full, count))] if full < count else []
     else:
-        function = jax.jit(function) if compiled else function
+        if networks is not None:
+            step = partial(_compiled(function, networks, static, arrays[0][:batch_size]), *whole)
         starts = range(0, count, batch_size)
         # Waiting for each batch keeps one of them in memory, where dispatch would run ahead.
-        parts = [jax.block_until_ready(function(*part(s, min(s + batch_size, count)))) for s in starts]
+        parts = [jax.block_until_ready(step(*part(s, min(s + batch_size, count)))) for s in starts]
     totals, rows = zip(*parts, strict=True)
     return jax.tree.map(lambda *t: sum(t), *totals), jax.tree.map(lambda *r: jnp.concatenate(r), *rows)
 
@@ -64,3 +80,67 @@ def unstack(tree: Any) -> list[Any]:
     """The members `[...]` of a pytree of arrays `[M, ...]`, as of networks trained side by side."""
     count = len(jax.tree.leaves(tree)[0])
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
+
+
+class _Program(NamedTuple):
+    """A compiled function of networks, and for each network its operations and constants when it was compiled."""
+
+    run: Callable
+    contents: list[tuple[str, list[Any]]]
+
+
+# By function, static arguments and the networks' identities; gone with the first of these networks.
+_programs: dict[Hashable, _Program] = {}
+
+
+def _compiled(function: Callable, networks: Sequence[Callable], static: dict[str, Hashable], x: jax.Array) -> Callable:
+    """`function` of these networks as a compiled program: the one that is there, while they compute what they did.
+
+    A network may have been changed in place, as by training: it is traced again, which takes far less than compiling.
+    """
+    contents = [_contents(f, x) for f in networks]
+    if any(is_traced(constants) for _, constants in contents):  # a network that is itself being transformed
+        return partial(function, *networks, **static)
+    key = function, tuple(static.items()), tuple(map(id, networks)), x.shape, x.dtype
+    if key in _programs and all(map(_is_unchanged, _programs[key].contents, contents)):
+        return _programs[key].run
+    references = [weakref.ref(f, lambda _: _programs.pop(key, None)) for f in networks]
+    run = jax.jit(lambda *arguments: function(*(reference() for reference in references), *arguments, **static))
+    _programs[key] = _Program(run, [(text, list(map(_mark, constants))) for text, constants in contents])
+    return run
+
+
+def _contents(f: Callable, x: jax.Array) -> tuple[str, list[Any]]:
+    """What a network computes of inputs like `x`: its operations, in words, and the constants in them."""
+    traced = jax.make_jaxpr(lambda x: f(x))(x)  # by a new function, since JAX keeps the traces of the same one
+    text = re.sub("0x[0-9a-f]+", "", str(traced.jaxpr))  # where a function stands in memory says nothing
+    return text, list(_constants(traced))
+
+
+def _constants(jaxpr: Any) -> Iterator[Any]:
+    """The constants of a traced program, those of the programs in it included."""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in jaxpr.eqns:
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from _constants(inner)
+
+
+def _mark(constant: Any) -> Any:
+    """What tells a constant from others, without keeping it alive: one of JAX's arrays never changes."""
+    if isinstance(constant, jax.Array):
+        return weakref.ref(constant)
+    array = np.asarray(constant)
+    return array.shape, array.dtype, hashlib.sha256(np.ascontiguousarray(array)).digest()
+
+
+def _is_unchanged(before: tuple[str, list[Any]], now: tuple[str, list[Any]]) -> bool:
+    """Whether a network still has the operations and the constants whose marks were taken before."""
+
+    def is_same(mark: Any, constant: Any) -> bool:
+        if isinstance(mark, weakref.ref):
+            return mark() is constant
+        return not isinstance(constant, jax.Array) and mark == _mark(constant)
+
+    (text, marks), (text_now, constants) = before, now
+    return text == text_now and len(marks) == len(constants) and all(map(is_same, marks, constants))

@@ -6,6 +6,7 @@ but for the singular vectors, differentiated.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -123,15 +124,13 @@ def transferability(
         raise ValueError(f"level: got {level} together with an attack; it chooses among the linearised attacks alone")
     keys = None if key is None else directions.example_keys(key, len(x))
 
-    def batch(x: jax.Array, keys: jax.Array | None):
-        if attack is None:
-            return _moments(*_linearised_effects(f_source, f_target, x, level))
-        return _moments(*_finite_effects(f_source, f_target, x, attack, keys))
-
+    size = batch_size or _batch_size(f_source, f_target, x)
     with jax.default_matmul_precision("highest"):
-        size = batch_size or _batch_size(f_source, f_target, x)
-        moments, ratio = loops.in_batches(batch, size, x, keys, compiled=attack is None)
-    return _from_moments(moments, ratio)
+        if attack is None:
+            linearised = loops.in_batches(_linearised_effects, size, x, networks=(f_source, f_target), level=level)
+            return _from_moments(*linearised)
+        finite = lambda x, keys: _finite_effects(f_source, f_target, x, attack, keys)
+        return _from_moments(*loops.in_batches(finite, size, x, keys))
 
 
 def taus(own: jax.Array, across: jax.Array, best: jax.Array) -> Transferability:
@@ -177,7 +176,7 @@ def success_matrix(
 
     def right(f: Function, x: jax.Array) -> np.ndarray:
         each = lambda x, y: (None, attacks.right(f(x), y))
-        return np.asarray(loops.in_batches(each, batch_size, x, y, compiled=False)[1])
+        return np.asarray(loops.in_batches(each, batch_size, x, y)[1])
 
     def perturbed(f: Function, x: jax.Array, y: jax.Array, keys: jax.Array | None) -> jax.Array:
         adversarial = attack(f, x, y, keys)
@@ -187,7 +186,7 @@ def success_matrix(
     clean_target, rates, counts, unmoved = np.array([right(f, x) for f in targets]), [], [], []
     for f in sources:
         make = lambda x, y, keys, f=f: (None, perturbed(f, x, y, keys))
-        adversarial = loops.in_batches(make, batch_size, x, y, keys, compiled=False)[1]
+        adversarial = loops.in_batches(make, batch_size, x, y, keys)[1]
         rate, count = attacks.success(np.array([right(g, adversarial) for g in targets]), clean_target, right(f, x))
         rates.append(rate)
         counts.append(count)
@@ -214,13 +213,11 @@ def gradient_matching_distance(
     x = jnp.asarray(x)
     batch_size = batch_size or _batch_size(f_source, f_target, x)
     with jax.default_matmul_precision("highest"):
-        sizes = lambda x: (None, (_jacobian_size(f_source, x), _jacobian_size(f_target, x)))
-        source_scale, target_scale = map(transfer.power_of_two, loops.in_batches(sizes, batch_size, x)[1])
-        pair = lambda x: (jacobian.jacobian(f_source, x) / source_scale, jacobian.jacobian(f_target, x) / target_scale)
-        moments, _ = loops.in_batches(lambda x: (_matching_moments(*pair(x)), None), batch_size, x)
-        matrix = _matching_matrix(moments)
-        residual = lambda x: (_matching_residual(matrix, *pair(x)), None)
-        return target_scale * jnp.sqrt(loops.in_batches(residual, batch_size, x)[0] / len(x))
+        batches = partial(loops.in_batches, networks=(f_source, f_target))
+        scales = tuple(map(transfer.power_of_two, batches(_jacobian_sizes, batch_size, x)[1]))
+        moments, _ = batches(_scaled_moments, batch_size, x, whole=(scales,))
+        residual, _ = batches(_scaled_residual, batch_size, x, whole=(scales, _matching_matrix(moments)))
+        return scales[1] * jnp.sqrt(residual / len(x))
 
 
 def jacobian_matching_distance(source: jax.Array, target: jax.Array) -> jax.Array:
@@ -242,8 +239,8 @@ def function_matching_distance(
     """
     x = jnp.asarray(x)
     with jax.default_matmul_precision("highest"):
-        outputs = lambda x: (None, (f_source(x), f_target(x)))
-        _, (source, target) = loops.in_batches(outputs, batch_size or _batch_size(f_source, f_target, x), x)
+        size = batch_size or _batch_size(f_source, f_target, x)
+        _, (source, target) = loops.in_batches(_outputs, size, x, networks=(f_source, f_target))
     return transfer.transfer_loss(source, target)
 
 
@@ -252,11 +249,15 @@ def _batch_size(f_source: Function, f_target: Function, x: jax.Array) -> int:
     return jacobian.batch_size_for(outputs * int(np.prod(x.shape[1:])))
 
 
-def _linearised_effects(f_source: Function, f_target: Function, x: jax.Array, level: int):
+def _outputs(f_source: Function, f_target: Function, x: jax.Array):
+    return None, (f_source(x), f_target(x))
+
+
+def _linearised_effects(f_source: Function, f_target: Function, x: jax.Array, *, level: int):
     source: SingularTriple = jacobian.top_singular_triple(f_source, x, level=level)
     best = jacobian.top_singular_triple(f_target, x).s
     _, across = jax.jvp(f_target, (x,), (source.v,))
-    return source.s[:, None] * source.u, across, best
+    return _moments(source.s[:, None] * source.u, across, best)
 
 
 def _finite_effects(f_source: Function, f_target: Function, x: jax.Array, attack: Attack, keys: jax.Array | None):
@@ -264,7 +265,7 @@ def _finite_effects(f_source: Function, f_target: Function, x: jax.Array, attack
     from_source = attack(f_source, x, source.argmax(-1), keys)
     from_target = attack(f_target, x, target.argmax(-1), keys)
     own, across = f_source(from_source) - source, f_target(from_source) - target
-    return own, across, jnp.linalg.norm(f_target(from_target) - target, axis=1)
+    return _moments(own, across, jnp.linalg.norm(f_target(from_target) - target, axis=1))
 
 
 def _moments(own: jax.Array, across: jax.Array, best: jax.Array):
@@ -287,12 +288,30 @@ def _from_moments(moments, ratio: jax.Array) -> Transferability:
     return Transferability(ratios / count, jnp.linalg.norm(alike / count), jnp.linalg.norm(weighted / count), ratio)
 
 
-def _jacobian_size(f: Function, x: jax.Array) -> jax.Array:
-    """How large each example's Jacobian is, within a few powers of two, from one backward pass: `[N]`."""
-    outputs, pull_back = jax.vjp(f, x)
-    weights = np.random.default_rng(0).normal(size=outputs.shape[1])  # in which no two outputs cancel
-    (gradient,) = pull_back(jnp.broadcast_to(jnp.asarray(weights, outputs.dtype), outputs.shape))
-    return jnp.abs(gradient).reshape(len(x), -1).max(1)
+def _jacobian_sizes(f_source: Function, f_target: Function, x: jax.Array):
+    """How large each example's Jacobians are, within a few powers of two, from one backward pass each: two of `[N]`."""
+
+    def size(f: Function) -> jax.Array:
+        outputs, pull_back = jax.vjp(f, x)
+        weights = np.random.default_rng(0).normal(size=outputs.shape[1])  # in which no two outputs cancel
+        (gradient,) = pull_back(jnp.broadcast_to(jnp.asarray(weights, outputs.dtype), outputs.shape))
+        return jnp.abs(gradient).reshape(len(x), -1).max(1)
+
+    return None, (size(f_source), size(f_target))
+
+
+def _scaled(f_source: Function, f_target: Function, scales: tuple[jax.Array, jax.Array], x: jax.Array):
+    return [jacobian.jacobian(f, x) / scale for f, scale in zip((f_source, f_target), scales, strict=True)]
+
+
+def _scaled_moments(f_source: Function, f_target: Function, scales: tuple[jax.Array, jax.Array], x: jax.Array):
+    return _matching_moments(*_scaled(f_source, f_target, scales, x)), None
+
+
+def _scaled_residual(
+    f_source: Function, f_target: Function, scales: tuple[jax.Array, jax.Array], matrix: jax.Array, x: jax.Array
+):
+    return _matching_residual(matrix, *_scaled(f_source, f_target, scales, x)), None
 
 
 def _matching_moments(source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:

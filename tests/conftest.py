@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache" / metadata.version("jaxlib")))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import jax  # noqa: E402 (what is set above must come first)
 import pytest  # noqa: E402 (what is set above must come first)
 
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -25,6 +26,23 @@ def pytest_addoption(parser):
 def _own_cache(monkeypatch, tmp_path_factory):
     """Tests share no cached images with the user or with each other."""
     monkeypatch.setenv("JTRANS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+_lowerings = []
+
+
+def _count(event, seconds, **_):
+    if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+        _lowerings.append(event)
+
+
+@pytest.fixture
+def lowerings():
+    """How many programs JAX has lowered, which it does before it compiles them or finds them compiled: a function."""
+    if not _lowerings:
+        jax.monitoring.register_event_duration_secs_listener(_count)  # it cannot be taken off again
+        _lowerings.append("registered")
+    return lambda: len(_lowerings)
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtrans import loops
+from jtrans import jacobian, loops, metrics
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
@@ -36,3 +39,72 @@ def test_traced_loops_are_compiled_loops():
     again = lambda count: str(jax.make_jaxpr(lambda x: loops.repeat(count, body, x))(1.0))
     assert len(again(3)) + 10 > len(again(300))
     assert jax.jit(lambda x: loops.repeat(5, body, x))(1.0) == pytest.approx(loops.repeat(5, body, 1.0))
+
+
+def network(seed, outputs=4):
+    weights = jax.random.normal(jax.random.key(seed), (6, outputs))
+    return lambda x: jnp.tanh(x @ weights)
+
+
+X = jax.random.normal(jax.random.key(0), (25, 6))
+MEASURES = {
+    "top_singular_triple": lambda f, g: jacobian.top_singular_triple(f, X),
+    "transferability": lambda f, g: metrics.transferability(f, g, X),
+    "transferability in batches": lambda f, g: metrics.transferability(f, g, X, batch_size=10),
+    "gradient_matching_distance": lambda f, g: metrics.gradient_matching_distance(f, g, X, batch_size=10),
+    "function_matching_distance": lambda f, g: metrics.function_matching_distance(f, g, X, batch_size=10),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_a_measure_called_again_with_the_same_networks_compiles_nothing(measure, lowerings):
+    f, g = network(1), network(2)
+    first, before = measure(f, g), lowerings()
+    again = measure(f, g)
+    assert lowerings() == before
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_networks_are_not_kept_alive_by_what_was_compiled_of_them(measure):
+    f, g = network(1), network(2)
+    measure(f, g)
+    dead = [weakref.ref(f), weakref.ref(g), weakref.ref(f.__closure__[0].cell_contents)]
+    programs = len(loops._programs)
+    del f, g
+    gc.collect()
+    assert [reference() for reference in dead] == [None] * 3
+    assert len(loops._programs) < programs
+
+
+class InPlace:
+    """A network whose weights change in place, as of NNX or of NumPy."""
+
+    def __init__(self, convert, inner):
+        self.weights, self.inner, self.scale = convert(np.eye(6, dtype=np.float32)), inner, 1.0
+
+    def __call__(self, x):
+        return self.scale * self.inner(lambda x: x @ self.weights)(x)
+
+
+@pytest.mark.parametrize("convert", [jnp.asarray, np.asarray], ids=["jax", "numpy"])
+@pytest.mark.parametrize("inner", [lambda f: f, lambda f: jax.jit(f), jax.checkpoint], ids=["plain", "jit", "remat"])
+def test_a_network_that_was_changed_in_place_is_measured_as_it_is(convert, inner):
+    f = InPlace(convert, inner)
+    size = lambda: float(jacobian.top_singular_triple(f, X).s[0])
+    assert size() == pytest.approx(1)
+    f.weights = convert(2 * np.eye(6, dtype=np.float32))
+    assert size() == pytest.approx(2)
+    if convert is np.asarray:
+        f.weights *= 2
+        assert size() == pytest.approx(4)
+    f.scale = 10.0
+    assert size() == pytest.approx(40 if convert is np.asarray else 20)
+
+
+def test_networks_that_are_transformed_are_measured_as_without_it():
+    """Their weights are traced while the inputs are not."""
+    weights = jax.random.normal(jax.random.key(1), (3, 6, 4))
+    tau = lambda w: metrics.transferability(lambda x: jnp.tanh(x @ w), network(2), X, batch_size=10).tau1
+    np.testing.assert_allclose(jax.vmap(tau)(weights), [tau(w) for w in weights], rtol=1e-5)

@@ -153,7 +153,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     docs = Path(config.docs)
     (docs / FIGURES).mkdir(parents=True, exist_ok=True)
     for run in listed:
-        shutil.copyfile(workdir / run.name / "figure.png", docs / FIGURES / f"{run.name}.png")
+        figure = "sweep.png" if run.script == "sweep" else "figure.png"
+        shutil.copyfile(workdir / run.name / figure, docs / FIGURES / f"{run.name}.png")
     rows = claims.rows(workdir)
     results.write(docs / PAGE, page(listed, rows, workdir).encode())
     verdicts = [row.verdict for row in rows]

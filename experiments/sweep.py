@@ -22,36 +22,44 @@ OPTIONS = {
 
 def main(config: ConfigDict, workdir: Path, sweep: str | None, shard: str | None) -> None:
     """Early transferability under many settings. What is finished is kept: the same command goes on after a stop."""
-    varied = parse(sweep or "")
-    cases = {name(values): setting(config, values) for values in product(varied)}
+    combinations = named(product(parse(sweep or "")))
+    cases = {case: setting(config, values) for case, values in combinations.items()}
     part, parts = read_shard(shard or "0/1")
     for case, of_case in list(cases.items())[part::parts]:
         print(f"\n{case}", flush=True)
         early.run(of_case, workdir / case)
     if devices.is_first():
-        rows = [row(values, workdir / name(values), cases[name(values)]) for values in product(varied)]
-        if table := [r for r in rows if r]:
+        rows = {case: row(values, workdir / case, cases[case]) for case, values in combinations.items()}
+        finished = {case: line for case, line in rows.items() if line}
+        if finished:
+            table = list(finished.values())
             results.write_table(workdir / "sweep.csv", stats.columns(table))
             print(f"\n{describe(table)}")
-            finished = [name(v) for v, r in zip(product(varied), rows, strict=True) if r][: plots.MOST_CURVES]
-            results.write_figure(workdir, plots.overlay({case: results.read(workdir / case) for case in finished}))
-        print(f"{len(table)} of {len(cases)} settings are finished: {workdir / 'sweep.csv'}")
+            drawn = {case: results.read(workdir / case) for case in list(finished)[: plots.MOST_CURVES]}
+            results.write_figure(workdir, plots.overlay(drawn), "sweep")
+        print(f"{len(finished)} of {len(cases)} settings are finished: {workdir / 'sweep.csv'}")
 
 
 def parse(sweep: str) -> dict[str, tuple[Any, ...]]:
     """`FIELD=VALUE,VALUE FIELD=VALUE` as values by field.
 
     Raises:
-      InputError: a part of it is not of that form.
+      InputError: a part of it is not of that form, or a field or one of its values is repeated.
     """
-    varied = {}
+    varied: dict[str, tuple[Any, ...]] = {}
     for part in sweep.split(" "):
-        field, _, values = part.partition("=")
+        field, _, text = part.partition("=")
         try:
-            varied[field] = ast.literal_eval(f"({values},)")
-        except (ValueError, SyntaxError) as error:
+            values = ast.literal_eval(f"({text},)")
+        except (ValueError, SyntaxError, TypeError) as error:
             what = "it takes FIELD=VALUE,VALUE with numbers, True, False or quoted text, and spaces between fields only"
             raise InputError(f"--sweep: got {part!r}; {what}") from error
+        if field in varied:
+            raise InputError(f"--sweep: got {field} twice; it takes each field once, with all its values")
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                raise InputError(f"--sweep: got {part!r}, where {value!r} is repeated; it takes each value once")
+        varied[field] = values
     return varied
 
 
@@ -60,9 +68,22 @@ def product(varied: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
 
 
-def name(values: Mapping[str, Any]) -> str:
-    """A directory's name for a setting."""
-    return ",".join(f"{field}={value}" for field, value in values.items()).replace("/", "_").replace("'", "")
+def named(combinations: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings by the names of their directories.
+
+    Raises:
+      InputError: two of them have the same name.
+    """
+    cases: dict[str, dict[str, Any]] = {}
+    for values in combinations:
+        label = ",".join(f"{field}={value}" for field, value in values.items())
+        case = results.folder_name(label.replace("'", ""))
+        if case in cases:
+            raise InputError(
+                f"--sweep: got {cases[case]} and {values}, which share the directory {case}; leave one out"
+            )
+        cases[case] = values
+    return cases
 
 
 def setting(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:

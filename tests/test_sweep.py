@@ -4,7 +4,7 @@ import pytest
 import sweep
 from conftest import ROOT
 
-from jtrans import cli, results
+from jtrans import cli, early, results
 
 SMALL = [
     "--config.num_networks=2",
@@ -34,7 +34,8 @@ def test_settings_in_shards_are_finished_once_and_come_together_in_a_table(tmp_p
     assert "4 of 4 settings are finished" in said
     assert (first / "trajectory.npz").stat().st_mtime_ns == before
     rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
-    assert (tmp_path / "figure.png").exists()
+    assert (tmp_path / "sweep.png").exists()
+    assert (tmp_path / "sweep.svg").exists()
     assert [(float(r["optimizer.learning_rate"]), r["seed"]) for r in rows] == [
         (0.001, "0"),
         (0.001, "1"),
@@ -57,10 +58,27 @@ def test_architectures_can_vary(tmp_path):
     ]
 
 
+def test_the_sweep_of_a_run_keeps_the_runs_own_figure(tmp_path):
+    """Both in one work directory, as by default; and values that differ in `/` alone have directories of their own."""
+    flags = [f"--config={ROOT / 'configs' / 'digits.py'}", f"--workdir={tmp_path}", *SMALL]
+    assert cli.run(early.run, ["early.py", *flags]) == 0
+    figure = (tmp_path / "figure.png").read_bytes()
+    assert run(tmp_path, "--sweep=data.dir='/x/a','/x_a'") == 0  # the digits need no directory
+    assert (tmp_path / "figure.png").read_bytes() == figure
+    folders = [path for path in tmp_path.iterdir() if path.name.startswith("data.dir=")]
+    assert sorted(results.read_config(folder)["data"]["dir"] for folder in folders) == ["/x/a", "/x_a"]
+    assert [row["data.dir"] for row in csv.DictReader((tmp_path / "sweep.csv").open())] == ["/x/a", "/x_a"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "--sweep: got ''"),
+        (["--sweep=seed=0 seed=1"], "--sweep: got seed twice; it takes each field once"),
+        (["--sweep=seed=0,1,0"], "--sweep: got 'seed=0,1,0', where 0 is repeated"),
+        (["--sweep=optimizer.learning_rate=1,1.0"], "where 1.0 is repeated"),  # the same setting
+        (["--sweep=data.dir=\"it's\",'its'"], "which share the directory data.dir=its; leave one out"),
+        (["--sweep=seed={[]:0}"], "--sweep: got 'seed={[]:0}'; it takes FIELD=VALUE,VALUE"),
         (["--sweep=seed=0,one"], "--sweep: got 'seed=0,one'; it takes FIELD=VALUE,VALUE"),
         (["--sweep=sed=0"], "sed: unknown config field; did you mean seed?"),
         (["--sweep=seed=0,-1"], "seed: got -1; it takes a whole number"),

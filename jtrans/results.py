@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jtrans import __version__, devices, settings
+from jtrans import __version__, devices, files, settings
 from jtrans.errors import InputError, one_line
 from jtrans.models import Variables
 from jtrans.population import Trajectory
@@ -156,9 +156,12 @@ def _is_own(path: Path) -> bool:
 
 
 def is_finished(workdir: Path, config: ConfigDict) -> bool:
-    """Whether the results of this very config are there."""
-    summary = workdir / SUMMARY
-    return summary.exists() and json.loads(summary.read_text()).get("config") == _plain(config)
+    """Whether the results of this very config are there.
+
+    Raises:
+      InputError: the summary is damaged.
+    """
+    return (workdir / SUMMARY).exists() and read_summary(workdir).get("config") == _plain(config)
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
@@ -253,11 +256,16 @@ def write_arrays(path: Path, trajectory: Trajectory, **more: np.ndarray) -> None
 
 
 def read_arrays(path: Path) -> tuple[Trajectory, dict[str, np.ndarray]]:
-    """What `write_arrays` wrote: the trajectory, and what stands beside it."""
-    with np.load(path) as file:
-        arrays = dict(file)
-    own = {name: arrays.pop(name) for name in Trajectory._fields if name in arrays}
-    return Trajectory(**own), arrays
+    """What `write_arrays` wrote: the trajectory, and what stands beside it.
+
+    Raises:
+      InputError: the file is missing or damaged, or holds no trajectory.
+    """
+    arrays = files.read_npz(path)
+    fields = {name: arrays.pop(name) for name in Trajectory._fields if name in arrays}
+    if missing := Trajectory._fields - Trajectory._field_defaults.keys() - fields.keys():
+        raise _unreadable(path, f"it has no array {min(missing)!r}")
+    return Trajectory(**fields), arrays
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:
@@ -273,14 +281,19 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     """The columns of a CSV file: of numbers, or else of text.
 
     Raises:
-      InputError: the file is missing.
+      InputError: the file is missing or damaged, or has no rows.
     """
     try:
-        with path.open() as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise InputError(f"--workdir: {path.parent} holds no finished run ({one_line(error)})") from error
-    return {name: _column([row[name] for row in rows]) for name in rows[0]}
+        with path.open(newline="") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(path, error) from error
+    if len(lines) < 2:
+        raise _unreadable(path, "it has no rows")
+    header, *rows = lines
+    if any(len(row) != len(header) for row in rows):
+        raise _unreadable(path, "its rows differ in length")
+    return {name: _column(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
 
 
 def _column(texts: Sequence[str]) -> np.ndarray:
@@ -325,9 +338,9 @@ def read_networks(workdir: Path) -> list[Variables]:
     """
     try:
         networks = ocp.load((workdir / NETWORKS).resolve())
+        return [networks[name] for name in sorted(networks)]
     except Exception as error:  # whatever Orbax makes of it
-        raise InputError(f"--workdir: {workdir / NETWORKS} cannot be read ({one_line(error)[:200]})") from error
-    return [networks[name] for name in sorted(networks)]
+        raise _unreadable(workdir / NETWORKS, error) from error
 
 
 def write_summary(workdir: Path, config: ConfigDict, summary: Mapping[str, Any]) -> None:
@@ -339,37 +352,44 @@ def read_summary(workdir: Path) -> dict[str, Any]:
     """The summary of a finished run.
 
     Raises:
-      InputError: there is none.
+      InputError: there is none, or it is damaged.
     """
-    try:
-        return json.loads((workdir / SUMMARY).read_text())
-    except OSError as error:
-        raise InputError(f"--workdir: {workdir} holds no finished run ({one_line(error)})") from error
+    return _read_json(workdir / SUMMARY)
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
     """The config of a run, as JSON has it: tuples are lists.
 
     Raises:
-      InputError: there is none.
+      InputError: there is none, or it is damaged.
     """
-    try:
-        return json.loads((workdir / CONFIG).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"--workdir: {workdir} is no run's folder ({one_line(error)})") from error
+    return _read_json(workdir / CONFIG)
 
 
 def read(workdir: Path) -> tuple[dict[str, Any], Trajectory, dict[str, Any]]:
     """The config, the trajectory and the summary of a finished run.
 
     Raises:
-      InputError: a file is missing.
+      InputError: a file is missing or damaged.
     """
-    try:
-        trajectory, _ = read_arrays(workdir / TRAJECTORY)
-    except OSError as error:
-        raise InputError(f"--workdir: {workdir} holds no finished run ({one_line(error)})") from error
+    trajectory, _ = read_arrays(workdir / TRAJECTORY)
     return read_config(workdir), trajectory, read_summary(workdir)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise _unreadable(path, "it holds no JSON object")
+    return content
+
+
+def _unreadable(path: Path, reason: object) -> InputError:
+    """The error for a file of a run that is missing or damaged."""
+    what = f"{path} cannot be read ({one_line(reason)[:200]})"
+    return InputError(f"{what}; name the folder of a finished run, or run it again in a new folder")
 
 
 def environment() -> dict[str, Any]:

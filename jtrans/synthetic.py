@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtrans import jacobian, metrics, transfer
-from jtrans.errors import InputError, one_line
+from jtrans import files, jacobian, metrics, transfer
+from jtrans.errors import InputError
 
 COLUMNS = (
     "scale",
@@ -172,16 +172,22 @@ def load(path: str) -> Problem:
     for each width H of the sources `sourceH_W1 [S, H, D]` and so on.
 
     Raises:
-      InputError: the file is not there, or an array is missing or of another shape.
+      InputError: it is no npz file of arrays of real numbers, or an array is missing or of another shape.
     """
     try:
-        with np.load(path) as file:
-            arrays = dict(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"problem: {path!r} is no npz file that can be read ({one_line(error)})") from error
-    widths = sorted(int(n[6:-3]) for n in arrays if n.startswith("source") and n.endswith("_W1") and n[6:-3].isdigit())
+        arrays = files.read_npz(path)
+    except InputError as error:
+        raise InputError(f"problem: {error}") from error
+    widths = sorted(
+        int(n[6:-3]) for n in arrays if n.startswith("source") and n.endswith("_W1") and n[6:-3].isdecimal()
+    )
     try:
         x, y, scales = arrays["X"], arrays["Y"], arrays["scales"]
+        for name, sizes in (("X", "[N, D]"), ("Y", "[N, K]"), ("scales", "[S]")):
+            if arrays[name].ndim != len(sizes.split()) or not arrays[name].size:
+                raise InputError(f"problem: {name} has shape {arrays[name].shape}; it takes {sizes}, all above 0")
+        if len(x) != len(y):
+            raise InputError(f"problem: X has {len(x)} points and Y has {len(y)}; it takes as many")
         target = _network(arrays, "target", (), x.shape[1], y.shape[1])
         sources = {w: _network(arrays, f"source{w}", scales.shape, x.shape[1], y.shape[1]) for w in widths}
     except KeyError as error:
@@ -190,7 +196,7 @@ def load(path: str) -> Problem:
         ) from error
     if not widths:
         raise InputError(f"problem: {path!r} has no sources; it takes source<H>_W1, _b1, _W2, _b2 for some width H")
-    return Problem(x, y, scales, target, sources)
+    return Problem(np.float32(x), np.float32(y), scales, target, sources)
 
 
 def _network(arrays: dict, name: str, lead: tuple[int, ...], inputs: int, outputs: int) -> Network:

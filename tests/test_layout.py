@@ -8,6 +8,7 @@ from conftest import ROOT
 ORDER = [
     "errors",
     "runtime",
+    "files",
     "data",
     "layers",
     "modules",

@@ -186,6 +186,14 @@ def test_a_given_problem_is_measured(tmp_path):
         ({"source12_b2": None}, "no array 'source12_b2'"),
         ({"source12_W1": None}, "has no sources"),
         ({"target_W2": np.ones((2, 2))}, "target_W2 has shape (2, 2); it takes (3, 12)"),
+        ({"X": np.ones(300)}, "problem: X has shape (300,); it takes [N, D]"),
+        ({"Y": np.ones(300)}, "problem: Y has shape (300,); it takes [N, K]"),
+        ({"X": np.ones((0, 6))}, "problem: X has shape (0, 6)"),
+        ({"Y": np.ones((299, 3))}, "problem: X has 300 points and Y has 299"),
+        ({"scales": np.ones(())}, "problem: scales has shape (); it takes [S]"),
+        ({"source²_W1": np.ones((3, 2, 6)), "source12_W1": None}, "has no sources"),
+        ({"X": np.array([["a"] * 6] * 300)}, "holds 'X' of <U1; it takes arrays of real numbers"),
+        ({"Y": np.full((300, 3), None)}, "Object arrays cannot be loaded"),
     ],
 )
 def test_a_problem_of_another_form_is_named(tmp_path, changes, message):
@@ -193,6 +201,15 @@ def test_a_problem_of_another_form_is_named(tmp_path, changes, message):
     with pytest.raises(InputError) as error:
         synthetic.load(str(path))
     assert message in str(error.value)
+
+
+def test_a_problem_of_whole_numbers_is_measured(tmp_path):
+    points = np.arange(1800).reshape(300, 6) % 5
+    problem = synthetic.load(str(write_problem(tmp_path / "problem.npz", X=points)))
+    source = jax.tree.map(lambda leaf: leaf[1], problem.sources[12])
+    got = synthetic.measure(problem.target, source, problem.x, problem.y)
+    for name, value in float64_row(problem.target, source, np.float64(points), np.float64(problem.y)).items():
+        assert got[name] == pytest.approx(value, abs=2e-5), name
 
 
 @pytest.mark.parametrize(

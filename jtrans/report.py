@@ -5,10 +5,12 @@ python -m jtrans.report runs/digits runs/matrix --out=report.html
 
 import argparse
 import base64
+import contextlib
 import html
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,28 +103,44 @@ def _is_run(folder: Path) -> bool:
 
 
 def page(folders: Sequence[Path]) -> str:
-    """All of the runs' figures, numbers, configs and environments in one page of HTML."""
-    parts = [_section(folder, f"run-{i}") for i, folder in enumerate(folders)]
-    links = "".join(f'<li><a href="#run-{i}">{_text(folder)}</a></li>' for i, folder in enumerate(folders))
+    """All of the runs' figures, numbers, configs and environments in one page of HTML.
+
+    The page does not show where on the machine they lie: folders are relative to the nearest one that holds them all.
+
+    Raises:
+      InputError: names a folder that is damaged.
+    """
+    labels = _labels(folders)
+    parts = []
+    for i, (folder, label) in enumerate(zip(folders, labels, strict=True)):
+        with _naming(folder):
+            parts.append(_section(folder, label, f"run-{i}"))
+    links = "".join(f'<li><a href="#run-{i}">{_text(label)}</a></li>' for i, label in enumerate(labels))
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # Without an icon of its own a page makes browsers ask for one.
         f'<link rel="icon" href="data:,"><title>jtrans: {len(folders)} runs</title><style>{STYLE}</style></head><body>'
         f"<h1>jtrans: transfer of adversarial directions</h1>"
-        + (f"<ul>{links}</ul>{_together(folders)}" if len(folders) > 1 else "")
+        + (f"<ul>{links}</ul>{_together(folders, labels)}" if len(folders) > 1 else "")
         + "".join(parts)
         + "</body></html>\n"
     )
 
 
-def _section(folder: Path, anchor: str) -> str:
+def _labels(folders: Sequence[Path]) -> list[str]:
+    absolute = [Path(os.path.abspath(folder)) for folder in folders]
+    common = os.path.commonpath([folder.parent for folder in absolute])
+    return [folder.relative_to(common).as_posix() for folder in absolute]
+
+
+def _section(folder: Path, label: str, anchor: str) -> str:
     summary = results.read_summary(folder)
-    config = settings.flat(results.read_config(folder))
+    config = {name: _without_place(value) for name, value in settings.flat(results.read_config(folder)).items()}
     environment = settings.flat({name: summary[name] for name in ENVIRONMENT if name in summary})
     return "\n".join(
         [
-            f'<section id="{anchor}"><h2>{_text(folder)}</h2>',
+            f'<section id="{anchor}"><h2>{_text(label)}</h2>',
             *(_image(path.read_bytes(), f"{path.stem} of {folder.name}") for path in sorted(folder.glob("*.png"))),
             f"<pre>{_text(tell(folder))}</pre>",
             *(_numbers(path) for path in sorted(folder.glob("*.csv"))),
@@ -133,14 +151,44 @@ def _section(folder: Path, anchor: str) -> str:
     )
 
 
-def _together(folders: Sequence[Path]) -> str:
+def _without_place(value: Any) -> Any:
+    """A value of a config; of an absolute path, or one after `ARCHITECTURE=`, the last part alone."""
+    if isinstance(value, list):
+        return [_without_place(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    name, equals, path = value.partition("=")
+    if os.path.isabs(value):
+        return f"…/{Path(value).name}"
+    return f"{name}{equals}…/{Path(path).name}" if os.path.isabs(path) else value
+
+
+def _together(folders: Sequence[Path], labels: Sequence[str]) -> str:
     """Early runs that can be compared, in one figure."""
-    runs = {str(folder): results.read(folder) for folder in folders if (folder / results.TRAJECTORY).exists()}
-    alike = {(summary["random"]["dimension"], summary["chance"]) for _, _, summary in runs.values()}
+    runs, alike = {}, set()
+    for folder, label in zip(folders, labels, strict=True):
+        if (folder / results.TRAJECTORY).exists():
+            with _naming(folder):
+                runs[label] = _, _, summary = results.read(folder)
+                alike.add((summary["random"]["dimension"], summary["chance"]))
+                if len(runs) <= plots.MOST_CURVES:
+                    plots.overlay({label: runs[label]})  # alone first: what fails here is this folder's
     if len(runs) < 2 or len(alike) > 1:
         return ""
     chosen = dict(list(runs.items())[: plots.MOST_CURVES])
     return _image(results.drawn(plots.overlay(chosen), "png"), f"{len(chosen)} runs in one figure")
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Whatever a damaged folder ends in becomes one line that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise InputError(f"{folder}: damaged, or another version of jtrans made it ({reason}); run it again") from error
 
 
 def _numbers(path: Path) -> str:
@@ -167,7 +215,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    return (
+        f"{value:.6g}"
+        if isinstance(value, float)
+        else value
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False)
+    )
 
 
 def _base64(content: bytes) -> str:
@@ -189,6 +243,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="a run's folder, or one with such folders in it")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     given = parser.parse_args(argv)
+    if given.out.is_dir():
+        parser.error(f"--out: {given.out} is a directory; name a file, as {given.out / 'report.html'}")
+    if not given.out.parent.is_dir():
+        parser.error(f"--out: {given.out} cannot be written; there is no directory {given.out.parent}")
     try:
         folders = find(given.folders)
         content = page(folders).encode()

@@ -55,7 +55,8 @@ def test_the_page_holds_everything_and_loads_nothing(runs, tmp_path, capsys):
     assert "url(" not in text
     assert "@import" not in text
     assert "<script" not in text
-    assert str(runs / "second <&>") in page.text  # names are escaped
+    assert page.text.count("second <&>") == 2  # the link and the heading; names are escaped
+    assert str(runs) not in text
     # Both runs in one figure, then the figure of each, byte for byte.
     assert [image["alt"] for image in page.images] == [
         "2 runs in one figure",
@@ -80,27 +81,61 @@ def test_one_run_needs_no_contents(runs, tmp_path):
     assert len(Page((tmp_path / "r.html").read_text()).images) == 1
 
 
-def test_runs_of_the_same_name_are_told_apart(runs, tmp_path):
-    again = shutil.copytree(runs / "first", tmp_path / "first")
-    assert report.main([str(runs / "first"), str(again), f"--out={tmp_path / 'r.html'}"]) == 0
-    assert Page((tmp_path / "r.html").read_text()).images[0]["alt"] == "2 runs in one figure"
+def test_runs_of_the_same_name_are_told_apart_by_their_folders_and_nothing_above_them_is_shown(runs, tmp_path):
+    for label in ("a/first", "b/c/first"):
+        shutil.copytree(runs / "first", tmp_path / "private" / label)
+    changed = tmp_path / "private" / "a" / "first" / "config.json"
+    config = json.loads(changed.read_text()) | {"more": [["/private/x.npz"], "lenet=/private/b=c.npz", "lenet=x.npz"]}
+    config["data"]["dir"] = "/private/images"
+    changed.write_text(json.dumps(config))
+    assert report.main([str(tmp_path / "private"), f"--out={tmp_path / 'r.html'}"]) == 0
+    text = (tmp_path / "r.html").read_text()
+    page = Page(text)
+    assert page.images[0]["alt"] == "2 runs in one figure"
+    for label in ("a/first", "b/c/first"):
+        assert text.count(f">{label}<") == 2
+    assert "private" not in text
+    assert "…/images" in page.cells
+    assert '[["…/x.npz"], "lenet=…/b=c.npz", "lenet=x.npz"]' in page.cells
 
 
-def test_bad_input_is_one_line(tmp_path, capsys, runs):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for name in ("figure.png", "trajectory.csv", "config.json", "trajectory.npz"):
-        (broken / name).write_bytes((runs / "first" / name).read_bytes())
-    (broken / "summary.json").write_text("{}")
+DAMAGES = {
+    "summary.json": ["", "{", "[]", "{}", '{"random": null}'],
+    "config.json": ["", "null", "{}"],
+    "trajectory.csv": ["", "step,angle\n", "step,angle\n1,2\n3"],
+    "notes.csv": [""],
+    "trajectory.npz": ["", "words", None],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, c) for name, contents in DAMAGES.items() for c in contents])
+def test_one_damaged_folder_among_several_is_named(runs, tmp_path, capsys, name, content):
+    damaged = shutil.copytree(runs / "first", tmp_path / "damaged")
+    if content is None:
+        whole = (damaged / name).read_bytes()
+        (damaged / name).write_bytes(whole[: len(whole) // 2])
+    else:
+        (damaged / name).write_text(content)
+    assert str(damaged) in refused(capsys, [str(runs), str(damaged), f"--out={tmp_path / 'r.html'}"])
+    assert not (tmp_path / "r.html").exists()
+
+
+def refused(capsys, arguments):
+    """The one line with which the arguments are refused."""
+    with pytest.raises(SystemExit) as stop:
+        report.main(arguments)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    return err
+
+
+def test_bad_input_is_one_line(tmp_path, capsys, runs, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for arguments, message in (
         ([str(tmp_path / "nowhere")], "nowhere: no finished run is there"),
         ([], "the following arguments are required: folders"),
-        ([str(broken)], "another version of jtrans made it"),
-        ([str(runs), f"--out={tmp_path / 'no' / 'r.html'}"], "r.html cannot be written"),
+        ([str(runs), f"--out={tmp_path / 'no' / 'r.html'}"], f"there is no directory {tmp_path / 'no'}"),
+        ([str(runs), "--out=."], "--out: . is a directory; name a file, as report.html"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            report.main(arguments)
-        err = capsys.readouterr().err
-        assert stop.value.code == 2
-        assert len(err.splitlines()) == 1
-        assert message in err
+        assert message in refused(capsys, arguments)

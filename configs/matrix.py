@@ -4,7 +4,8 @@
 
 A run's folder stands for all networks that it saved (`--config.save_networks`, or `networks/LABEL` in a folder of
 `knowledge.py`); ARCHITECTURE=FILE.npz is a PyTorch state dict, saved by `numpy.savez(FILE, **arrays)`, whose widths and
-pixel range are this config's. The images are scikit-learn's digits unless `data` says otherwise.
+pixel range are this config's. The images are scikit-learn's digits unless `data` says otherwise; all networks must have
+been trained on the same classes, in that order, at that image size.
 """
 
 from ml_collections import ConfigDict

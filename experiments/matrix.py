@@ -1,8 +1,8 @@
 """How often attacks made on each network are attacks on every other: a matrix for any list of trained networks."""
 
+import itertools
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from jtrans import (
     attacks,
     cli,
     early,
+    files,
     loops,
     metrics,
     models,
@@ -44,7 +45,8 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     started = time.monotonic()
     keys = population.keys(config.seed)
     dataset, test = early.load(config, keys.data, 1)
-    networks = dict(named for entry in config.networks for named in read(entry, config, dataset))
+    labels = settings.network_labels(config.networks)
+    networks = dict(named for entry, label in labels.items() for named in read(entry, label, config, dataset))
     functions, x = list(networks.values()), np.asarray(training.pixels(test.images))
     found = {}
     for name in config.attacks:
@@ -58,49 +60,90 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     results.write_summary(workdir, config, {"networks": list(networks), "seconds": time.monotonic() - started})
 
 
-def read(entry: str, config: ConfigDict, dataset: Dataset) -> Iterator[tuple[str, Function]]:
-    """The networks of an entry of the config by name: a run's folder, or `ARCHITECTURE=FILE.npz`, a PyTorch state dict.
+def read(entry: str, label: str, config: ConfigDict, dataset: Dataset) -> Iterator[tuple[str, Function]]:
+    """The networks of an entry of the config, named by its label, their architecture and, in a run, their number.
 
     Raises:
-      InputError: it cannot be read, or tells other numbers of classes apart than the images have.
+      InputError: the entry cannot be read, or holds networks for other classes or images than the data set's.
     """
-    architecture, _, file = entry.partition("=")
-    saved = from_pytorch(architecture, Path(file), config) if file else from_run(Path(entry))
+    architecture, path = settings.network_entry(entry)
     shape, count = dataset.train.images.shape[1:], len(dataset.class_names)
-    for architecture, run, networks in saved:
-        options = {"widths": run["widths"][architecture], "pixel_range": tuple(run["data"]["pixel_range"])}
-        apply = jax.jit(models.build(architecture, shape, count, **options).apply)
+    try:
+        saved = list(from_pytorch(architecture, path, config, dataset) if architecture else from_run(path, dataset))
+    except InputError as error:
+        raise InputError(f"networks: {error}") from error
+    for architecture, options, networks in saved:
+        settings.check_size(architecture, options["widths"], shape[0], "data.image_size")
+        model = models.build(architecture, shape, count, **options)
+        apply, expected = jax.jit(model.apply), jax.eval_shape(model.init, jax.random.key(0))
         for name, variables in networks.items():
-            outputs = len(models.last_layer(variables)["bias"])
-            if outputs != count:
-                raise InputError(f"networks: {entry} tells {outputs} classes apart; the images have {count} classes")
-            yield name, Partial(apply, variables)
+            if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, expected):
+                needed = f"{architecture} of widths {tuple(options['widths'])} for images of shape {shape}"
+                what = f"set widths.{architecture} and data.image_size as it was trained"
+                raise InputError(f"networks: {entry} holds arrays of other shapes than {needed}; {what}")
+            yield f"{label}/{name}", Partial(apply, variables)
 
 
-def from_run(folder: Path) -> Iterator[tuple[str, dict, dict[str, Variables]]]:
-    """All networks that a run has saved: each architecture with the config, and the networks named by folder, it and
-    their number.
-    """
+def from_run(folder: Path, dataset: Dataset) -> Iterator[tuple[str, dict, dict[str, Variables]]]:
+    """All networks that a run has saved: each architecture, the options it is built with, its networks by number."""
     if not (folder / results.CONFIG).is_file():
-        raise InputError(f"networks: {folder} is no run's folder; name one, or ARCHITECTURE=FILE.npz")
+        raise InputError(f"{folder} is no run's folder; name one, or ARCHITECTURE=FILE.npz")
     run = results.read_config(folder)
-    if run["data"]["subtract_mean"]:
-        raise InputError(f"networks: {folder} had its mean image subtracted, which is not among what it saved")
-    for architecture, variables in zip(run["models"], results.read_networks(folder), strict=True):
-        each = loops.unstack(variables)
-        yield architecture, run, {f"{folder.name}/{architecture}-{i}": network for i, network in enumerate(each)}
+    try:
+        subtract_mean, pixel_range = (run["data"][name] for name in ("subtract_mean", "pixel_range"))
+        kinds = [(name, {"widths": run["widths"][name], "pixel_range": pixel_range}) for name in run["models"]]
+    except (LookupError, TypeError):
+        kinds = []  # the config of something else
+    if not (kinds and (folder / results.NETWORKS).is_dir()):
+        what = "name a run with --config.save_networks, or a folder in networks/ or refitted/ of a knowledge run"
+        raise InputError(f"{folder} holds no saved networks; {what}")
+    if subtract_mean:
+        raise InputError(f"{folder} had its mean image subtracted, which is not among what it saved")
+    check_images(folder, dataset)
+    numbers = {name: itertools.count() for name, _ in kinds}  # two kinds may have the same architecture
+    for (name, options), variables in zip(kinds, results.read_networks(folder), strict=True):
+        yield name, options, {f"{name}-{next(numbers[name])}": network for network in loops.unstack(variables)}
+
+
+def check_images(folder: Path, dataset: Dataset) -> None:
+    """Nothing, if the run's networks were trained on images of that shape, of the same classes in the same order.
+
+    Raises:
+      InputError: they were not, or the run does not say so.
+    """
+    summary = results.read_summary(folder)
+    for name in ("class_names", "image_shape"):
+        if name not in summary:
+            what = "made by an earlier version of jtrans; run it again in a new folder"
+            raise InputError(f"{folder} has no {name} in its {results.SUMMARY}: {what}")
+    there, here = summary["class_names"], list(dataset.class_names)
+    if len(there) != len(here):
+        raise InputError(f"{folder} tells {len(there)} classes apart; the images have {len(here)} classes")
+    for i, (theirs, ours) in enumerate(zip(there, here, strict=True)):
+        if theirs != ours:
+            what = f"its class {i} is {theirs!r}, where the images have {ours!r}"
+            raise InputError(
+                f"{folder} was trained on other classes: {what}; name its classes, in order, in data.classes"
+            )
+    shape = list(dataset.train.images.shape[1:])
+    if summary["image_shape"] != shape:
+        what = f"images of shape {summary['image_shape']}; these have shape {shape}"
+        raise InputError(f"{folder} was trained on {what}; attacked images take the same, by data.image_size")
 
 
 def from_pytorch(
-    architecture: str, file: Path, config: ConfigDict
-) -> Iterator[tuple[str, ConfigDict, dict[str, Variables]]]:
+    architecture: str, file: Path, config: ConfigDict, dataset: Dataset
+) -> Iterator[tuple[str, dict, dict[str, Variables]]]:
     """The network of a state dict, whose widths and pixel range are the config's."""
     try:
-        with np.load(file) as arrays:
-            variables = models.from_pytorch(architecture, dict(arrays))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"networks: {architecture}={file} cannot be read ({one_line(error)})") from error
-    yield architecture, config, {f"{file.stem}/{architecture}": variables}
+        variables = models.from_pytorch(architecture, files.read_npz(file))
+    except ValueError as error:
+        raise InputError(f"{architecture}={file} cannot be read ({one_line(error)})") from error
+    outputs, count = len(models.last_layer(variables)["bias"]), len(dataset.class_names)
+    if outputs != count:
+        raise InputError(f"{architecture}={file} tells {outputs} classes apart; the images have {count} classes")
+    options = {"widths": config.widths[architecture], "pixel_range": config.data.pixel_range}
+    yield architecture, options, {architecture: variables}
 
 
 if __name__ == "__main__":

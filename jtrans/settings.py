@@ -3,8 +3,9 @@
 import difflib
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -467,10 +468,44 @@ def check_matrix(config: ConfigDict) -> None:
       InputError: names the first field that is wrong.
     """
     check(config, MATRIX)
+    if config.data.subtract_mean:
+        raise InputError("data.subtract_mean: got True; saved networks hold no mean image to subtract, so False")
     for entry in config.networks:
-        name, _, file = entry.partition("=")
-        if file and name not in models.WIDTHS:
+        architecture, _ = network_entry(entry)
+        if architecture is not None and architecture not in models.WIDTHS:
             raise InputError(f"networks: got {entry!r}; the architectures are {', '.join(models.WIDTHS)}")
+    network_labels(config.networks)
+
+
+def network_entry(entry: str) -> tuple[str | None, Path]:
+    """An entry of `networks`: the architecture and file of a PyTorch state dict, or None and the folder of a run."""
+    name, _, file = entry.partition("=")
+    # The folders of a sweep's settings have `=` in their names too.
+    return (name, Path(file)) if file and not Path(entry).is_dir() else (None, Path(entry))
+
+
+def network_labels(entries: Sequence[str]) -> dict[str, str]:
+    """What each entry of `networks` is called: the shortest trailing parts of its path that no other path ends in.
+
+    Raises:
+      InputError: two entries are the same.
+    """
+    first: dict[tuple[str | None, Path], str] = {}
+    for entry in entries:
+        architecture, path = network_entry(entry)
+        path = path.resolve()
+        key = (architecture, path.with_suffix("") if architecture and path.suffix == ".npz" else path)
+        if key in first:
+            raise InputError(f"networks: got {first[key]!r} and {entry!r}, which are the same; it takes each once")
+        first[key] = entry
+    paths = {path.parts for _, path in first}
+
+    def label(parts: tuple[str, ...]) -> str:
+        tails = (parts[-count:] for count in range(1, len(parts) + 1))
+        unique = next(tail for tail in tails if sum(other[-len(tail) :] == tail for other in paths) == 1)
+        return Path(*unique).as_posix()
+
+    return {entry: label(path.parts) for (_, path), entry in first.items()}
 
 
 def check_knowledge(config: ConfigDict) -> None:

@@ -1,6 +1,7 @@
 import csv
 import itertools
 import json
+import shutil
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 import scipy.stats
 from conftest import ROOT
 
-from jtrans import attacks, cli, data, early, metrics, models, plots, results, transfer_findings
+from jtrans import attacks, cli, data, early, metrics, models, plots, results, settings, transfer_findings
 
 SIZES = ["--config.data.image_size=8", "--config.num_examples=40"]
 
@@ -22,6 +23,7 @@ def trained(tmp_path_factory):
     flags = ["--config.num_networks=2", "--config.num_steps=40", "--config.save_networks", "--config.measure_every=40"]
     flags += ["--config.widths.mlp_deep=(32, 16)", "--config.attack.epsilon=0.0", f"--workdir={folder / 'run'}", *SIZES]
     assert cli.run(early.run, ["early.py", f"--config={ROOT / 'configs' / 'digits.py'}", *flags]) == 0
+    describe(folder / "run", class_names=list("0123456789"), image_shape=[8, 8, 1])
     # A state dict of another architecture, as a PyTorch user saves it.
     model = models.build("mlp_shallow", (8, 8, 1), 10, widths=(24,))
     layers = model.init(jax.random.key(5))["params"]
@@ -63,6 +65,21 @@ def test_the_table_has_a_row_for_each_attack_source_and_target(seeds):
             np.testing.assert_allclose([table[name + end][row] for end in ends], want, rtol=1e-9, atol=1e-12)
 
 
+def describe(folder, **fields):
+    """Fields of a run's summary, changed, or left out where None."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({name: value for name, value in summary.items() if value is not None}))
+
+
+def refused(workdir, capsys, entries, *arguments):
+    """The one line with which the entries are refused."""
+    assert run(workdir, entries, *arguments) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    return err
+
+
 def run(workdir, entries, *arguments):
     flags = [f"--config={ROOT / 'configs' / 'matrix.py'}", f"--workdir={workdir}", f"--config.networks={entries!r}"]
     widths = "--config.widths.mlp_shallow=(24,)"
@@ -100,6 +117,35 @@ def test_the_matrix_of_saved_and_of_pytorchs_networks(trained, tmp_path, capsys)
     assert [axes.get_title() for axes in panels[:4]] == ["fgsm", "pgd", "mi_fgsm", "virtual"]
 
 
+def test_networks_of_one_name_are_told_apart_by_the_folders_above(trained, tmp_path):
+    entries = [tmp_path / name for name in ("a/run", "b/run", "b/seed=0")]
+    for folder in entries:
+        shutil.copytree(trained / "run", folder)
+    few = ["--config.num_examples=10", "--config.attacks=('fgsm',)"]
+    assert run(tmp_path / "matrix", tuple(map(str, entries)), *few) == 0
+    table = results.read_table(tmp_path / "matrix" / "matrix.csv")
+    names = [f"{label}/mlp_deep-{i}" for label in ("a/run", "b/run", "seed=0") for i in range(2)]
+    assert list(dict.fromkeys(table["source"].tolist())) == names
+    assert len(table["source"]) == len(names) ** 2
+
+
+@pytest.mark.parametrize(
+    ("entries", "labels"),
+    [
+        (("run", "x/other"), ("run", "other")),
+        (("a/run", "b/run", "b/other"), ("a/run", "b/run", "other")),
+        (("a/x/run", "b/x/run"), ("a/x/run", "b/x/run")),
+        (("x/run", "a/x/run", "run"), ("{here}/x/run", "a/x/run", "{here}/run")),
+        (("lenet=a/net.npz", "conv_a=b/net.npz", "lenet=net.v1.npz"), ("a/net", "b/net", "net.v1")),
+        (("net", "lenet=net.npz"), ("net", "net")),  # what follows tells them apart: net/mlp_deep-0, net/lenet
+    ],
+)
+def test_labels_are_the_shortest_that_differ(tmp_path, monkeypatch, entries, labels):
+    monkeypatch.chdir(tmp_path)
+    labels = tuple(label.format(here=tmp_path.name) for label in labels)
+    assert tuple(settings.network_labels(entries).values()) == labels
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -107,15 +153,96 @@ def test_the_matrix_of_saved_and_of_pytorchs_networks(trained, tmp_path, capsys)
         (("nowhere",), "networks: nowhere is no run's folder"),
         (("vgg12=x.npz",), "networks: got 'vgg12=x.npz'; the architectures are mlp_shallow"),
         (("lenet=x.npz",), "networks: lenet=x.npz cannot be read"),
+        (("x", "x"), "networks: got 'x' and 'x', which are the same; it takes each once"),
+        (("x", "./y/../x"), "networks: got 'x' and './y/../x', which are the same"),
+        (("lenet=x.npz", "lenet=./x.npz"), "networks: got 'lenet=x.npz' and 'lenet=./x.npz', which are the same"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, entries, message):
-    assert run(tmp_path, entries) == 2
-    err = capsys.readouterr().err
-    assert len(err.splitlines()) == 1
+    assert message in refused(tmp_path, capsys, entries)
+
+
+def test_a_mean_image_cannot_be_subtracted(trained, tmp_path, capsys):
+    entry = f"mlp_shallow={trained / 'theirs.npz'}"
+    message = refused(tmp_path, capsys, (entry,), "--config.data.subtract_mean")
+    assert "data.subtract_mean: got True; saved networks hold no mean image to subtract, so False" in message
+
+
+@pytest.mark.parametrize("name", ["run", "theirs"])
+def test_networks_of_other_classes_are_refused(trained, tmp_path, capsys, name):
+    entry = {"run": str(trained / "run"), "theirs": f"mlp_shallow={trained / 'theirs.npz'}"}[name]
+    message = refused(tmp_path, capsys, (entry,), "--config.data.classes=('1', '2')")
+    assert f"networks: {entry} tells 10 classes apart; the images have 2 classes" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"class_names": list("0123456798")}, "its class 8 is '9', where the images have '8'"),
+        ({"image_shape": [8, 8, 3]}, "was trained on images of shape [8, 8, 3]; these have shape [8, 8, 1]"),
+        ({"class_names": None}, "has no class_names in its summary.json: made by an earlier version of jtrans; run it"),
+        ({"image_shape": None}, "has no image_shape in its summary.json: made by an earlier version of jtrans; run it"),
+    ],
+)
+def test_a_run_on_other_images_is_refused_before_any_attack(trained, tmp_path, capsys, monkeypatch, fields, message):
+    folder = shutil.copytree(trained / "run", tmp_path / "run")
+    describe(folder, **fields)
+    monkeypatch.setattr(matrix.metrics, "success_matrix", None)
+    assert message in refused(tmp_path / "matrix", capsys, (str(folder),))
+
+
+def only_config(content):
+    return lambda folder: [shutil.rmtree(folder), folder.mkdir(), (folder / "config.json").write_text(content)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (only_config('{"model_type": "bert"}'), "holds no saved networks; name a run with --config.save_networks"),
+        (only_config('{"models": 3, "widths": null, "data": "x"}'), "holds no saved networks"),
+        (only_config("[1, 2]"), "config.json cannot be read (it holds no JSON object)"),
+        (only_config("{"), "config.json cannot be read (Expecting"),
+        (lambda folder: shutil.rmtree(folder / "networks"), "holds no saved networks"),  # as of a control run
+        (lambda folder: (folder / "summary.json").write_text("{"), "summary.json cannot be read (Expecting"),
+        (lambda folder: (folder / "summary.json").unlink(), "summary.json cannot be read ([Errno 2]"),
+        (lambda folder: [shutil.rmtree(folder / "networks"), (folder / "networks").mkdir()], "networks cannot be read"),
+    ],
+)
+def test_a_folder_without_networks_is_named_in_one_line(trained, tmp_path, capsys, damage, message):
+    folder = shutil.copytree(trained / "run", tmp_path / "run")
+    damage(folder)
+    err = refused(tmp_path / "matrix", capsys, (str(folder),))
+    assert f"networks: {folder}" in err
     assert message in err
 
 
-def test_networks_of_other_classes_are_refused(trained, tmp_path, capsys):
-    assert run(tmp_path, (str(trained / "run"),), "--config.data.classes=('1', '2')") == 2
-    assert "tells 10 classes apart; the images have 2 classes" in capsys.readouterr().err
+def test_the_top_folder_of_a_knowledge_run_is_refused(trained, tmp_path, capsys):
+    """Its config has architectures and widths but no `data`, and its `networks/` holds folders of runs."""
+    config = {**settings.knowledge().to_dict(), "models": ["mlp_deep"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copytree(trained / "run", tmp_path / "networks" / "mlp_deep")
+    message = refused(tmp_path / "matrix", capsys, (str(tmp_path),))
+    assert "holds no saved networks; name a run with --config.save_networks, or a folder in networks/" in message
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.touch(), "is no npz file that can be read"),
+        (lambda path: path.write_text("words"), "is no npz file that can be read"),
+        (lambda path: np.savez(path, **{"0.weight": np.array(["x"])}), "holds '0.weight' of <U1"),
+        (lambda path: np.savez(path, **{"0.weight": np.ones((10, 64))}), "got 1 layers with weights"),
+    ],
+)
+def test_a_file_that_is_no_state_dict_is_named_in_one_line(tmp_path, capsys, write, message):
+    path = tmp_path / "theirs.npz"
+    write(path)
+    err = refused(tmp_path / "matrix", capsys, (f"mlp_shallow={path}",))
+    assert f"networks: mlp_shallow={path} cannot be read" in err
+    assert message in err
+
+
+def test_a_state_dict_for_other_images_is_refused_before_any_attack(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(matrix.metrics, "success_matrix", None)
+    message = refused(tmp_path, capsys, (f"mlp_shallow={trained / 'theirs.npz'}",), "--config.data.image_size=16")
+    assert "holds arrays of other shapes than mlp_shallow of widths (24,) for images of shape (16, 16, 1)" in message

@@ -166,3 +166,13 @@ def test_a_state_dict_that_does_not_fit_is_refused(name, changes, message):
         models.from_pytorch(name, small_state(**changes))
     with pytest.raises(ValueError, match="holds no weights"):
         models.from_pytorch("conv_a", {})
+
+
+def test_a_linear_layer_in_the_place_of_a_batch_norm_is_refused():
+    batch_norm = {leaf: np.zeros(2) for leaf in ("weight", "bias", "running_mean", "running_var")}
+    conv = lambda channels: {"weight": np.zeros((2, channels, 3, 3)), "bias": np.zeros(2)}
+    linear = {"weight": np.zeros((10, 2)), "bias": np.zeros(10)}
+    modules = [conv(3), linear, batch_norm, *[conv(2), batch_norm] * 6]
+    state = {f"{i}.{leaf}": array for i, module in enumerate(modules) for leaf, array in module.items()}
+    with pytest.raises(ValueError, match="state_dict: '1' holds"):
+        models.from_pytorch("conv_b", state)

@@ -116,15 +116,13 @@ def check_images(folder: Path, dataset: Dataset) -> None:
         if name not in summary:
             what = "made by an earlier version of jtrans; run it again in a new folder"
             raise InputError(f"{folder} has no {name} in its {results.SUMMARY}: {what}")
-    there, here = summary["class_names"], list(dataset.class_names)
-    if len(there) != len(here):
-        raise InputError(f"{folder} tells {len(there)} classes apart; the images have {len(here)} classes")
-    for i, (theirs, ours) in enumerate(zip(there, here, strict=True)):
-        if theirs != ours:
-            what = f"its class {i} is {theirs!r}, where the images have {ours!r}"
-            raise InputError(
-                f"{folder} was trained on other classes: {what}; name its classes, in order, in data.classes"
-            )
+    trained, attacked = summary["class_names"], list(dataset.class_names)
+    if len(trained) != len(attacked):
+        raise InputError(f"{folder} tells {len(trained)} classes apart; the images have {len(attacked)} classes")
+    for i, (before, now) in enumerate(zip(trained, attacked, strict=True)):
+        if before != now:
+            what = f"its class {i} is {before!r}, where the images have {now!r}"
+            raise InputError(f"{folder}: {what}; name the classes that it was trained on, in order, in data.classes")
     shape = list(dataset.train.images.shape[1:])
     if summary["image_shape"] != shape:
         what = f"images of shape {summary['image_shape']}; these have shape {shape}"

@@ -25,6 +25,7 @@ below 0: larger goes with better transfer."""
 COLOURS = ("C0", "C1")
 SHOWN_RANK = 10  # of the ranks, the largest up to this one is drawn
 MOST_CURVES = 10  # of runs in one figure
+MOST_NUMBERED, NAMED = 24, 8  # networks of a matrix with numbers in its cells; of larger ones so many have their names
 EPOCHS = 10  # from so many on the x axis counts epochs, not steps
 
 
@@ -356,32 +357,39 @@ def penalty(config: Mapping[str, Any], table: Mapping[str, np.ndarray]) -> Figur
 def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray], note: str = "") -> Figure:
     """The success of every attack from each network on each, as `transfer_findings.matrix` gives it.
 
+    Each cell has its number and each network its name; more than `MOST_NUMBERED` networks are a heat map without
+    numbers, of one size, with a name every so many networks.
+
     Args:
       config: the run's, with the attacked images' data set in `data`.
       note: what else the title should say of the networks.
     """
     attacks, names = (list(dict.fromkeys(table[column].tolist())) for column in ("attack", "source"))
     count = len(names)
-    figure = Figure(figsize=(2.2 + len(attacks) * (1 + 0.55 * count), 3.2 + 0.55 * count), layout="compressed")
+    numbered = count <= MOST_NUMBERED
+    side = 0.55 * (count if numbered else NAMED)  # inches
+    ticks = range(0, count, 1 if numbered else -(-count // NAMED))
+    figure = Figure(figsize=(2.2 + len(attacks) * (1 + side), 3.2 + side), layout="compressed")
     panels = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
     for axes, attack in zip(panels, attacks, strict=True):
         of = table["attack"] == attack
         value = lambda name, of=of: 100 * np.reshape(table[f"target_right{name}"][of], (count, count))
         rate, reach = value(""), (value("_high") - value("_low")) / 2
         image = axes.imshow(rate, vmin=0, vmax=100, cmap="viridis")
-        for (row, column), share in np.ndenumerate(rate):
+        for (row, column), share in np.ndenumerate(rate) if numbered else ():
             text = "-" if np.isnan(share) else f"{share:.0f}\n±{reach[row, column]:.0f}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="k" if share > 55 else "w")
-        axes.set_xticks(range(count), names, rotation=60, ha="right", fontsize="small")
-        axes.set_yticks(range(count), names, fontsize="small")
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if share <= 55 else "k")
+        axes.set_xticks(ticks, names[:: ticks.step], rotation=60, ha="right", fontsize="small")
+        axes.set_yticks(ticks, names[:: ticks.step], fontsize="small")
         axes.set(title=attack, xlabel="attacked network (target)")
     panels[0].set_ylabel("network that the attack is made on (source)")
     figure.colorbar(image, ax=panels, label="errors (% of the images\nthat the target gets right)")
     virtual = "; virtual: of the same length in L2" if "virtual" in attacks else ""
     over = f"{config['num_networks']} seeds" if config.get("num_networks", 1) > 1 else "images"
+    signs = f"±: 95 % interval over {over}" if numbered else "white: the target gets no image right"
     figure.suptitle(
         f"Attacks of epsilon {config['attack']['epsilon']:.3g} (pixels in [0, 1]{virtual}){note}\n"
-        f"{_data(config)}, {table['all_images_count'][0]:.0f} test images; ±: 95 % interval over {over}",
+        f"{_data(config)}, {table['all_images_count'][0]:.0f} test images; {signs}",
         fontsize="medium",
     )
     return figure

@@ -246,3 +246,40 @@ def test_a_state_dict_for_other_images_is_refused_before_any_attack(trained, tmp
     monkeypatch.setattr(matrix.metrics, "success_matrix", None)
     message = refused(tmp_path, capsys, (f"mlp_shallow={trained / 'theirs.npz'}",), "--config.data.image_size=16")
     assert "holds arrays of other shapes than mlp_shallow of widths (24,) for images of shape (16, 16, 1)" in message
+
+
+def success_table(count, attacks=("fgsm", "pgd")):
+    """Made-up rates of so many networks, where the last is never right."""
+    names = np.array([f"run/mlp_deep-{i}" for i in range(count)])
+    rates = np.random.default_rng(0).uniform(size=(len(attacks), count, count))
+    rates[:, :, -1] = np.nan
+    columns = {"attack": np.repeat(attacks, count**2), "source": np.tile(np.repeat(names, count), len(attacks))}
+    columns |= {"target": np.tile(names, count * len(attacks)), "all_images_count": np.full(rates.size, 200)}
+    columns |= {f"target_right{bound}": rates.ravel() for bound in ("", "_low", "_high")}
+    return rates, columns
+
+
+@pytest.mark.parametrize("count", [6, 24, 25, 100])
+def test_the_figure_of_many_networks_is_a_heat_map_of_one_size(count):
+    rates, table = success_table(count)
+    figure = plots.matrix(settings.matrix().to_dict(), table)
+    panels = figure.axes[:2]
+    for axes, rate in zip(panels, rates, strict=True):
+        np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), 100 * rate)
+        labels = [label.get_text() for label in axes.get_xticklabels()]
+        named = dict(zip(axes.get_xticks().tolist(), labels, strict=True))
+        assert all(name == f"run/mlp_deep-{tick}" for tick, name in named.items())
+        texts = {text.get_text().partition("\n")[0]: text.get_color() for text in axes.texts}
+        if count <= 24:
+            assert len(named) == count
+            assert len(axes.texts) == count**2
+            assert texts["-"] == "k"  # on white
+        else:
+            assert len(named) in range(5, 9)
+            assert not axes.texts
+    if count > 24:
+        smallest = plots.matrix(settings.matrix().to_dict(), success_table(25)[1])
+        np.testing.assert_array_equal(figure.get_size_inches(), smallest.get_size_inches())
+        assert max(figure.get_size_inches()) < 15
+    assert ("±" in figure.get_suptitle()) == (count <= 24)
+    assert ("white: the target gets no image right" in figure.get_suptitle()) == (count > 24)

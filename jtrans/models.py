@@ -244,9 +244,8 @@ def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:
         if "bias" in shapes:
             arrays.setdefault("bias", np.zeros(shapes["bias"], np.float32))
         got = {leaf: array.shape for leaf, array in arrays.items()}
-        if (
-            free and "kernel" in shapes and len(got.get("kernel", ())) == 2
-        ):  # the first linear layer's input depends on the image's size
+        # The first linear layer's input depends on the image's size.
+        if free and "kernel" in shapes and len(got.get("kernel", ())) == 2:
             shapes, free = {**shapes, "kernel": (shapes["kernel"][0], got["kernel"][1])}, False
         if got != shapes:
             raise ValueError(f"state_dict: {module!r} holds {got}; {name} has {shapes} there ({'/'.join(path)})")

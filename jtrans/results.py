@@ -161,7 +161,10 @@ def is_finished(workdir: Path, config: ConfigDict) -> bool:
     Raises:
       InputError: the summary is damaged.
     """
-    return (workdir / SUMMARY).exists() and read_summary(workdir).get("config") == _plain(config)
+    try:
+        return (workdir / SUMMARY).exists() and read_summary(workdir).get("config") == _plain(config)
+    except InputError as error:
+        raise InputError(f"--workdir: {error}") from error
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:

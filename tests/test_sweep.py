@@ -49,6 +49,11 @@ def test_settings_in_shards_are_finished_once_and_come_together_in_a_table(tmp_p
         _, _, summary = results.read(workdir)
         assert float(r["angle_mean"]) == summary["lowest_at_chance"]["angle"]["mean"]
 
+    (first / "summary.json").write_text("{")
+    capsys.readouterr()
+    assert run(tmp_path, varied, "--shard=0/4") == 2  # its own setting is another
+    assert f"sweep.py: error: --workdir: {first / 'summary.json'} cannot be read" in capsys.readouterr().err
+
 
 def test_architectures_can_vary(tmp_path):
     assert run(tmp_path, "--sweep=models=('mlp_shallow',),('mlp_deep','mlp_shallow')") == 0

@@ -25,7 +25,8 @@ below 0: larger goes with better transfer."""
 COLOURS = ("C0", "C1")
 SHOWN_RANK = 10  # of the ranks, the largest up to this one is drawn
 MOST_CURVES = 10  # of runs in one figure
-MOST_NUMBERED, NAMED = 24, 8  # networks of a matrix with numbers in its cells; of larger ones so many have their names
+MOST_NUMBERED = 24  # networks of a matrix whose cells have numbers
+MOST_NAMED = 8  # networks that have their names along a larger one
 EPOCHS = 10  # from so many on the x axis counts epochs, not steps
 
 
@@ -367,8 +368,8 @@ def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray], note: str
     attacks, names = (list(dict.fromkeys(table[column].tolist())) for column in ("attack", "source"))
     count = len(names)
     numbered = count <= MOST_NUMBERED
-    side = 0.55 * (count if numbered else NAMED)  # inches
-    ticks = range(0, count, 1 if numbered else -(-count // NAMED))
+    side = 0.55 * (count if numbered else MOST_NAMED)  # inches
+    ticks = range(0, count, 1 if numbered else -(-count // MOST_NAMED))
     figure = Figure(figsize=(2.2 + len(attacks) * (1 + side), 3.2 + side), layout="compressed")
     panels = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
     for axes, attack in zip(panels, attacks, strict=True):

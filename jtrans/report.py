@@ -105,7 +105,7 @@ def _is_run(folder: Path) -> bool:
 def page(folders: Sequence[Path]) -> str:
     """All of the runs' figures, numbers, configs and environments in one page of HTML.
 
-    The page does not show where on the machine they lie: folders are relative to the nearest one that holds them all.
+    The page can be mailed: it does not show where on the machine the folders lie.
 
     Raises:
       InputError: names a folder that is damaged.
@@ -129,6 +129,7 @@ def page(folders: Sequence[Path]) -> str:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
+    """The folders relative to the nearest one that holds them all."""
     absolute = [Path(os.path.abspath(folder)) for folder in folders]
     common = os.path.commonpath([folder.parent for folder in absolute])
     return [folder.relative_to(common).as_posix() for folder in absolute]
@@ -172,7 +173,7 @@ def _together(folders: Sequence[Path], labels: Sequence[str]) -> str:
                 runs[label] = _, _, summary = results.read(folder)
                 alike.add((summary["random"]["dimension"], summary["chance"]))
                 if len(runs) <= plots.MOST_CURVES:
-                    plots.overlay({label: runs[label]})  # alone first: what fails here is this folder's
+                    plots.overlay({label: runs[label]})  # alone, so that an error names its folder
     if len(runs) < 2 or len(alike) > 1:
         return ""
     chosen = dict(list(runs.items())[: plots.MOST_CURVES])
@@ -181,12 +182,12 @@ def _together(folders: Sequence[Path], labels: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """Whatever a damaged folder ends in becomes one line that names it."""
+    """Turns the errors that a damaged folder causes into one line that names it."""
     try:
         yield
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise InputError(f"{folder}: damaged, or another version of jtrans made it ({reason}); run it again") from error
 
@@ -215,13 +216,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _number(value: Any) -> str:
-    return (
-        f"{value:.6g}"
-        if isinstance(value, float)
-        else value
-        if isinstance(value, str)
-        else json.dumps(value, ensure_ascii=False)
-    )
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _base64(content: bytes) -> str:

@@ -375,8 +375,9 @@ def read(workdir: Path) -> tuple[dict[str, Any], Trajectory, dict[str, Any]]:
     Raises:
       InputError: a file is missing or damaged.
     """
+    summary = read_summary(workdir)  # the last file of a run: where it is missing, the run is not finished
     trajectory, _ = read_arrays(workdir / TRAJECTORY)
-    return read_config(workdir), trajectory, read_summary(workdir)
+    return read_config(workdir), trajectory, summary
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_a_table_comes_back(tmp_path):
 
 
 READERS = {
-    "summary.json": results.read_summary,
+    "summary.json": results.read,
     "config.json": results.read_config,
     "trajectory.npz": lambda folder: results.read_arrays(folder / "trajectory.npz"),
     "table.csv": lambda folder: results.read_table(folder / "table.csv"),

@@ -134,7 +134,7 @@ def from_pytorch(
 ) -> Iterator[tuple[str, dict, dict[str, Variables]]]:
     """The network of a state dict, whose widths and pixel range are the config's."""
     try:
-        variables = models.from_pytorch(architecture, files.read_npz(file))
+        variables = models.from_pytorch(architecture, files.read_numbers(file))
     except ValueError as error:
         raise InputError(f"{architecture}={file} cannot be read ({one_line(error)})") from error
     outputs, count = len(models.last_layer(variables)["bias"]), len(dataset.class_names)

@@ -175,7 +175,7 @@ def load(path: str) -> Problem:
       InputError: it is no npz file of arrays of real numbers, or an array is missing or of another shape.
     """
     try:
-        arrays = files.read_npz(path)
+        arrays = files.read_numbers(path)
     except InputError as error:
         raise InputError(f"problem: {error}") from error
     widths = sorted(

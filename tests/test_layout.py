@@ -47,7 +47,7 @@ def imported(path):
     """The jtrans modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "jtrans":
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name for alias in node.names if alias.name != "__version__")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jtrans."):
             yield node.module.removeprefix("jtrans.")
         elif isinstance(node, ast.Import):

@@ -5,4 +5,4 @@ import sys
 from jtrans import cli, early
 
 if __name__ == "__main__":
-    sys.exit(cli.run(early.run))
+    sys.exit(cli.run(early.run, several=True))

@@ -152,4 +152,4 @@ def describe(table: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, options=OPTIONS))
+    sys.exit(cli.run(main, options=OPTIONS, several=True))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -20,7 +21,9 @@ USAGE = """usage: {program} --config=FILE.py[:ARGUMENT] [--workdir=DIR] [--confi
   --config.FIELD   overrides one field, as --config.num_networks=64 or --config.data.classes="('cat', 'dog')"
   --workdir        where the results go (default: runs/ and the config's name)
 {more}
-One run on several machines, the same command on each (under srun and Open MPI without these):
+"""
+
+SEVERAL = """One run on several machines, the same command on each (under srun and Open MPI without these):
 
   --coordinator    HOST:PORT of the first process
   --num_processes  how many there are
@@ -31,12 +34,19 @@ One run on several machines, the same command on each (under srun and Open MPI w
 FIELDS_HINT = "With --config=FILE.py, --help lists its fields and their values."
 
 
-def run(main: Callable[..., None], argv: Sequence[str] | None = None, options: Mapping[str, str] | None = None) -> int:
+def run(
+    main: Callable[..., None],
+    argv: Sequence[str] | None = None,
+    options: Mapping[str, str] | None = None,
+    *,
+    several: bool = False,
+) -> int:
     """Parse the command line and call `main(config, workdir)`.
 
     Args:
       argv: in place of the process's own command line.
       options: further flags of this experiment, and what they say; `main` takes their texts by these names.
+      several: whether `main` can be one of the processes of a job.
 
     Returns:
       The exit status: 0; 2 after one line on stderr where the input cannot be used; 130 when interrupted.
@@ -51,11 +61,12 @@ def run(main: Callable[..., None], argv: Sequence[str] | None = None, options: M
         if asked:
             more = "".join(f"  --{name:<16}{text}\n" for name, text in options.items())
             print(USAGE.format(program=program, description=(main.__doc__ or "").strip(), more=more), end="")
+            print(SEVERAL * several, end="")
             print(fields(load(program, values, rest)[0]) if values.config else FIELDS_HINT)
             return 0
         if own_process:
             runtime.prepare()
-            connect(values)
+            connect(values, several)
         with contextlib.ExitStack() as stack:
             if not devices.is_first():
                 stack.enter_context(contextlib.redirect_stdout(None))  # the first process speaks for all
@@ -65,7 +76,8 @@ def run(main: Callable[..., None], argv: Sequence[str] | None = None, options: M
         print(f"{program}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Interrupted) as stop:
-        print(f"{program}: {stop or 'interrupted; no results were written'}", file=sys.stderr)
+        there = "what was finished is kept, and the same command goes on from it"
+        print(f"{program}: {stop or f'interrupted; {there}'}", file=sys.stderr)
         return 130
     return 0
 
@@ -99,11 +111,11 @@ def parse(argv: Sequence[str], options: Mapping[str, str]) -> tuple[flags.FlagVa
     return values, rest
 
 
-def connect(values: flags.FlagValues) -> None:
+def connect(values: flags.FlagValues, several: bool) -> None:
     """Join the other processes of the job, where there are any.
 
     Raises:
-      InputError: the flags do not name all of it, or the others cannot be reached.
+      InputError: the flags do not name all of it, the others cannot be reached, or there may be no others.
     """
     given = {name: values[name].value for name in ("coordinator", "num_processes", "process_id")}
     missing = [name for name, value in given.items() if value is None]
@@ -113,6 +125,11 @@ def connect(values: flags.FlagValues) -> None:
         devices.connect(*given.values())
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--coordinator: no job of several processes ({one_line(error)[:200]})") from error
+    if jax.process_count() > 1 and not several:
+        count = jax.process_count()
+        raise InputError(
+            f"--coordinator: got a job of {count} processes; this experiment runs in one, on all its devices"
+        )
 
 
 def load(program: str, values: flags.FlagValues, rest: Sequence[str]) -> tuple[ConfigDict, Path]:

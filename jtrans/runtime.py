@@ -9,6 +9,7 @@ import jax
 
 # glibc's malloc.h: the numbers of mallopt's parameters.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+PROGRAMS_BYTES = 2**30  # of compiled programs on disk: those of some hundred runs
 
 
 def cache() -> Path:
@@ -23,10 +24,18 @@ def prepare() -> None:
 
 
 def keep_programs() -> None:
-    """JAX's persistent compilation cache in a folder for each jaxlib, unless JAX_COMPILATION_CACHE_DIR names one."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = cache() / "programs" / metadata.version("jaxlib")
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    """JAX's persistent compilation cache, for every program, in a folder of bounded size for each jaxlib.
+
+    What JAX's own environment variables say goes before that.
+    """
+    settings = {
+        "jax_compilation_cache_dir": str(cache() / "programs" / metadata.version("jaxlib")),
+        "jax_compilation_cache_max_size": PROGRAMS_BYTES,  # beyond it those go that were not used for longest
+        "jax_persistent_cache_min_compile_time_secs": 0,  # most take less than the second that JAX asks for
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
 
 
 def keep_memory() -> None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -83,10 +84,11 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     ready = time.monotonic()
     trajectory, trained = runs.follow(steps, placements, reached, saves, config, workdir, config.num_examples, digest)
 
+    devices.first_does(partial(results.write_config, workdir, config))
+    if config.save_networks:
+        results.write_networks(workdir, [network.variables for network in trained])
+
     def write() -> None:
-        results.write_config(workdir, config)
-        if config.save_networks:
-            results.write_networks(workdir, [network.variables for network in trained])
         curves = findings.curves(trajectory)
         results.write_trajectory(workdir, trajectory, curves)
         summary = findings.summarize(trajectory, curves, test.images[0].size, len(dataset.class_names))

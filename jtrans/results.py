@@ -320,15 +320,17 @@ def drawn(figure: Figure, suffix: str) -> bytes:
 
 
 def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
-    """`networks/`: for each architecture, in order, the variables of all its networks, as an Orbax checkpoint."""
+    """`networks/`: for each architecture, in order, the variables of all its networks, as an Orbax checkpoint.
+
+    All processes of a job call it, for each of which Orbax waits; the first writes.
+
+    Raises:
+      InputError: it cannot be written.
+    """
     try:
         # From NumPy: what JAX holds would have to be restored to the same devices.
         plain = {str(i): v for i, v in enumerate(jax.device_get(networks))}
-        # Orbax else waits for the other processes of a job, of which the first alone writes.
-        alone = ocp.Context()
-        alone.multiprocessing.active_processes = {0}
-        with alone:
-            ocp.save((workdir / NETWORKS).resolve(), plain, overwrite=True)
+        ocp.save((workdir / NETWORKS).resolve(), plain, overwrite=True)
     except Exception as error:  # whatever a full disk makes of it
         raise cannot_write(workdir / NETWORKS, error) from error
 

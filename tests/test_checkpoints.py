@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -100,6 +101,59 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_goes(two):
     saves.save(8, state(8))
     saves.wait()
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["6", "6.sha256", "8", "8.sha256"]
+
+
+def test_what_others_keep_in_the_folder_stays(two):
+    folder = two / "checkpoints"
+    (folder / "mine").mkdir()
+    for name in ("notes.txt", "mine/4.npz", "best-6", ".hidden", "6.bak"):
+        (folder / name).write_text("mine")
+    (two / "elsewhere").mkdir()
+    (folder / "link").symlink_to(two / "elsewhere")
+    saves = Checkpoints(two)
+    saves.save(8, state(8))
+    saves.wait()
+    others = {"mine", "notes.txt", "best-6", ".hidden", "6.bak", "link"}
+    assert {path.name for path in folder.iterdir()} == others | {"6", "6.sha256", "8", "8.sha256"}
+    assert (folder / "mine" / "4.npz").read_text() == "mine"
+
+
+def test_a_folder_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "scratch")
+    with pytest.raises(InputError, match="checkpoints is a link"):
+        Checkpoints(tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_not_one_of_the_two_that_are_kept(two, capfd):
+    damage(two / "checkpoints" / "6" / "_CHECKPOINT_METADATA", "flipped")
+    saves = Checkpoints(two)
+    assert saves.newest() == 4
+    assert "6 is damaged" in capfd.readouterr().err
+    saves.save(8, state(8))
+    saves.wait()
+    assert {path.name for path in (two / "checkpoints").iterdir()} == {"4", "4.sha256", "8", "8.sha256"}
+    assert Checkpoints(two).newest() == 8
+    assert not capfd.readouterr().err
+
+
+def test_what_was_measured_of_each_image_is_written_once_and_checked(two, capfd):
+    saves, values = Checkpoints(two), np.random.default_rng(0).random((3, 5), np.float32)
+    for step in (0, 8):
+        saves.write_examples(step, values + step)
+    written = (two / "checkpoints" / "examples" / "0.npy").stat().st_mtime_ns
+    saves.save(8, state(8), examples=(0, 8))
+    saves.wait()
+    again = Checkpoints(two)
+    assert again.newest() == 8
+    np.testing.assert_array_equal(again.read_examples(8), values + 8)
+    assert (two / "checkpoints" / "examples" / "0.npy").stat().st_mtime_ns == written
+    sums = subprocess.run(["sha256sum", "--check", "--quiet", "../8.sha256"], cwd=two / "checkpoints" / "8")
+    assert sums.returncode == 0
+    damage(two / "checkpoints" / "examples" / "0.npy", "flipped")
+    assert Checkpoints(two).newest() == 6
+    assert "8 is damaged" in capfd.readouterr().err
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path):

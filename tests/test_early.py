@@ -1,7 +1,11 @@
 """The main job as a user runs it, in this process where that is enough."""
 
 import csv
+import errno
+import fcntl
 import json
+import os
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -210,7 +214,7 @@ def moments(angle, accuracy, classes=2):
         np.arange(steps),
         np.array([[0, 1]]),
         angle[None],
-        np.stack([accuracy, accuracy]),
+        np.broadcast_to(accuracy, (2, steps)),
         np.ones((2, steps)),
         np.zeros(2, int),
         np.zeros((2, steps), int),
@@ -232,6 +236,24 @@ def test_the_findings_follow_their_rules():
     assert moments([89, 89], [0.5, 0.5])["first_below_random"] is None
     assert "never" in findings.describe(moments([89, 89], [0.5, 0.5]))
     assert "Early transferability" in findings.describe(found)
+
+
+def test_chance_is_narrow_where_there_are_many_classes():
+    assert [findings.at_chance(1 / k) for k in (2, 10, 20, 100)] == [0.05, 0.05, 0.025, 0.005]
+    found = moments([89, 60, 50], [0.01, 0.014, 0.06], classes=100)
+    assert found["lowest_at_chance"]["step"] == 1
+    assert "(0.010 +- 0.005)" in findings.describe(found)
+
+
+def test_what_is_nan_is_neither_at_chance_nor_low():
+    gone = moments([89, 80, np.nan], [0.5, 0.5, np.nan])
+    assert gone["lowest_at_chance"]["step"] == 1
+    one_lost = moments([89, 60, 50], [[0.5, 0.5, 0.5], [0.5, np.nan, np.nan]])
+    assert one_lost["lowest_at_chance"]["accuracy"]["mean"] == 0.5
+    for accuracy in ([0.5, 0.9, 0.9], [0.5, 0.5, 0.9]):
+        undirected = moments([np.nan, np.nan, 60], accuracy)
+        assert undirected["early_transferability"] is None
+        assert "No network had a direction while the accuracy was still at chance" in findings.describe(undirected)
 
 
 def test_a_random_start_off_chance_is_not_learning():
@@ -369,6 +391,85 @@ def test_a_workdir_that_cannot_be_used_is_named(tmp_path, capsys):
     (tmp_path / "run" / "summary.json").write_text("{}")
     assert run(tmp_path / "run") == 2
     assert_one_line(capsys, "holds summary.json but no config.json")
+
+
+def test_networks_that_jtrans_did_not_write_are_not_deleted(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    networks = tmp_path / "run" / "networks"
+    networks.mkdir()
+    (networks / "mine.npz").write_text("mine")
+    assert run(tmp_path / "run", *SMALL, "--config.num_steps=5") == 2
+    assert_one_line(capsys, "networks holds mine.npz, which jtrans did not write")
+    shutil.rmtree(networks)
+    networks.symlink_to(tmp_path)
+    assert run(tmp_path / "run", *SMALL, "--config.num_steps=5") == 2
+    assert_one_line(capsys, "networks is a link")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "figure.png").write_text("mine")
+    assert run(tmp_path / "other", *SMALL) == 2
+    assert_one_line(capsys, "holds figure.png but no config.json")
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EBADF])
+def test_a_file_system_that_grants_no_lock_is_said(tmp_path, capsys, monkeypatch, code):
+    """As NFS does for a file that is open for reading alone (EBADF), or without its lock service (ENOLCK)."""
+
+    def flock(opened, operation):
+        reading = fcntl.fcntl(opened, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        if code == errno.ENOLCK or reading:
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert run(tmp_path, *SMALL) == 0
+    said = capsys.readouterr().err
+    assert ("cannot be locked (" in said) == (code == errno.ENOLCK)
+
+
+def test_a_run_does_not_resume_on_other_images(tmp_path, capsys):
+    images = tmp_path / "images"
+    rng = np.random.default_rng(0)
+    for c in ("cat", "dog"):
+        (images / c).mkdir(parents=True)
+        for i in range(10):
+            PIL.Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(images / c / f"{i}.png")
+    flags = [*SMALL, "--config.data.name=folder", f"--config.data.dir={images}", "--config.batch_size=8"]
+    flags += ["--config.num_examples=4"]
+    assert run(tmp_path / "run", *flags) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["class_names"], summary["image_shape"]) == (["cat", "dog"], [8, 8, 3])
+    PIL.Image.new("RGB", (8, 8)).save(images / "cat" / "3.png")
+    capsys.readouterr()
+    assert run(tmp_path / "run", *flags, "--config.num_steps=6") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"was made from other images (SHA-256 {summary['data_sha256'][:12]}... there" in said
+    PIL.Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(images / "cat" / "3.png")
+
+
+def test_attacked_predictions_go_by_the_statistics_of_the_clean_ones(tmp_path):
+    flags = ["--config.models=('conv_b',)", "--config.widths.conv_b=(4, 4, 4, 4, 4, 4, 4)", "--config.num_networks=2"]
+    flags += [
+        "--config.data.image_size=32",
+        "--config.num_steps=1",
+        "--config.num_examples=20",
+        "--config.batch_size=8",
+    ]
+    assert run(tmp_path, *SMALL, *flags, "--config.batch_statistics", "--config.attack.epsilon=1e-7") == 0
+    of_all_images = results.read(tmp_path)[1].success[..., 1:]  # of those that are classified rightly
+    assert np.nanmax(of_all_images) == 0
+
+
+def test_a_checkout_that_is_not_installed_runs_to_its_end(tmp_path, monkeypatch):
+    version = results.metadata.version
+
+    def installed(name):
+        if name == "jtrans":
+            raise results.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(results.metadata, "version", installed)
+    assert run(tmp_path, *SMALL) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["versions"]["jtrans"]
 
 
 def test_the_command_line_itself():

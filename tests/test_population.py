@@ -206,6 +206,23 @@ def test_a_group_fills_the_devices_and_follows_the_memory(monkeypatch):
     assert [place([model], 13, on=on)[0].size for on in (1, 2, 4)] == [13, 7, 4]
 
 
+def test_a_prime_number_of_networks_is_taken_in_few_groups():
+    for count, fit, groups in ((13, 6, 3), (13, 12, 2), (101, 50, 3), (12, 6, 2), (7, 1, 7)):
+        placement = devices.place(count, devices.CPU_BYTES // fit, 1, devices=jax.devices()[:1])
+        assert placement.num_groups == groups
+        assert placement.size <= fit
+
+
+def test_of_very_many_pairs_the_same_sample_is_compared(monkeypatch):
+    whole = run(num_networks=5, num_steps=1)
+    monkeypatch.setattr(population, "MOST_PAIRS", 6)
+    sampled = run(num_networks=5, num_steps=1)
+    assert len(sampled.pair) == 6
+    rows = [whole.pair.tolist().index(pair) for pair in sampled.pair.tolist()]
+    np.testing.assert_array_equal(sampled.angle, whole.angle[rows])
+    np.testing.assert_array_equal(population.pairs(1, 5)[0], sampled.pair)
+
+
 def test_blocks_of_test_images_give_what_all_at_once_gives(monkeypatch):
     whole = run(num_networks=3)
     monkeypatch.setattr(population, "BLOCK", 5)  # 12 images: two blocks of 5, and one that overlaps
@@ -389,6 +406,34 @@ def test_every_network_has_its_own_batches():
     overlap = population.batch_overlap(jax.random.key(0), 1, 12, num_images=400, batch_size=40)
     assert overlap == pytest.approx(0.1, abs=0.03)  # what independent orders give
     assert population.batch_overlap(jax.random.key(0), 2, 2, num_images=40, batch_size=40) == 1
+
+
+@pytest.mark.parametrize("num_models", [1, 2])
+def test_the_overlap_of_batches_is_that_of_every_pair(num_models):
+    key, count, images, size = jax.random.key(3), 4, 60, 25
+    keys = [k for own in population.network_keys(key, num_models, count) for k in own]
+    batches = [set(np.asarray(training.epoch_order(k, 0, images))[:size].tolist()) for k in keys]
+    pair, _ = population.pairs(num_models, count)
+    want = np.mean([len(batches[a] & batches[b]) / size for a, b in pair])
+    assert population.batch_overlap(key, num_models, count, images, size) == pytest.approx(want)
+
+
+def test_the_angles_of_single_images_are_given_where_they_are_asked_for():
+    built, optimizer, keys = build(["mlp_deep"]), training.OPTIMIZERS["sgd"](0.1), population.keys(0)
+    placements = place(built, 3)
+    means = []
+    for keep in (True, False):
+        networks = population.initialize(built, optimizer, keys.init, placements)
+        options = {"batch_size": BATCH, "num_steps": 0, "keep_examples": keep}
+        ((_, _, measurement),) = population.trajectory(
+            built, optimizer, networks, placements, keys, TRAIN, TEST, **options
+        )
+        means.append(measurement.angle)
+        assert (measurement.angle_examples is not None) == keep
+        if keep:
+            want = np.mean(measurement.angle_examples, axis=1, dtype=np.float64)
+            np.testing.assert_allclose(measurement.angle, want, atol=1e-6)
+    np.testing.assert_array_equal(*means)
 
 
 def test_three_architectures_are_refused():

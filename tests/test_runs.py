@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from orbax.checkpoint import v1 as ocp
 
 from jtrans import cli, devices, early, population, results
 
@@ -253,6 +254,37 @@ def test_a_network_that_is_lost_is_named_and_the_others_go_on(tmp_path, capsys):
     for one in summary["non_finite"]:
         row = np.isfinite(trajectory.loss[one["network"]])
         assert one["step"] == trajectory.step[np.flatnonzero(~row)[0]]
+    np.testing.assert_array_equal(np.isnan(trajectory.accuracy), ~np.isfinite(trajectory.loss))
+    # All are lost after some steps, and no step after that is at chance.
+    lost_from = max(one["step"] for one in summary["non_finite"])
+    assert summary["lowest_at_chance"]["step"] < lost_from
+
+
+def test_each_images_angles_are_written_once_and_resumed(tmp_path):
+    keeps = "--config.keep_examples"
+    for steps in (3, 6):
+        assert run(tmp_path / "grown", keeps, f"--config.num_steps={steps}") == 0
+    assert run(tmp_path / "whole", keeps) == 0
+    assert arrays(tmp_path / "grown")["angle_examples"].shape == (3, 7, 40)
+    assert_same_bits(tmp_path / "grown", tmp_path / "whole")
+    saved = ocp.load(tmp_path / "whole" / "checkpoints" / "6")["history"]
+    assert "angle_examples" not in saved
+    files = sorted(path.name for path in (tmp_path / "whole" / "checkpoints" / "examples").iterdir())
+    assert files == [f"{step}.npy" for step in range(7)]
+
+
+def test_ctrl_c_in_the_last_step_throws_nothing_away(tmp_path, monkeypatch):
+    trajectory = population.trajectory
+
+    def interrupts(*arguments, **options):
+        for step, *rest in trajectory(*arguments, **options):
+            if step == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step, *rest
+
+    monkeypatch.setattr(population, "trajectory", interrupts)
+    assert run(tmp_path, "--config.checkpoint.steps=0", "--config.checkpoint.seconds=0") == 0
+    assert results.read(tmp_path)[1].step[-1] == 6
 
 
 def difference(one, other):
@@ -302,6 +334,69 @@ def test_a_job_refuses_as_one(tmp_path):
     assert [process.returncode for process in processes] == [2, 2]
     assert "holds summary.json but no config.json" in said[0]
     assert "Traceback" not in said[0] + said[1]
+
+
+def test_a_job_saves_its_networks(tmp_path):
+    processes = job(tmp_path, 2, "--config.save_networks", "--config.num_steps=2")
+    assert [process.communicate() and process.returncode for process in processes] == [0, 0]
+    assert results.read_networks(tmp_path)[0]["params"]["Dense_0"]["kernel"].shape == (3, 32, 64)
+
+
+def test_a_signal_to_any_process_stops_the_job(tmp_path):
+    processes = job(tmp_path, 2, "--config.num_steps=4000", "--config.checkpoint.steps=0")
+    while "step 5:" not in processes[0].stdout.readline():
+        assert processes[0].poll() is None
+    processes[1].send_signal(signal.SIGTERM)
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [130, 130], said
+    assert "which is saved; the same command goes on from there" in said[0]
+
+
+FAILS = """
+import sys
+from jtrans import devices
+from jtrans.errors import InputError
+
+def fail():
+    raise InputError("field: no room")
+
+devices.connect(sys.argv[1], 2, int(sys.argv[2]))
+try:
+    devices.first_does(fail)
+except InputError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_what_fails_in_the_first_process_ends_the_others():
+    address = f"127.0.0.1:{free_port()}"
+    line = [sys.executable, "-c", FAILS, address]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen([*line, str(i)], env=environment, stderr=subprocess.PIPE, text=True) for i in range(2)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 2], said
+    assert "field: no room" in said[0]
+    assert "Traceback" not in said[0] + said[1]
+
+
+def test_an_experiment_of_one_process_refuses_a_job(tmp_path):
+    port = free_port()
+    script = [sys.executable, str(ROOT / "experiments" / "random_angles.py")]
+    flags = [f"--config={ROOT / 'configs' / 'random_angles.py'}", f"--coordinator=127.0.0.1:{port}"]
+    processes = [
+        subprocess.Popen(
+            [*script, *flags, "--num_processes=2", f"--process_id={i}", f"--workdir={tmp_path}"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert "--coordinator: got a job of 2 processes; this experiment runs in one" in said[0]
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_a_job_is_refused(tmp_path):

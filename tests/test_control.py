@@ -127,6 +127,51 @@ def test_a_map_is_finished_from_what_is_there(tmp_path, capsys):
     assert capsys.readouterr().out in said
 
 
+def test_only_what_resumes_may_grow(tmp_path, capsys):
+    flags = ("--config.batch_sizes=(64,)", "--config.optimizers=('adam',)")
+    assert run(tmp_path, *flags) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    steps = json.loads((tmp_path / "config.json").read_text())["num_steps"]
+    assert run(tmp_path, *flags, f"--config.num_steps={steps + 2}") == 2
+    assert f"num_steps ({steps} there, {steps + 2} here)" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_lost_networks_are_counted_and_in_no_mean(tmp_path, capsys):
+    flags = ["--config.optimizers=('sgd',)", "--config.learning_rates=(0.001,1e30)", "--config.batch_sizes=(64,)"]
+    assert run(tmp_path, *flags) == 0
+    table = results.read_table(tmp_path / "control.csv")
+    assert table["lost"].tolist() == [0, json.loads((tmp_path / "config.json").read_text())["num_networks"]]
+    trajectory, _ = results.read_arrays(tmp_path / "sgd-64.npz")
+    lost = ~np.isfinite(trajectory.loss)
+    assert lost.any()
+    np.testing.assert_array_equal(np.isnan(trajectory.accuracy), lost)
+    # Its lowest angle is from before it was lost.
+    assert table["step"][1] < trajectory.step[lost[-1]][0]
+    assert "lost: networks whose loss is no longer finite" in capsys.readouterr().out
+
+
+def test_parts_made_from_other_images_are_refused(tmp_path, capsys):
+    flags = ["--config.batch_sizes=(64,)", "--config.optimizers=('adam',)"]
+    assert run(tmp_path, *flags) == 0
+    (tmp_path / "summary.json").unlink()
+    trajectory, beside = results.read_arrays(tmp_path / "adam-64.npz")
+    results.write_arrays(tmp_path / "adam-64.npz", trajectory, **{**beside, "data_sha256": np.array("0" * 64)})
+    capsys.readouterr()
+    assert run(tmp_path, *flags) == 2
+    assert "adam-64.npz was made from other images (SHA-256 000000000000... there" in capsys.readouterr().err
+
+
+def test_all_pairs_within_a_learning_rate_are_compared_and_a_sample_of_those_across(monkeypatch):
+    every = control.compared(3, 4)
+    assert len(every) == len({tuple(pair) for pair in every.tolist()}) == 66
+    monkeypatch.setattr(population, "MOST_PAIRS", 10)
+    some = control.compared(3, 4)
+    within = some[:, 0] // 4 == some[:, 1] // 4
+    assert (within.sum(), (~within).sum()) == (18, 10)
+
+
 def test_a_single_batch_size_gives_curves(tmp_path):
     assert run(tmp_path, "--config.batch_sizes=(32,)") == 0
     config, summary = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "summary"))

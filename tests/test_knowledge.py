@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import knowledge as experiment
 import numpy as np
+import PIL.Image
 import pytest
 from conftest import ROOT
 
@@ -181,6 +182,24 @@ def test_lost_sources_have_rows_that_say_so_and_the_others_go_on(finished, tmp_p
 
 
 @pytest.mark.slow
+def test_class_names_of_any_kind_and_length_stay_in_the_work_directory(tmp_path):
+    rng, names = np.random.default_rng(0), [f"{c * 70}.." for c in "abcde"]
+    for c in names:
+        (tmp_path / "images" / c).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(256, size=(16, 16, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(tmp_path / "images" / c / f"{i}.png")
+    mixtures = (tuple(names), tuple(names[:4]), tuple(names[1:]))
+    flags = ["--config.models=('mlp_shallow',)", f"--config.mixtures={mixtures!r}", "--config.num_examples=10"]
+    flags += ["--config.source.classes=()", "--config.target.classes=()", "--config.batch_size=8"]
+    flags += [f"--config.{s}.{k}" for s in ("source", "target") for k in ("name=folder", f"dir={tmp_path / 'images'}")]
+    assert run(tmp_path / "run", *flags) == 0
+    assert len(list((tmp_path / "run" / "networks").iterdir())) == 4
+    table = results.read_table(tmp_path / "run" / "knowledge.csv")
+    assert set(table["source"].tolist()) == {"+".join(mixture) for mixture in mixtures}
+
+
+@pytest.mark.slow
 def test_a_run_killed_at_every_stage_ends_with_the_same_numbers(finished, tmp_path):
     """SIGKILL as soon as a stage leaves its first file: in training, trained, refitted, attacked, told."""
     workdir = tmp_path / "run"
@@ -347,11 +366,19 @@ def test_a_head_trained_by_sgd_comes_to_the_minimum():
         ("--config.reference=vgg11", "target.image_size: got 16, too small for vgg11"),
         ("--config.target.classes=('5', 'x')", "unknown class 'x'"),
         ("--config.batch_size=5000", "batch_size: got 5000; reference has"),
+        (
+            "--config.source.name=noise --config.source.classes=('0', '1')",
+            "its images have 1 channels, and those of noise 3",
+        ),
+        (
+            "--config.models=('mlp_deep',) --config.mixtures=(('a+b', 'c'), ('a', 'b+c'), ())",
+            "mixtures: two sources would both be called 'a+b+c'",
+        ),
         ("--config.attack.epsilon=2.0", "attack.epsilon: got 2.0; it takes a number above 0, 1 at most"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, flag, message):
-    assert run(tmp_path / "run", flag) == 2
+    assert run(tmp_path / "run", *flag.replace(" --", "\n--").split("\n")) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert message in err

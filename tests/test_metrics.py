@@ -337,6 +337,51 @@ def test_the_success_matrix_of_linear_networks_in_closed_form():
                 assert rate == pytest.approx((moved < 0)[among].mean())
 
 
+@pytest.mark.parametrize("attack", [attacks.fgsm(0.05), attacks.pgd(0.05, 3, 0.05), attacks.virtual(0.1)])
+def test_lost_networks_neither_succeed_nor_are_fooled(attack):
+    """A network that diverged, one that is dead, and one that is both for some images; beside a healthy one."""
+    rng = np.random.default_rng(0)
+    weights, x = jnp.array(rng.normal(size=(6, 3)), jnp.float32), jnp.array(rng.uniform(size=(40, 6)), jnp.float32)
+    x = x.at[:, 0].set(jnp.where(jnp.arange(40) % 3 == 0, 0.8, 0.2))
+    healthy = lambda x: x @ weights
+    diverged, dead = lambda x: healthy(x) * jnp.nan, lambda x: healthy(x) * 0
+    some = lambda x: jnp.where(x[:, :1] > 0.5, jnp.nan, healthy(x))
+    networks, y, key = [healthy, diverged, dead, some], np.asarray(healthy(x).argmax(1)), jax.random.key(0)
+    rate, count, unmoved = metrics.success_matrix(networks, networks, x, y, attack, key=key, batch_size=16)
+    gone = int((x[:, 0] > 0.5).sum())
+    assert unmoved.tolist() == [0, 40, 40, gone]
+    assert (count[:, 1] == 0).all()
+    assert np.isnan(rate[:, 1]).all()  # what predicts nothing is not fooled
+    assert (count[1, 3, 0], count[0, 0, 0]) == (40 - gone, 40)
+    assert (rate[1:3, 0, 1] == 0).all()  # and fools nothing
+    alone = metrics.success_matrix([healthy], [healthy], x, y, attack, key=key)
+    np.testing.assert_allclose(rate[0, 0], alone.rate[0, 0])
+
+
+def test_an_attack_of_the_users_own_that_gives_nan_moves_nothing():
+    x, y = jnp.ones((5, 3)), np.arange(5) % 3
+    spoil = lambda f, x, y, key: x.at[:2].set(jnp.nan) + 1.0
+    found = metrics.success_matrix([lambda x: x], [lambda x: x], x, y, spoil)
+    assert found.unmoved.tolist() == [2]
+    assert found.count[0, 0, 0] == 5
+
+
+def test_examples_that_are_not_finite_are_left_out_of_the_taus():
+    (source, target), x = networks()
+    f, g, x = function(source), function(target), jnp.asarray(x, jnp.float32)
+    first = lambda x: x.reshape(len(x), -1)[:, :1]
+    middle = np.median(first(x))
+    ill = lambda x: jnp.where(first(x) > middle, jnp.nan, g(x))
+    half = np.asarray(first(x) <= middle)[:, 0]
+    moves = attacks.fgsm(1e-3, bounds=None)
+    for options in ({}, {"attack": moves}):
+        for pair, healthy in (((f, ill), (f, g)), ((ill, f), (g, f))):
+            part = metrics.transferability(*pair, x, **options)
+            np.testing.assert_array_equal(np.isnan(part.tau1_per_example), ~half)
+            want = metrics.transferability(*healthy, x[half], **options)
+            np.testing.assert_allclose(part[:3], want[:3], rtol=1e-3)
+
+
 def test_the_success_matrix_does_not_depend_on_the_batch_size():
     rng = np.random.default_rng(0)
     weights = jnp.array(rng.normal(size=(2, 12, 3)), jnp.float32)

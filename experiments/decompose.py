@@ -28,7 +28,7 @@ from jtrans import (
 )
 from jtrans.data import Dataset, Split
 from jtrans.errors import InputError
-from jtrans.models import Model
+from jtrans.models import Model, Variables
 from jtrans.population import Keys
 from jtrans.training import Network
 
@@ -51,27 +51,33 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     fit_images = data.balanced(dataset.train, config.fit_examples, "fit_examples")
     (name,) = config.models
     model = early.build(config, name, dataset)
-    look = jax.jit(partial(population.observe, model))
+    look = jax.jit(partial(decomposition.observe, model))
     without = jax.jit(partial(decomposition.measure, model, epsilon=config.attack.epsilon))
     fixed = of_images(dataset, keys.attack, most, subtract_mean=config.data.subtract_mean)
     layer, convolution = models.first_layer(name)
     found, accuracy, start = {}, {}, None
-    for step, networks in trained(config, model, keys, dataset.train, test):
-        fit, own = (
-            jax.tree.map(lambda leaf, part=part: leaf[part], networks)
+    for step, variables in trained(config, model, keys, dataset.train, test):
+        fit, measured = (
+            Network(jax.tree.map(lambda leaf, part=part: leaf[part], variables), None)
             for part in (slice(config.num_fit), slice(config.num_fit, None))
         )
         kernel = fit.variables["params"][layer]["kernel"]
-        start = kernel if start is None else start
-        moved = decomposition.updates(start, kernel, test.images.shape[1:], convolution)
-        gradients = np.reshape(look(fit, *fit_images).unit, (-1, dimension))
-        fitted = {"other networks' gradients": gradients, "other networks' updates": moved}
-        subspaces = fixed | {kind: decomposition.leading(rows, most) for kind, rows in fitted.items()}
-        seen = look(own, *test)
+        start = kernel.copy() if start is None else start
+        gradients = look(fit, *fit_images).unit.reshape(-1, dimension)
+        subspaces = fixed | {
+            "other networks' gradients": decomposition.leading(gradients, most),
+            "other networks' updates": decomposition.updates(start, kernel, test.images.shape[1:], convolution, most),
+        }
+        # No more of the networks is held than is needed: neither here on the host while they are measured, nor on the
+        # device while they train on.
+        measured = jax.device_put(measured)
+        del variables, fit, kernel, gradients
+        seen = look(measured, *test)
         accuracy[step] = np.mean(seen.correct, axis=1)
         for subspace, rank, basis in bases(subspaces, config.ranks, dimension):
-            found[step, subspace, rank] = jax.device_get(without(own, seen, *test, basis))
+            found[step, subspace, rank] = jax.device_get(without(measured, seen, *test, basis))
         print(f"step {step}: accuracy {accuracy[step].mean():.3f}, {len(subspaces)} subspaces measured", flush=True)
+        del measured, seen
     table = findings.decomposition(found, accuracy)
     summary = findings.summarize_decomposition(table, dimension, len(dataset.class_names))
     summary["seconds"] = time.monotonic() - started
@@ -81,8 +87,8 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     results.write_summary(workdir, config, summary)
 
 
-def trained(config: ConfigDict, model: Model, keys: Keys, train: Split, test: Split) -> Iterator[tuple[int, Network]]:
-    """The networks `[num_fit + num_networks, ...]` on the host, at each of the config's steps."""
+def trained(config: ConfigDict, model: Model, keys: Keys, train: Split, test: Split) -> Iterator[tuple[int, Variables]]:
+    """The variables of the networks `[num_fit + num_networks, ...]` on the host, at each of the config's steps."""
     count = config.num_fit + config.num_networks
     placement = early.place(config, model, test.images, config.batch_size, count)
     optimizer = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
@@ -101,19 +107,19 @@ def trained(config: ConfigDict, model: Model, keys: Keys, train: Split, test: Sp
     )
     for step, (groups,), _ in steps:
         if step in config.steps:
-            yield step, devices.merge(groups, placement)
+            yield step, devices.merge([group.variables for group in groups], placement)
 
 
 def of_images(dataset: Dataset, key: jax.Array, most: int, *, subtract_mean: bool) -> dict[str, np.ndarray]:
     """The subspaces that no network is needed for, with `most` directions at most."""
-    images = dataset.train.images.reshape(len(dataset.train.labels), -1).astype(np.float32) / 255
-    mean = images.mean(0, keepdims=True)
+    images = dataset.train.images.reshape(len(dataset.train.labels), -1)
+    mean = images.mean(0, keepdims=True, dtype=np.float32)
     noise = directions.random(key, np.zeros((most, images.shape[1]), np.float32))
     return {
         "random directions": decomposition.leading(noise, most),
         "the mean image": decomposition.leading(mean, 1),
-        # As the networks see them.
-        "training images": decomposition.leading(images - mean if subtract_mean else images, most),
+        # As the networks see them, but for their scale, which changes no direction.
+        "training images": decomposition.leading(images, most, center=mean if subtract_mean else 0.0),
     }
 
 

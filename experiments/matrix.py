@@ -101,7 +101,10 @@ def from_run(folder: Path, dataset: Dataset) -> Iterator[tuple[str, dict, dict[s
         raise InputError(f"{folder} had its mean image subtracted, which is not among what it saved")
     check_images(folder, dataset)
     numbers = {name: itertools.count() for name, _ in kinds}  # two kinds may have the same architecture
-    for (name, options), variables in zip(kinds, results.read_networks(folder), strict=True):
+    networks = results.read_networks(folder)
+    if len(networks) != len(kinds):
+        raise InputError(f"{folder} holds networks of {len(networks)} architectures; its config has {len(kinds)}")
+    for (name, options), variables in zip(kinds, networks, strict=True):
         yield name, options, {f"{name}-{next(numbers[name])}": network for network in loops.unstack(variables)}
 
 

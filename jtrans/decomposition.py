@@ -4,6 +4,7 @@ A subspace is an orthonormal basis `[K, D]`, its most important directions first
 networks and other images than those measured.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from jtrans import attacks, directions, population, training
+from jtrans import attacks, directions, loops, population, training
 from jtrans.models import Model, Variables
 from jtrans.modules import Convolution
 from jtrans.population import Observation
 from jtrans.training import Network
 
+BLOCK = 1000  # rows of a Gram matrix that are in memory at once
+IMAGES = 100  # that a network is measured on at once
 ROUNDING = 1e-5  # of a unit direction: a shorter part is float32's rounding
 
 
@@ -51,63 +54,90 @@ class Measured(NamedTuple):
     inside: jax.Array
 
 
-def leading(rows: np.ndarray, count: int) -> np.ndarray:
+def leading(rows: np.ndarray, count: int, *, center: np.ndarray | float = 0.0) -> np.ndarray:
     """The orthonormal basis of the `count` directions along which the rows have most of their squared length.
 
-    Their first right singular vectors, that is. The rows are taken as they are: their mean is not subtracted.
+    Their first right singular vectors, that is. The rows are taken as they are, unless a center is given.
 
     Args:
-      rows: `[R, D]`; those that are zero or not finite are left out.
+      rows: `[R, D]`, numbers of any kind; those that are zero or not finite are left out.
       count: as many at most, and no more than there are rows or values.
+      center: what is subtracted from every row, as their mean.
 
     Returns:
       `[K, D]`, float32.
     """
-    rows = np.asarray(rows, np.float32)
-    rows = rows[np.isfinite(rows).all(1) & rows.any(1)]
-    count = min(count, *rows.shape)
-    if count == 0:
+    rows = np.asarray(rows)
+    blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+
+    def usable(block: np.ndarray) -> np.ndarray:
+        block = np.subtract(block, center, dtype=np.float32)
+        return block[np.isfinite(block).all(1) & block.any(1)]
+
+    used = sum(len(usable(block)) for block in blocks)
+    if used == 0:
         return np.zeros((0, rows.shape[1]), np.float32)
-    rows = rows / np.abs(rows).max()  # products of very long or very short rows leave float32
-    wide = rows.shape[0] < rows.shape[1]
-    gram = rows @ rows.T if wide else rows.T @ rows
-    _, vectors = scipy.linalg.eigh(gram, subset_by_index=(len(gram) - count, len(gram) - 1))
-    basis = (rows.T @ vectors if wide else vectors)[:, ::-1]
-    # Those of small singular values are no longer at right angles in float32.
-    return np.ascontiguousarray(np.linalg.qr(basis)[0].T)
+    scale = max(np.abs(usable(block)).max(initial=0) for block in blocks)
+    scaled = (usable(block) / scale for block in blocks)  # products of very long or very short rows leave float32
+    count = min(count, used, rows.shape[1])
+    # The smaller of two Gram matrices: of the rows, or else of the values, which blocks of rows add up to.
+    if used <= rows.shape[1]:
+        whole = np.fromiter(itertools.chain.from_iterable(scaled), (np.float32, rows.shape[1]), used)
+        basis = _leading_of_gram(whole @ whole.T, count) @ whole
+        # Those of small singular values are no longer at right angles in float32.
+        return np.ascontiguousarray(np.linalg.qr(basis.T)[0].T)
+    gram = np.zeros((rows.shape[1], rows.shape[1]), np.float32)
+    for block in scaled:
+        gram += block.T @ block
+    return _leading_of_gram(gram, count)
 
 
-def updates(before: np.ndarray, after: np.ndarray, shape: Sequence[int], layer: Convolution | None) -> np.ndarray:
-    """Where networks' first layers have moved to, among images: rows that span it, weighted by how far.
+def _leading_of_gram(gram: np.ndarray, count: int) -> np.ndarray:
+    """The eigenvectors `[count, D]` of a Gram matrix's largest eigenvalues, which overwrite the matrix."""
+    # Its transpose is in Fortran's order, which LAPACK takes without a copy.
+    _, vectors = scipy.linalg.eigh(gram.T, subset_by_index=(len(gram) - count, len(gram) - 1), overwrite_a=True)
+    return np.ascontiguousarray(vectors.T[::-1])
+
+
+def updates(
+    before: np.ndarray, after: np.ndarray, shape: Sequence[int], layer: Convolution | None, count: int
+) -> np.ndarray:
+    """The directions among images in which networks' first layers have moved most.
 
     The rows of a fully-connected layer's update are images already. A convolution's update is a set of small filters,
-    each of which acts at every position: the rows are the filters' principal directions at each of these.
+    each of which acts at every position: the rows are the filters at each of these, with zeros around them.
 
     Args:
       before, after: the layer's kernels of M networks, `[M, H, D]`, whose columns are the inputs, channels first; or of
         a convolution `[M, kh, kw, C, F]`.
       shape: `(height, width, channels)` of the images.
       layer: the convolution; None where the layer is fully connected.
+      count: as in `leading`.
 
     Returns:
-      `[R, D]`, in the order of the images.
+      `leading` of the rows, `[K, D]` in the order of the images.
     """
     height, width, channels = shape
     moved = after - before
     if layer is None:
-        return moved.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(-1, height * width * channels)
-    size, stride, padding = layer.kernel, layer.stride, layer.padding
-    filters = np.moveaxis(moved, -1, 1).reshape(-1, size * size * channels)
-    filters = np.linalg.qr(filters, mode="r").reshape(-1, size, size, channels)  # as many as values, with the same Gram
-    tops, lefts = (range(0, side + 2 * padding - size + 1, stride) for side in (height, width))
-    rows = np.zeros(
-        (len(tops), len(lefts), len(filters), height + 2 * padding, width + 2 * padding, channels), np.float32
-    )
-    for i, top in enumerate(tops):
-        for j, left in enumerate(lefts):
-            rows[i, j, :, top : top + size, left : left + size] = filters
-    inner = slice(padding, padding + height), slice(padding, padding + width)
-    return rows[:, :, :, *inner].reshape(-1, height * width * channels)
+        basis = leading(moved.reshape(-1, height * width * channels), count)
+        return basis.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(basis.shape)
+    filters = np.moveaxis(moved, -1, 1).reshape(-1, layer.kernel**2 * channels)
+    filters = filters[np.isfinite(filters).all(1)]
+    if not filters.any():
+        return np.zeros((0, height * width * channels), np.float32)
+    filters = filters / np.abs(filters).max()  # products of very long or very short ones leave float32
+    of_filters = filters.T @ filters
+    # Where each value of the image stands among the values of the rows; -1 in the padding.
+    inner = np.arange(height * width * channels).reshape(shape)
+    value = np.pad(inner, ((layer.padding, layer.padding), (layer.padding, layer.padding), (0, 0)), constant_values=-1)
+    gram = np.zeros((inner.size, inner.size), np.float32)
+    tops, lefts = (range(0, side - layer.kernel + 1, layer.stride) for side in value.shape[:2])
+    for top, left in itertools.product(tops, lefts):
+        under = value[top : top + layer.kernel, left : left + layer.kernel].ravel()
+        seen = under >= 0
+        gram[np.ix_(under[seen], under[seen])] += of_filters[np.ix_(seen, seen)]
+    return _leading_of_gram(gram, min(count, inner.size))
 
 
 def split(unit: jax.Array, basis: jax.Array) -> Parts:
@@ -121,6 +151,17 @@ def split(unit: jax.Array, basis: jax.Array) -> Parts:
         return directions.normalize(jnp.where(real, part, 0)).reshape(unit.shape)
 
     return Parts(like(off), like(inside), jnp.square(inside).sum(-1).reshape(unit.shape[:-1]))
+
+
+def observe(model: Model, networks: Network, images: jax.Array, labels: jax.Array) -> Observation:
+    """`population.observe`, a network and a few images at a time: in the memory of those."""
+
+    def one(network: Network) -> Observation:
+        alone = jax.tree.map(lambda leaf: leaf[None], network)
+        look = lambda *batch: (None, jax.tree.map(lambda leaf: leaf[0], population.observe(model, alone, *batch)))
+        return loops.in_batches(look, IMAGES, images, labels)[1]
+
+    return jax.lax.map(one, networks)
 
 
 def measure(
@@ -137,23 +178,26 @@ def measure(
 
     Args:
       networks: `[M, ...]` of one architecture.
-      seen: what `population.observe` finds of them on these images, uint8 `[n, H, W, C]` with labels `[n]`.
+      seen: what `observe` finds of them on these images, uint8 `[n, H, W, C]` with labels `[n]`.
       basis: as in `split`.
       epsilon: the attacks' Euclidean length, in units of pixels in [0, 1].
     """
-    x = training.pixels(images)
     parts = split(seen.unit, basis)
     first, second = population.pairs(1, len(seen.unit))[0].T
     _, source = population.attackers(1, len(seen.unit)).T
     cosine = jnp.einsum("and,bnd->abn", parts.off, parts.off, precision="highest")
 
     def right(variables: Variables, unit: jax.Array) -> jax.Array:
-        # An image without a direction stays where it is.
-        attacked = jnp.clip(x + epsilon * jnp.nan_to_num(unit).reshape(x.shape), 0, 1)
-        return attacks.right(model.apply(variables, attacked), labels)
+        def batch(images: jax.Array, unit: jax.Array, labels: jax.Array) -> tuple[None, jax.Array]:
+            x = training.pixels(images)
+            # An image without a direction stays where it is.
+            attacked = jnp.clip(x + epsilon * jnp.nan_to_num(unit).reshape(x.shape), 0, 1)
+            return None, attacks.right(model.apply(variables, attacked), labels)
+
+        return loops.in_batches(batch, IMAGES, images, unit, labels)[1]
 
     def success(unit: jax.Array) -> jax.Array:
-        attacked = jax.vmap(right)(networks.variables, unit[source])
+        attacked = jax.lax.map(lambda pair: right(*pair), (networks.variables, unit[source]))
         counted = (seen.correct == 1) & ~jnp.isnan(attacked)
         return (counted & (attacked == 0)).sum(1) / counted.sum(1)
 

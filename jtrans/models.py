@@ -265,8 +265,8 @@ def _translate(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _layers(name: str, weights: Sequence[tuple[int, ...]]) -> list[tuple[tuple[str, ...], dict[str, tuple[int, ...]]]]:
     """The path and the arrays' shapes of each layer, in order, of the network that has weights of these shapes."""
     weights = [shape for shape in weights if len(shape) > 1]
-    if not weights:
-        raise ValueError(f"state_dict: it holds no weights; {name} has some")
+    if not weights or not all(map(all, weights)):
+        raise ValueError(f"state_dict: it holds no weights, or some without values; {name} has some in each layer")
     sizes = [shape[0] for shape in weights]
     widths = [width * sizes[0] // WIDTHS[name][0] for width in WIDTHS[name]] if name in RESIDUAL else sizes[:-1]
     side = 32 if len(weights[0]) == 4 else 1

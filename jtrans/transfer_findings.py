@@ -249,14 +249,21 @@ def matrix(found: Mapping[str, SuccessMatrix], names: Sequence[str]) -> dict[str
 
 
 def describe_matrix(table: Mapping[str, np.ndarray]) -> str:
-    """A matrix for each attack, in percent of the images that the target gets right."""
+    """A matrix for each attack, in percent of the images that the target gets right, and what has no direction."""
     names = list(dict.fromkeys(table["source"].tolist()))
     width = max(map(len, names))
     lines = []
     for attack in dict.fromkeys(table["attack"].tolist()):
-        share = 100 * np.reshape(table["target_right"][table["attack"] == attack], (len(names), -1))
+        of = table["attack"] == attack
+        reshaped = lambda column, of=of: np.reshape(table[column][of], (len(names), -1))
+        share, unmoved = 100 * reshaped("target_right"), reshaped("unmoved")
         lines.append(f"{attack}: errors in % of the images that the target gets right; a row for each source")
         lines += [
             f"{name:{width}} " + " ".join(f"{s:5.1f}" for s in row) for name, row in zip(names, share, strict=True)
+        ]
+        lines += [
+            f"{name}: no direction at {count:g} images, which the attack leaves as they are"
+            for name, count in zip(names, unmoved[:, 0], strict=True)
+            if count
         ]
     return "\n".join(lines)

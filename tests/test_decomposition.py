@@ -1,5 +1,10 @@
 import csv
 import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from functools import partial
 
 import decompose
 import jax
@@ -50,25 +55,89 @@ def test_leading_directions_of_a_chosen_spectrum(count, scale):
     assert decomposition.leading(np.zeros((3, DIMENSION)), 2).shape == (0, DIMENSION)
 
 
+@pytest.mark.parametrize("shape", [(60, 90), (2500, 90)])  # the second in several blocks
+@pytest.mark.parametrize("center", [0.0, 100.0])
+def test_leading_directions_are_those_of_a_float64_svd(shape, center):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(256, size=shape, dtype=np.uint8)
+    rows[::2, :30] //= 4
+    assert_leading(decomposition.leading(rows, 7, center=center), np.float64(rows) - center)
+
+
+def assert_leading(basis, rows):
+    """The basis is of the rows' first right singular vectors, in any mixture where singular values are the same."""
+    _, singular, right = np.linalg.svd(rows, full_matrices=False)
+    count = len(basis)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(count), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(rows @ basis.T, axis=0), singular[:count], rtol=1e-4)
+    assert singular[count] < singular[count - 1] * 0.9999  # else the span would not be determined
+    np.testing.assert_allclose(np.linalg.norm(basis @ right[:count].T, axis=1), 1, atol=1e-4)
+
+
 @pytest.mark.parametrize("layer", [Convolution(3, 1, 1), Convolution(5, 2, 1), Convolution(3, 2, 0)])
-def test_updates_of_a_convolution_span_what_it_sees(layer):
-    """The same Gram matrix as the Jacobian of the convolution with every network's filters."""
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+def test_updates_of_a_convolution_lead_along_what_it_sees(layer, scale):
+    """As the Jacobian of the convolution with every network's filters does."""
     rng = np.random.default_rng(0)
     moved = rng.normal(size=(2, layer.kernel, layer.kernel, 3, 20)).astype(np.float32)
-    rows = decomposition.updates(np.zeros_like(moved), moved, SHAPE, layer)
     see = lambda x, kernel: layers.convolve(x[None], kernel, stride=layer.stride, padding=layer.padding).ravel()
+    after = np.float32(scale) * moved
+    after[0, ..., 7], moved[0, ..., 7] = np.nan, 0  # a filter that is not finite is left out
     jacobian = np.concatenate([jax.jacrev(see)(jnp.zeros(SHAPE), k).reshape(-1, DIMENSION) for k in moved])
-    np.testing.assert_allclose(rows.T @ rows, jacobian.T @ jacobian, atol=1e-2)
+    assert_leading(decomposition.updates(np.zeros_like(after), after, SHAPE, layer, 6), np.float64(jacobian))
+    nothing = decomposition.updates(moved, moved, SHAPE, layer, 6)
+    assert nothing.shape == (0, DIMENSION)
 
 
 def test_updates_of_a_fully_connected_layer_are_in_the_order_of_the_images():
     model = models.build("mlp_shallow", SHAPE, 2, widths=(4,))
     before, after = (model.init(jax.random.key(i)) for i in range(2))
-    kernels = [v["params"]["Dense_0"]["kernel"][None] for v in (before, after)]
-    rows = decomposition.updates(*map(np.asarray, kernels), SHAPE, None)
-    x = np.random.default_rng(0).uniform(size=(1, *SHAPE)).astype(np.float32)
-    flat = np.moveaxis(x, -1, 1).reshape(1, -1)
-    np.testing.assert_allclose(x.reshape(1, -1) @ rows.T, flat @ (kernels[1] - kernels[0])[0].T, atol=1e-5)
+    kernels = [np.asarray(v["params"]["Dense_0"]["kernel"])[None] for v in (before, after)]
+    basis = decomposition.updates(*kernels, SHAPE, None, 4)
+    # The images that the hidden units have moved to, by what they do to each image of a single value.
+    pixels = np.eye(DIMENSION, dtype=np.float32).reshape(DIMENSION, *SHAPE)
+    hidden = lambda kernel: np.moveaxis(pixels, -1, 1).reshape(DIMENSION, -1) @ kernel[0].T
+    rows = np.float64(hidden(kernels[1]) - hidden(kernels[0])).T
+    np.testing.assert_allclose(basis @ basis.T, np.eye(4), atol=1e-5)
+    np.testing.assert_allclose(rows @ basis.T @ basis, rows, atol=1e-5)
+
+
+def peak(call):
+    """The bytes of NumPy's arrays that a call takes at most, beyond what was there before."""
+    tracemalloc.start()
+    call()
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return taken
+
+
+def test_many_rows_take_the_memory_of_blocks_of_them():
+    rows = np.random.default_rng(0).integers(256, size=(40_000, 60), dtype=np.uint8)
+    assert peak(lambda: decomposition.leading(rows, 5)) < rows.size  # a quarter of them in float32
+
+
+def test_updates_of_a_convolution_take_the_memory_of_a_gram_matrix():
+    kernels = np.random.default_rng(0).normal(size=(2, 3, 3, 3, 3, 16)).astype(np.float32)
+    shape = (20, 20, 3)
+    taken = peak(lambda: decomposition.updates(*kernels, shape, Convolution(3, 1, 1), 10))
+    assert taken < 4 * 4 * np.prod(shape) ** 2  # the filters at all positions would take 9 of them
+
+
+def test_networks_are_measured_in_the_memory_of_one():
+    model = models.build("lenet", (32, 32, 3), 2, widths=(3, 4, 12, 8))
+    images, labels, basis = np.zeros((40, 32, 32, 3), np.uint8), np.zeros(40, int), np.zeros((4, 3072), np.float32)
+
+    def memory(count):
+        shapes = jax.eval_shape(jax.vmap(model.init), jax.random.split(jax.random.key(0), count))
+        networks = Network(shapes, None)
+        seen = jax.eval_shape(partial(decomposition.observe, model), networks, images, labels)
+        look = jax.jit(partial(decomposition.observe, model)).lower(networks, images, labels)
+        attack = jax.jit(partial(decomposition.measure, model, epsilon=0.5))
+        programs = look, attack.lower(networks, seen, images, labels, basis)
+        return np.array([program.compile().memory_analysis().temp_size_in_bytes for program in programs])
+
+    directions_bytes = 4 * 3072 * 40  # of a network, which has a few copies of them and no activations
+    assert (memory(9) - memory(1) < 8 * 8 * directions_bytes).all()
 
 
 # Networks whose two logits are w.x and -w.x: the adversarial direction is w, up to its sign, at every image.
@@ -204,6 +273,18 @@ def test_convolutional_networks(tmp_path):
     )
     rows = list(csv.DictReader((tmp_path / "decompose.csv").open()))
     assert {row["subspace"] for row in rows} >= {"other networks' updates"}
+
+
+@pytest.mark.slow
+def test_images_of_64_pixels_take_4_gib(tmp_path):
+    """Of which the networks and their optimizer's state are 1.7."""
+    flags = ["data.name=noise", "data.image_size=64", "data.num_train=1000", "steps=(0,1)", "ranks=(1,10)"]
+    line = [sys.executable, ROOT / "experiments" / "decompose.py", f"--config={ROOT / 'configs' / 'decompose.py'}"]
+    line += [f"--workdir={tmp_path}", *(f"--config.{flag}" for flag in flags)]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    assert usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) < 4 * 2**30
 
 
 @pytest.mark.parametrize(

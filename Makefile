@@ -15,7 +15,7 @@ reproduce: .venv/base
 test: .venv/dev
 	.venv/bin/python -m pytest -n 2 -m "not slow"
 
-# The inner loop: no experiments, no notebooks.
+# The inner loop: no notebooks, and of the experiments only those that take seconds.
 quick: .venv/dev
 	.venv/bin/python -m pytest -n 2 -m "not slow" --ignore=tests/test_early.py --ignore=tests/test_synthetic.py \
 	  --ignore=tests/test_runs.py --ignore=tests/test_sweep.py --ignore=tests/test_notebooks.py \

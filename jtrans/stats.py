@@ -101,15 +101,13 @@ def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Int
     values, pair = np.asarray(values, np.float64), np.asarray(pair)
     flat = values.reshape(len(pair), math.prod(values.shape[1:]))
     valid, mean = ~np.isnan(flat), _mean(flat, 0)
-    with np.errstate(invalid="ignore"):  # 0 / 0, where nothing is left, is the NaN that is meant
-        centred = np.where(valid, flat - mean, 0)  # so that differences of sums lose no digits
-        column = np.broadcast_to(np.arange(len(pair))[:, None], pair.shape)
-        includes = scipy.sparse.csr_array(
-            (np.ones(pair.size, bool), (pair.ravel(), column.ravel())), shape=(len(model), len(pair))
-        )
-        # Without network i: all pairs less those that include it.
-        count = valid.sum(0) - includes @ valid.astype(int)
-        without = mean + (centred.sum(0) - includes @ centred) / count
+    centred = np.where(valid, flat - mean, 0)  # so that differences of sums lose no digits
+    column = np.broadcast_to(np.arange(len(pair))[:, None], pair.shape)
+    entries = np.ones(pair.size, bool), (pair.ravel(), column.ravel())
+    includes = scipy.sparse.csr_array(entries, shape=(len(model), len(pair)))
+    # Without network i: all pairs less those that include it.
+    count = valid.sum(0) - includes @ valid.astype(int)
+    without = mean + (centred.sum(0) - includes @ centred) / np.where(count == 0, np.nan, count)
     return _jackknife(mean.reshape(values.shape[1:]), without.reshape(-1, *values.shape[1:]), model)
 
 

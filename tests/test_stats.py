@@ -163,6 +163,13 @@ def test_pairs_of_the_same_network_are_left_out_with_it():
     np.testing.assert_allclose(stats.pair_mean_ci(values, pair, model), one_by_one(values, pair, model))
 
 
+def test_a_network_that_all_pairs_share_leaves_no_interval():
+    values, pair = np.random.default_rng(0).normal(size=(6, 20)), np.array([[0, i] for i in range(1, 7)])
+    got = stats.pair_mean_ci(values, pair, np.zeros(7))
+    np.testing.assert_allclose(got.mean, values.mean(0))
+    assert np.isnan([got.low, got.high]).all()
+
+
 def test_wilsons_interval_is_that_of_scipy():
     count = np.array([[1], [2], [30], [10_000]])
     successes = np.array([0, 1, 2, 17, 9_999, 10_000])

@@ -1,8 +1,5 @@
 import csv
 import json
-import os
-import subprocess
-import sys
 import tracemalloc
 from functools import partial
 
@@ -273,18 +270,6 @@ def test_convolutional_networks(tmp_path):
     )
     rows = list(csv.DictReader((tmp_path / "decompose.csv").open()))
     assert {row["subspace"] for row in rows} >= {"other networks' updates"}
-
-
-@pytest.mark.slow
-def test_images_of_64_pixels_take_4_gib(tmp_path):
-    """Of which the networks and their optimizer's state are 1.7."""
-    flags = ["data.name=noise", "data.image_size=64", "data.num_train=1000", "steps=(0,1)", "ranks=(1,10)"]
-    line = [sys.executable, ROOT / "experiments" / "decompose.py", f"--config={ROOT / 'configs' / 'decompose.py'}"]
-    line += [f"--workdir={tmp_path}", *(f"--config.{flag}" for flag in flags)]
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    assert usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) < 4 * 2**30
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -77,7 +76,7 @@ def run(
         return 2
     except (KeyboardInterrupt, Interrupted) as stop:
         there = "what was finished is kept, and the same command goes on from it"
-        print(f"{program}: {stop or f'interrupted; {there}'}", file=sys.stderr)
+        print(f"{program}: {str(stop) or f'interrupted; {there}'}", file=sys.stderr)
         return 130
     return 0
 
@@ -119,17 +118,14 @@ def connect(values: flags.FlagValues, several: bool) -> None:
     """
     given = {name: values[name].value for name in ("coordinator", "num_processes", "process_id")}
     missing = [name for name, value in given.items() if value is None]
+    if not several and (len(missing) < len(given) or devices.launched() > 1):
+        raise InputError("--num_processes: this experiment runs in one process, on all its devices; start it once")
     if 0 < len(missing) < len(given):
         raise InputError(f"--{missing[0]}: missing; --coordinator, --num_processes and --process_id go together")
     try:
         devices.connect(*given.values())
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--coordinator: no job of several processes ({one_line(error)[:200]})") from error
-    if jax.process_count() > 1 and not several:
-        count = jax.process_count()
-        raise InputError(
-            f"--coordinator: got a job of {count} processes; this experiment runs in one, on all its devices"
-        )
 
 
 def load(program: str, values: flags.FlagValues, rest: Sequence[str]) -> tuple[ConfigDict, Path]:

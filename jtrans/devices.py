@@ -18,8 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jtrans.errors import InputError
-
 AXIS = "devices"
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes a launcher has started
 # Memory that a device's networks may take at a time. On a CPU larger groups are no faster. Elsewhere: half of it.
@@ -48,6 +46,11 @@ class Placement(NamedTuple):
         return -(-self.num_networks // (self.size * len(self.devices)))
 
 
+def launched() -> int:
+    """How many processes a launcher has started; 1 where there is none."""
+    return max(int(os.environ.get(name, 1)) for name in TASKS)
+
+
 def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
     """Join the other processes of a job; called before anything else asks JAX for a device.
 
@@ -58,8 +61,7 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
       ValueError, RuntimeError: the others cannot be reached, or an argument is missing.
     """
     # A single task is not asked to join: JAX would give it one GPU of all that it has.
-    several = any(int(os.environ.get(name, 1)) > 1 for name in TASKS)
-    if several or (coordinator, num_processes, process_id) != (None, None, None):
+    if launched() > 1 or (coordinator, num_processes, process_id) != (None, None, None):
         jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
@@ -78,13 +80,13 @@ def first_does(action: Callable[[], Any]) -> None:
     """Call `action` in the first process, while the others wait for its end.
 
     Raises:
-      InputError: what `action` raised. The other processes end without a word.
+      Exception: what `action` raised. The other processes end without a word.
     """
     error = None
     if is_first():
         try:
             action()
-        except InputError as raised:
+        except Exception as raised:  # whatever it is, the others must not wait for ever
             error = raised
     if from_first(np.array(error is not None)):
         raise error or SystemExit(2)

@@ -49,7 +49,7 @@ def output_size(f: Function, x: jax.Array) -> int:
     Raises:
       ValueError: `f` does not give `[N, K]`.
     """
-    shape = jax.eval_shape(f, x).shape
+    shape = jax.eval_shape(lambda x: f(x), x).shape  # of a new function, since JAX keeps the shapes of the same one
     if len(shape) != 2 or shape[0] != len(x):
         raise ValueError(f"f: gave shape {shape} for {len(x)} inputs; it must give [{len(x)}, K]")
     return shape[1]

@@ -8,7 +8,8 @@ time is bounded.
 import hashlib
 import re
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,14 +48,19 @@ def in_batches(
       batch_size: at most so many examples are in memory at once.
       arrays: pytrees of arrays with the leading axis N, the first of them an array.
       networks: pure functions of the first array. Where they are named, `function` is compiled, once for the same
-        networks, with nothing else that it closes over; None for one that `repeat`s, which would be traced.
+        objects (a bound method is a new one each time it is named); None for one that `repeat`s, which would be traced.
       whole: pytrees of arrays that every batch takes as they are.
       static: whatever else `function` depends on.
 
     Returns:
       `(total, each)` of all N examples; the same, but for rounding, whatever the batch size.
+
+    Raises:
+      ValueError: there are no examples.
     """
     count = len(jax.tree.leaves(arrays)[0])
+    if count == 0:
+        raise ValueError("x: got no examples; it takes one or more")
     step: Callable = partial(function, *(networks or ()), *whole, **static)
     part = lambda start, stop: jax.tree.map(lambda a: a[start:stop], arrays)
     if is_traced((arrays, whole)):
@@ -68,7 +74,7 @@ def in_batches(
         parts += [step(*part(full, count))] if full < count else []
     else:
         if networks is not None:
-            step = partial(_compiled(function, networks, static, arrays[0][:batch_size]), *whole)
+            step = partial(_compiled(function, networks, static, (*whole, *part(0, batch_size))), *whole)
         starts = range(0, count, batch_size)
         # Waiting for each batch keeps one of them in memory, where dispatch would run ahead.
         parts = [jax.block_until_ready(step(*part(s, min(s + batch_size, count)))) for s in starts]
@@ -83,38 +89,49 @@ def unstack(tree: Any) -> list[Any]:
 
 
 class _Program(NamedTuple):
-    """A compiled function of networks, and for each network its operations and constants when it was compiled."""
+    """A compiled function of networks, with the operations and the constants that it was compiled from."""
 
     run: Callable
-    contents: list[tuple[str, list[Any]]]
+    text: str
+    marks: list[Any]
 
 
-# By function, static arguments and the networks' identities; gone with the first of these networks.
-_programs: dict[Hashable, _Program] = {}
+# The latest, by function, static arguments, shapes and the networks' identities; one goes with the first of its
+# networks, whose arrays it holds.
+_programs: OrderedDict[Hashable, _Program] = OrderedDict()
+PROGRAMS = 8
 
 
-def _compiled(function: Callable, networks: Sequence[Callable], static: dict[str, Hashable], x: jax.Array) -> Callable:
-    """`function` of these networks as a compiled program: the one that is there, while they compute what they did.
+def _compiled(
+    function: Callable, networks: Sequence[Callable], static: Mapping[str, Hashable], arguments: Sequence[Any]
+) -> Callable:
+    """`function` of these networks as a compiled program: the one that is there, while it still computes the same.
 
-    A network may have been changed in place, as by training: it is traced again, which takes far less than compiling.
+    A network may have been changed in place, as by training: all is traced each time, which takes far less than
+    compiling.
     """
-    contents = [_contents(f, x) for f in networks]
-    if any(is_traced(constants) for _, constants in contents):  # a network that is itself being transformed
-        return partial(function, *networks, **static)
-    key = function, tuple(static.items()), tuple(map(id, networks)), x.shape, x.dtype
-    if key in _programs and all(map(_is_unchanged, _programs[key].contents, contents)):
-        return _programs[key].run
-    references = [weakref.ref(f, lambda _: _programs.pop(key, None)) for f in networks]
-    run = jax.jit(lambda *arguments: function(*(reference() for reference in references), *arguments, **static))
-    _programs[key] = _Program(run, [(text, list(map(_mark, constants))) for text, constants in contents])
-    return run
-
-
-def _contents(f: Callable, x: jax.Array) -> tuple[str, list[Any]]:
-    """What a network computes of inputs like `x`: its operations, in words, and the constants in them."""
-    traced = jax.make_jaxpr(lambda x: f(x))(x)  # by a new function, since JAX keeps the traces of the same one
+    # By a new function, since JAX keeps the traces of the same one.
+    traced = jax.make_jaxpr(lambda *arguments: function(*networks, *arguments, **static))(*arguments)
     text = re.sub("0x[0-9a-f]+", "", str(traced.jaxpr))  # where a function stands in memory says nothing
-    return text, list(_constants(traced))
+    constants = list(_constants(traced))
+    if is_traced(constants):  # a network that is itself being transformed
+        return partial(function, *networks, **static)
+    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(arguments))
+    key = function, tuple(static.items()), tuple(map(id, networks)), shapes
+    program = _programs.get(key)
+    if program and program.text == text and _are_same(program.marks, constants):
+        _programs.move_to_end(key)
+        return program.run
+    try:
+        references = [weakref.ref(f, lambda _: _programs.pop(key, None)) for f in networks]
+    except TypeError:  # an object without weak references, whose end would not be noticed
+        return jax.jit(partial(function, *networks, **static))
+    run = jax.jit(lambda *arguments: function(*(reference() for reference in references), *arguments, **static))
+    if "callback" not in text:  # what the host computes cannot be seen to have changed
+        _programs[key] = _Program(run, text, list(map(_mark, constants)))
+        while len(_programs) > PROGRAMS:
+            _programs.popitem(last=False)
+    return run
 
 
 def _constants(jaxpr: Any) -> Iterator[Any]:
@@ -134,13 +151,12 @@ def _mark(constant: Any) -> Any:
     return array.shape, array.dtype, hashlib.sha256(np.ascontiguousarray(array)).digest()
 
 
-def _is_unchanged(before: tuple[str, list[Any]], now: tuple[str, list[Any]]) -> bool:
-    """Whether a network still has the operations and the constants whose marks were taken before."""
+def _are_same(marks: Sequence[Any], constants: Sequence[Any]) -> bool:
+    """Whether these are the constants that were marked."""
 
     def is_same(mark: Any, constant: Any) -> bool:
         if isinstance(mark, weakref.ref):
             return mark() is constant
         return not isinstance(constant, jax.Array) and mark == _mark(constant)
 
-    (text, marks), (text_now, constants) = before, now
-    return text == text_now and len(marks) == len(constants) and all(map(is_same, marks, constants))
+    return len(marks) == len(constants) and all(map(is_same, marks, constants))

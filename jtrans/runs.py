@@ -104,7 +104,7 @@ def follow(
             save, halt = map(devices.any_process, (due, stop.asked))
             halt = halt and step < config.num_steps  # a run that has come to its end is not thrown away
             if halt and not any(interval):
-                raise Interrupted(f"interrupted at step {step}; without checkpoints nothing was kept")
+                raise Interrupted(f"interrupted at step {step}; without checkpoints nothing of this training was kept")
             if save or halt or step == config.num_steps:
                 hosted = [devices.merge(groups, at) for groups, at in zip(networks, placements, strict=True)]
                 if any(interval):

@@ -1,5 +1,6 @@
 """What an experiment sets up in its process before JAX starts; where jtrans keeps what it can make again."""
 
+import contextlib
 import ctypes
 import os
 from importlib import metadata
@@ -24,18 +25,32 @@ def prepare() -> None:
 
 
 def keep_programs() -> None:
-    """JAX's persistent compilation cache, for every program, in a folder of bounded size for each jaxlib.
+    """JAX's persistent compilation cache, for every program, in a folder of bounded size.
 
     What JAX's own environment variables say goes before that.
     """
-    settings = {
-        "jax_compilation_cache_dir": str(cache() / "programs" / metadata.version("jaxlib")),
-        "jax_compilation_cache_max_size": PROGRAMS_BYTES,  # beyond it those go that were not used for longest
-        "jax_persistent_cache_min_compile_time_secs": 0,  # most take less than the second that JAX asks for
-    }
-    for name, value in settings.items():
-        if name.upper() not in os.environ:
-            jax.config.update(name, value)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Most programs take less than the second that JAX asks for.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = cache() / "programs"
+        prune(folder, PROGRAMS_BYTES)
+        jax.config.update("jax_compilation_cache_dir", str(folder / metadata.version("jaxlib")))
+
+
+def prune(folder: Path, most: int) -> None:
+    """Remove compiled programs, those first that were not read for longest, until they take no more than `most` bytes.
+
+    JAX can bound its cache by itself, but then goes through all of it at each new program.
+    """
+    with contextlib.suppress(OSError):  # another process may prune it too
+        used = [(stat.st_atime, stat.st_size, path) for path in folder.rglob("*-cache") if (stat := path.stat())]
+        total = sum(size for _, size, _ in used)
+        for _, size, path in sorted(used):
+            if total <= most:
+                break
+            path.unlink()
+            total -= size
 
 
 def keep_memory() -> None:

@@ -1,5 +1,6 @@
 import gc
 import weakref
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,53 @@ def test_a_network_that_was_changed_in_place_is_measured_as_it_is(convert, inner
         assert size() == pytest.approx(4)
     f.scale = 10.0
     assert size() == pytest.approx(40 if convert is np.asarray else 20)
+
+
+def test_rules_and_host_functions_that_were_changed_are_used_as_they_are():
+    state = {"host": 1.0, "tangent": 1.0, "backward": 1.0}
+    weights = jnp.eye(6)
+    host = lambda x: jax.pure_callback(lambda x: np.float32(state["host"] * np.asarray(x)), x, x)
+
+    @jax.custom_jvp
+    def forward(x):
+        return x @ weights
+
+    forward.defjvp(lambda primals, tangents: (forward(*primals), state["tangent"] * tangents[0]))
+
+    @jax.custom_vjp
+    def backward(x):
+        return x @ weights
+
+    backward.defvjp(lambda x: (x, None), lambda _, cotangent: (state["backward"] * cotangent,))
+    distance = lambda: float(metrics.function_matching_distance(lambda x: x[:, :1], host, X))
+    size = lambda f: float(jacobian.top_singular_triple(f, X).s[0])
+    before = distance(), size(forward), size(backward)
+    assert before[1:] == pytest.approx((1, 1))
+    state.update(host=2.0, tangent=3.0, backward=5.0)
+    assert (distance(), size(forward), size(backward)) == pytest.approx((2 * before[0], 3, 5), rel=1e-4)
+
+
+def test_networks_that_take_no_weak_references_are_measured():
+    class Net(NamedTuple):
+        factor: float
+
+        def __call__(self, x):
+            return self.factor * x
+
+    assert float(jacobian.top_singular_triple(Net(3.0), X).s[0]) == pytest.approx(3)
+
+
+def test_few_programs_are_held_however_many_pairs_are_measured():
+    networks = [network(seed) for seed in range(5)]
+    for f in networks:
+        for g in networks:
+            metrics.transferability(f, g, X)
+    assert len(loops._programs) <= loops.PROGRAMS
+
+
+def test_no_examples_are_named():
+    with pytest.raises(ValueError, match="x: got no examples"):
+        metrics.transferability(network(1), network(2), X[:0])
 
 
 def test_networks_that_are_transformed_are_measured_as_without_it():

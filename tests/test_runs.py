@@ -355,15 +355,14 @@ def test_a_signal_to_any_process_stops_the_job(tmp_path):
 FAILS = """
 import sys
 from jtrans import devices
-from jtrans.errors import InputError
 
 def fail():
-    raise InputError("field: no room")
+    raise ValueError("no room")
 
 devices.connect(sys.argv[1], 2, int(sys.argv[2]))
 try:
     devices.first_does(fail)
-except InputError as error:
+except ValueError as error:
     sys.exit(str(error))
 """
 
@@ -377,26 +376,35 @@ def test_what_fails_in_the_first_process_ends_the_others():
     ]
     said = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 2], said
-    assert "field: no room" in said[0]
+    assert "no room" in said[0]
     assert "Traceback" not in said[0] + said[1]
 
 
-def test_an_experiment_of_one_process_refuses_a_job(tmp_path):
-    port = free_port()
+@pytest.mark.parametrize(
+    ("flags", "environment"),
+    [(["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=0"], {}), ([], {"SLURM_STEP_NUM_TASKS": "2"})],
+)
+def test_an_experiment_of_one_process_refuses_a_job_before_it_joins_one(tmp_path, flags, environment):
     script = [sys.executable, str(ROOT / "experiments" / "random_angles.py")]
-    flags = [f"--config={ROOT / 'configs' / 'random_angles.py'}", f"--coordinator=127.0.0.1:{port}"]
-    processes = [
-        subprocess.Popen(
-            [*script, *flags, "--num_processes=2", f"--process_id={i}", f"--workdir={tmp_path}"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    said = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    assert "--coordinator: got a job of 2 processes; this experiment runs in one" in said[0]
+    config = f"--config={ROOT / 'configs' / 'random_angles.py'}"
+    line = [*script, config, *flags, f"--workdir={tmp_path}"]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "random_angles.py: error: --num_processes: this experiment runs in one process, on all its devices; "
+        "start it once\n"
+    )
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_before_any_step_says_what_becomes_of_the_run(tmp_path, capsys, monkeypatch):
+    def interrupted(config, workdir):
+        raise KeyboardInterrupt
+
+    assert cli.run(interrupted, ["early.py", CONFIG, f"--workdir={tmp_path}"]) == 130
+    assert capsys.readouterr().err == (
+        "early.py: interrupted; what was finished is kept, and the same command goes on from it\n"
+    )
 
 
 def test_half_a_job_is_refused(tmp_path):

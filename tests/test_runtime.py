@@ -6,6 +6,8 @@ import sys
 
 from conftest import ROOT
 
+from jtrans import runtime
+
 SMALL = [
     "--config.num_networks=2",
     "--config.num_steps=2",
@@ -32,4 +34,17 @@ def test_a_second_run_compiles_nothing(tmp_path):
         programs.append({path.name for path in (tmp_path / "cache" / "programs").rglob("*-cache")})
     assert len(programs[0]) > 10
     assert programs[0] == programs[1]
-    assert list((tmp_path / "cache" / "programs").rglob("*-atime"))  # JAX's marks of what was used when, for its bound
+
+
+def test_what_was_not_used_for_longest_goes_where_programs_take_too_much(tmp_path):
+    (tmp_path / "0.1").mkdir()
+    for number, age in enumerate((30, 10, 40, 20)):
+        path = tmp_path / ("0.1" if number % 2 else "") / f"{number}-cache"
+        path.write_bytes(b"x" * 100)
+        os.utime(path, (1e9 - age, 1e9))
+    (tmp_path / "mine.txt").write_bytes(b"x" * 1000)
+    for most, left in ((400, {"0", "1", "2", "3"}), (250, {"1", "3"}), (0, set())):
+        runtime.prune(tmp_path, most)
+        assert {path.name.removesuffix("-cache") for path in tmp_path.rglob("*-cache")} == left
+    assert (tmp_path / "mine.txt").exists()
+    runtime.prune(tmp_path / "nowhere", 0)

@@ -24,6 +24,7 @@ from jtrans import (
     report,
     results,
     settings,
+    stats,
     training,
 )
 from jtrans.data import Dataset, Split
@@ -76,10 +77,14 @@ def measure(config: ConfigDict, workdir: Path) -> None:
         accuracy[step] = np.mean(seen.correct, axis=1)
         for subspace, rank, basis in bases(subspaces, config.ranks, dimension):
             found[step, subspace, rank] = jax.device_get(without(measured, seen, *test, basis))
-        print(f"step {step}: accuracy {accuracy[step].mean():.3f}, {len(subspaces)} subspaces measured", flush=True)
+        print(
+            f"step {step}: accuracy {stats.mean_ci(accuracy[step]).mean:.3f}, {len(subspaces)} subspaces measured",
+            flush=True,
+        )
         del measured, seen
     table = findings.decomposition(found, accuracy)
     summary = findings.summarize_decomposition(table, dimension, len(dataset.class_names))
+    summary["data_sha256"] = data.digest(dataset)
     summary["seconds"] = time.monotonic() - started
     results.write_config(workdir, config)
     results.write_table(workdir / results.DECOMPOSE_TABLE, table)

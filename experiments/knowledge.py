@@ -259,14 +259,14 @@ def refit(
         for seed, (variables, own, other) in enumerate(
             zip(loops.unstack(source.variables), seen, references, strict=True)
         ):
-            measures, head = knowledge.refit(own, other.seen, labels, len(target.class_names))
-            lost = next(filter(None, map(knowledge.lost, own)), "") or (other.lost and f"reference {other.lost}")
+            measures, head, lost = knowledge.refit(own, other.seen, labels, len(target.class_names))
             sgd = math.nan, math.nan
-            if lost:
-                print(f"{source.label}, seed {seed}: {lost}; it is left out", flush=True)
-            else:
+            if not lost:
                 sgd = transfer.classification(by_sgd(variables, folded(keys, seed)), own[1].features, labels[1])
             size = float(sum(leaf.size for leaf in jax.tree.leaves(variables["params"])))
+            lost = lost or (other.lost and f"reference {other.lost}")
+            if lost:
+                print(f"{source.label}, seed {seed}: {lost}; it is left out", flush=True)
             of_sgd = dict(zip(("sgd_loss", "sgd_accuracy"), sgd, strict=True))
             rows.append({"seed": seed, "lost": lost, **measures, **of_sgd, "parameters": size})
             heads.append(head)

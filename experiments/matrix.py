@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jtrans import (
     attacks,
     cli,
+    data,
     early,
     files,
     loops,
@@ -57,7 +58,11 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     results.write_config(workdir, config)
     results.write_table(workdir / results.MATRIX_TABLE, table)
     results.write_figure(workdir, plots.matrix(config.to_dict(), table))
-    results.write_summary(workdir, config, {"networks": list(networks), "seconds": time.monotonic() - started})
+    results.write_summary(
+        workdir,
+        config,
+        {"networks": list(networks), "data_sha256": data.digest(dataset), "seconds": time.monotonic() - started},
+    )
 
 
 def read(entry: str, label: str, config: ConfigDict, dataset: Dataset) -> Iterator[tuple[str, Function]]:

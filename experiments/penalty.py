@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jtrans import (
     attacks,
     cli,
+    data,
     devices,
     directions,
     early,
@@ -69,7 +70,11 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     results.write_config(workdir, config)
     results.write_table(workdir / results.PENALTY_TABLE, table)
     results.write_figure(workdir, plots.penalty(config.to_dict(), table))
-    results.write_summary(workdir, config, {"seconds": time.monotonic() - started})
+    results.write_summary(
+        workdir,
+        config,
+        {"data_sha256": data.digest(dataset), "seconds": time.monotonic() - started},
+    )
 
 
 def train(

@@ -130,7 +130,7 @@ def row(values: Mapping[str, Any], workdir: Path, config: ConfigDict) -> dict[st
         **{field: str(value) for field, value in values.items()},
         "step": lowest["step"],
         **found,
-        "early_transferability": summary["early_transferability"],
+        "early_transferability": summary["early_transferability"],  # None where no angle was measured at chance
     }
 
 
@@ -142,7 +142,7 @@ def describe(table: Sequence[Mapping[str, Any]]) -> str:
         interval = lambda key, digits, r=r: stats.interval_text(
             {bound: r[f"{key}_{bound}"] for bound in ("mean", "low", "high")}, digits
         )
-        verdict = "yes" if r["early_transferability"] else "no"
+        verdict = {True: "yes", False: "no"}.get(r["early_transferability"], "-")  # no angle at chance, no verdict
         values = [*(str(r[field]) for field in fields), str(r["step"]), interval("angle", 1), interval("accuracy", 3)]
         lines.append([*values, verdict])
     head = [*fields, "step", "lowest angle at chance, degrees [95 %]", "accuracy [95 %]", "early transferability"]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtrans import cli, early, findings, plots, population, report, results, settings, updates
+from jtrans import cli, data, early, findings, plots, population, report, results, settings, updates
 from jtrans.data import Split
 from jtrans.errors import InputError
 
@@ -56,6 +56,7 @@ def measure(config: ConfigDict, workdir: Path) -> None:
     results.write_table(workdir / results.UPDATES_TABLE, table)
     results.write_table(workdir / "histograms.csv", histograms)
     results.write_figure(workdir, plots.updates(table, histograms, summary))
+    summary["data_sha256"] = data.digest(dataset)
     summary["seconds"] = time.monotonic() - started
     results.write_summary(workdir, config, summary)
 

@@ -144,7 +144,8 @@ def mi_fgsm(epsilon: float, steps: int, step_size: float, *, decay: float = 1.0,
             momentum = decay * momentum + gradient / _per_example(_nonzero(_sums(jnp.abs(gradient))), gradient)
             return _project_linf(adversarial + step_size * jnp.sign(momentum), x, epsilon, bounds), momentum
 
-        return loops.repeat(steps, step, (x, jnp.zeros_like(x)))[0]
+        adversarial, momentum = loops.repeat(steps, step, (x, jnp.zeros_like(x)))
+        return jnp.where(_per_example(_sums(jnp.abs(momentum)) > 0, x), adversarial, x)
 
     return attack
 
@@ -161,7 +162,9 @@ def virtual(epsilon: float, *, level: int = 0, bounds: Bounds = None) -> Attack:
     """
 
     def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return _project_l2(x + epsilon * _finite(directions.singular_vector(f, x, level=level)), x, epsilon, bounds)
+        v = _finite(directions.singular_vector(f, x, level=level))
+        adversarial = _project_l2(x + epsilon * v, x, epsilon, bounds)
+        return jnp.where(_per_example(_sums(jnp.abs(v)) > 0, x), adversarial, x)
 
     return attack
 

@@ -20,8 +20,10 @@ from jtrans.errors import InputError
 FOLDER = "checkpoints"
 EXAMPLES = "examples"
 KEPT = 2  # the newest, and the one before in case that is damaged
-# A checkpoint, its sums, and what a killed process left of either: nothing else in the folder is ever removed.
-OWN_NAME = re.compile(r"\.?\d+(\.sha256(\..*part)?|\.orbax-checkpoint-tmp.*)?")
+# The sums of a checkpoint, and what a killed process left of either. With the checkpoints themselves, which hold
+# Orbax's METADATA, nothing else in the folder is ever removed.
+OWN_NAME = re.compile(r"\d+\.sha256|\.\d+\.sha256\..*part|\d+\.orbax-checkpoint-tmp.*")
+METADATA = "_CHECKPOINT_METADATA"
 
 State = Mapping[str, Any]  # nested dictionaries of NumPy arrays
 
@@ -35,13 +37,18 @@ class Checkpoints:
     see.
 
     Raises:
-      InputError: `checkpoints` is a link, which may lead to the folder of another run.
+      InputError: `checkpoints`, or what it would write there, is a link, which may lead to the folder of another run.
     """
 
     def __init__(self, workdir: Path):
         self.folder = workdir.resolve() / FOLDER
-        if self.folder.is_symlink():
-            raise InputError(f"--workdir: {self.folder} is a link; remove it, or link the work directory as a whole")
+        inside = self.folder.iterdir() if self.folder.is_dir() else ()
+        own = (
+            path for path in inside if path.name == EXAMPLES or path.name.isdecimal() or OWN_NAME.fullmatch(path.name)
+        )
+        for path in (self.folder, *own):
+            if path.is_symlink():
+                raise InputError(f"--workdir: {path} is a link; remove it, or link the work directory as a whole")
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
         self.example_sums: dict[str, str] = {}  # by name, of what this process has written or read
@@ -144,8 +151,9 @@ class Checkpoints:
             results.write(path.with_suffix(".sha256"), sums.encode())
             newest = self._paths()[-KEPT:]
             for old in self.folder.iterdir():  # and what a killed process left
-                if OWN_NAME.fullmatch(old.name) and old.with_suffix("") not in newest:
-                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+                is_checkpoint = old.name.isdecimal() and (old / METADATA).exists()
+                if (is_checkpoint or OWN_NAME.fullmatch(old.name)) and old.with_suffix("") not in newest:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def _paths(self) -> list[Path]:
         """The checkpoints that were written to their end, from the first step to the last."""

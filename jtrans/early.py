@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     settings.check_early(config)
     with results.claimed(workdir, config, grows="num_steps") as finished:
         if finished:
-            print(f"{workdir} holds the results of this config already")
+            print(f"{workdir} holds the results of this config already; the images were not read again")
         else:
             measure(config, workdir)
         if devices.is_first():

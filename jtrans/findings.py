@@ -1,7 +1,7 @@
 """What a run shows, in numbers and in words."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -179,7 +179,7 @@ def control(
       By columns: the setting; the step of the lowest mean angle among those before the accuracy leaves chance; the mean
       angle there in degrees, and the accuracy, each with its 95 % interval; the median of the first updates' relative
       lengths; the share of all directions that were zero or not finite; how many networks were lost, their loss no
-      longer finite; and whether this is early transferability (1 or 0).
+      longer finite; and whether this is early transferability (1 or 0; NaN where no angle was measured at chance).
     """
     rows = []
     for (optimizer, batch_size), (trajectory, beside) in parts.items():
@@ -195,10 +195,10 @@ def control(
                     "learning_rate": rate,
                     "step": lowest["step"],
                     **bounds,
-                    "first_update": float(np.median(beside["first_update"][networks])),
+                    "first_update": _median(beside["first_update"][networks]),
                     "undirected": found["undirected"] / found["directions"],
                     "lost": len(found["non_finite"]),
-                    "early_transferability": int(bool(found["early_transferability"])),
+                    "early_transferability": _number(found["early_transferability"]),
                 }
             )
     return stats.columns(rows)
@@ -224,7 +224,7 @@ def summarize_control(
     unlike = []
     for (optimizer, batch_size), (trajectory, _) in parts.items():
         here = (table["optimizer"] == optimizer) & (table["batch_size"] == batch_size)
-        shown = np.flatnonzero(table["early_transferability"][here])
+        shown = np.flatnonzero(table["early_transferability"][here] == 1)
         if len(shown) > 1:
             networks = _by_rate(trajectory, learning_rates)[shown]
             difference = stats.plain(_unlike(select(trajectory, networks.ravel()), len(shown), num_classes))
@@ -263,14 +263,14 @@ def describe_control(table: Mapping[str, np.ndarray]) -> str:
     head = ("optimizer", "batch", "rate", "step", "lowest angle at chance", "accuracy", "update", "undirected", "lost")
     lines = ["{:10} {:>6} {:>8} {:>5}   {:24} {:24} {:>8} {:>11} {:>5}".format(*head)]
     for i in range(len(table["step"])):
-        mark = "  *" * int(table["early_transferability"][i])
+        mark = "  *" * int(table["early_transferability"][i] == 1)
         lines.append(
             f"{table['optimizer'][i]:10} {table['batch_size'][i]:6.0f} {table['learning_rate'][i]:8.3g} "
             f"{table['step'][i]:5.0f}   {stats.cell(table, 'angle', i, 1):24} {stats.cell(table, 'accuracy', i, 3):24} "
             f"{table['first_update'][i]:8.3g} {table['undirected'][i]:11.1%} "
             f"{table['lost'][i]:5.0f}{mark}"
         )
-    shown = int(table["early_transferability"].sum())
+    shown = int((table["early_transferability"] == 1).sum())
     lines.append("update: the first one's length over that of the weights; undirected: input gradients left out")
     lines.append("lost: networks whose loss is no longer finite; their accuracies and angles are left out")
     lines.append(f"* early transferability (a fall of {FALL:.0f} degrees): {shown} of {len(table['step'])} settings")
@@ -287,9 +287,9 @@ def decomposition(
       accuracy: by step, `[M]`.
 
     Returns:
-      `step`, `subspace`, `rank`, and with 95 % intervals over networks: `angle` in degrees, `share` of the directions'
-      squared length that was taken out, success of attacks along the component left (`off`) and along the one taken out
-      (`inside`), `accuracy`.
+      `step`, `subspace`, `rank`, how many networks are `lost` (their outputs are not finite) and in no mean, and with
+      95 % intervals over networks: `angle` in degrees, `share` of the directions' squared length that was taken out,
+      success of attacks along the component left (`off`) and along the one taken out (`inside`), `accuracy`.
     """
     rows = []
     for (step, subspace, rank), measured in found.items():
@@ -303,7 +303,8 @@ def decomposition(
             "accuracy": stats.mean_ci(accuracy[step]),
         }
         bounds = {f"{name}_{key}": value for name, i in over.items() for key, value in stats.plain(i).items()}
-        rows.append({"step": step, "subspace": subspace, "rank": rank, **bounds})
+        lost = int(np.isnan(accuracy[step]).sum())
+        rows.append({"step": step, "subspace": subspace, "rank": rank, "lost": lost, **bounds})
     return stats.columns(rows)
 
 
@@ -443,7 +444,7 @@ def updates(
     table = {"what": np.array(list(means))}
     table |= {bound: np.array([getattr(m, bound) for m in means.values()]) for bound in stats.Interval._fields}
     every = {**of_networks, **{name: angles for name, (angles, *_) in of_pairs.items()}}
-    shares = {name: np.mean([each.histogram for each in angles], axis=0) for name, angles in every.items()}
+    shares = {name: stats.mean_ci([each.histogram for each in angles]).mean for name, angles in every.items()}
     return table, {"degree": np.arange(BINS), **shares}
 
 
@@ -462,7 +463,7 @@ def summarize_updates(
         "num_networks": len(next(iter(steps.values()))),
         "unmoved": {name: sum(int(np.isnan(s.vectors[:, 0]).sum()) for s in of) for name, of in steps.items()},
         "vectors": {name: sum(len(s.vectors) for s in of) for name, of in steps.items()},
-        "large_step_over_weights": {name: float(np.median([s.ratio for s in of])) for name, of in steps.items()},
+        "large_step_over_weights": {name: _median(float(s.ratio) for s in of) for name, of in steps.items()},
     }
 
 
@@ -483,6 +484,16 @@ def describe_updates(table: Mapping[str, np.ndarray], summary: Mapping[str, Any]
             f"the large step is {ratio:.3g} times the first layer's weights"
         )
     return "\n".join(lines)
+
+
+def _median(values: Iterable[Any]) -> float:
+    """The median of those that are finite; NaN where none is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.median(finite)) if finite else math.nan
+
+
+def _number(verdict: bool | None) -> float:
+    return math.nan if verdict is None else int(verdict)
 
 
 def _item(value: Any) -> Any:

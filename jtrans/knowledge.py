@@ -40,12 +40,12 @@ def lost(seen: Seen) -> str:
     """Why a network measures nothing: `diverged`, its outputs are not finite, or `dead`, the same for all images."""
     if not (np.isfinite(seen.logits).all() and np.isfinite(seen.features).all()):
         return "diverged"
-    return "dead" if np.ptp(seen.logits, axis=0).max() == 0 else ""
+    return "" if np.ptp(seen.logits, axis=0).any() and np.ptp(seen.features, axis=0).any() else "dead"
 
 
 def refit(
     source: tuple[Seen, Seen], reference: Seen, labels: tuple[np.ndarray, np.ndarray], num_classes: int
-) -> tuple[dict[str, float], Head]:
+) -> tuple[dict[str, float], Head, str]:
     """The source with a new head for the target domain, and how much it knows of that domain: this, and usual scores.
 
     Args:
@@ -55,16 +55,21 @@ def refit(
 
     Returns:
       By name: `transfer_loss` (nats) and `transfer_accuracy` of the new head on the test images; `logme`, `leep`,
-      `h_score` by the training images; `cka` with the reference's features by the test images; all NaN where either
-      network is `lost`. And the head, fitted to convergence; of a lost network zeros.
+      `h_score` by the training images; `cka` with the reference's features by the test images, NaN where the reference
+      is `lost`. The head, fitted to convergence. And why the source is `lost`, or "not refitted" where softmax
+      regression does not converge; all of the rest is NaN then.
     """
     train, test = source
-    if lost(train) or lost(test) or lost(reference):
+    why, head = lost(train) or lost(test), None
+    if not why:
+        try:
+            head = transfer.fit_softmax_head(train.features, labels[0], num_classes, weight_decay=WEIGHT_DECAY)
+        except RuntimeError:
+            why = "not refitted"
+    if head is None:
         names = ("transfer_loss", "transfer_accuracy", "logme", "leep", "h_score", "cka")
-        return dict.fromkeys(names, math.nan), Head(
-            np.zeros((train.features.shape[1], num_classes)), np.zeros(num_classes)
-        )
-    head = transfer.fit_softmax_head(train.features, labels[0], num_classes, weight_decay=WEIGHT_DECAY)
+        nothing = Head(np.full((train.features.shape[1], num_classes), np.nan), np.full(num_classes, np.nan))
+        return dict.fromkeys(names, math.nan), nothing, why
     loss, accuracy = transfer.classification(head, test.features, labels[1])
     found = {
         "transfer_loss": loss,
@@ -72,9 +77,9 @@ def refit(
         "logme": scores.logme(train.features, labels[0]),
         "leep": scores.leep(scipy.special.softmax(np.float64(train.logits), axis=1), labels[0]),
         "h_score": scores.h_score(train.features, labels[0]),
-        "cka": scores.linear_cka(test.features, reference.features),
+        "cka": math.nan if lost(reference) else scores.linear_cka(test.features, reference.features),
     }
-    return found, head
+    return found, head, ""
 
 
 def with_head(variables: Variables, head: Head) -> Variables:

@@ -41,7 +41,7 @@ class SuccessMatrix(NamedTuple):
 
     Attributes:
       rate, count: `[S, T, 3]`, as in `attacks.Success`.
-      unmoved: `[S]`, the number of images that the attack on each source left as they are: it had no direction there.
+      unmoved: `[S]`, the number of images that the attack on each source left as they are, as without a direction.
     """
 
     rate: np.ndarray
@@ -323,7 +323,10 @@ def _matching_moments(source: jax.Array, target: jax.Array) -> tuple[jax.Array, 
 def _matching_matrix(moments: tuple[jax.Array, jax.Array]) -> jax.Array:
     """`E[J_T J_S^T] (E[J_S J_S^T])^+`."""
     across, own = moments
-    return across @ jnp.linalg.pinv(own, hermitian=True)
+    # With the source's outputs at one scale, so that the small ones are not cut as rounding of the large ones.
+    size = jnp.sqrt(jnp.diagonal(own))
+    inverse = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)[None]
+    return (across * inverse) @ jnp.linalg.pinv(own * inverse * inverse.T, hermitian=True) * inverse
 
 
 def _matching_residual(matrix: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:

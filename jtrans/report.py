@@ -240,6 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="a run's folder, or one with such folders in it")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     given = parser.parse_args(argv)
+    if given.out.exists() and not given.out.is_file() and not given.out.is_dir():
+        parser.error(f"--out: {given.out} is no regular file; name one, as report.html")
     if given.out.is_dir():
         parser.error(f"--out: {given.out} is a directory; name a file, as {given.out / 'report.html'}")
     if not given.out.parent.is_dir():
@@ -247,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folders = find(given.folders)
         content = page(folders).encode()
-        results.write(given.out, content)
+        results.write(given.out.resolve(), content)  # a link stays one
     except InputError as error:
         parser.error(str(error))
     print(f"{given.out}: {len(folders)} runs, {len(content) / 1e6:.1f} MB, nothing to load")

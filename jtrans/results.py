@@ -152,7 +152,7 @@ def _check(workdir: Path, config: ConfigDict, grows: str) -> bool:
 
 def _is_own(path: Path) -> bool:
     """Whether a path in `networks` is a part of a saved checkpoint, or the work directory of a stage."""
-    return path.name in ORBAX or (path / LOCK).exists()
+    return path.name in ORBAX or (path / CONFIG).exists() or (path / LOCK).exists()
 
 
 def is_finished(workdir: Path, config: ConfigDict) -> bool:
@@ -327,6 +327,9 @@ def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
     Raises:
       InputError: it cannot be written.
     """
+    path = workdir / NETWORKS
+    if others := sorted({entry.name for entry in path.iterdir()} - ORBAX) if path.is_dir() else []:
+        raise cannot_write(path, OSError(f"it holds {others[0]}, which is not a part of saved networks"))
     try:
         # From NumPy: what JAX holds would have to be restored to the same devices.
         plain = {str(i): v for i, v in enumerate(jax.device_get(networks))}

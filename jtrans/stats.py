@@ -174,8 +174,8 @@ def correlation(
     The interval is the bootstrap's, seeds drawn again within each source: it says how far other seeds of the same
     sources would move the correlation, not other sources, which the permutation test is for.
 
-    NaN values are left out of their source's mean. A source without a finite mean of either quantity is left out of the
-    correlation and of its test; so is a draw of seeds in which a source has no value.
+    A seed where either quantity is NaN is left out of its source's means of both. A source without a seed is left out of
+    the correlation and of its test; so is a draw of seeds in which a source has no value.
 
     Args:
       first, second: `[S, seeds]`, of S sources; 3 or more, and few enough for all S! pairings.
@@ -195,6 +195,7 @@ def correlation(
     if not 3 <= len(first) <= 9:
         raise ValueError(f"first: got {len(first)} sources; the exact test takes 3 to 9")
     both = np.stack([first, second])
+    both = np.where(np.isnan(both).any(0), np.nan, both)  # a seed that is missing in one is missing in both
     both = both[:, np.isfinite(_mean(both, -1)).all(0)]
     _, sources, seeds = both.shape
     first_mean, second_mean = _mean(both, -1)

@@ -58,7 +58,8 @@ def power_of_two(values: jax.Array) -> jax.Array:
 
     What is divided by it, which is exact, has squares that neither vanish from float32 nor leave it.
     """
-    return jnp.ldexp(1.0, jnp.frexp(jax.lax.stop_gradient(jnp.abs(values).max()))[1])
+    exponent = jnp.frexp(jax.lax.stop_gradient(jnp.abs(values).max()))[1]
+    return jnp.ldexp(1.0, jnp.clip(exponent, -126, 126))  # itself within float32
 
 
 def fit_softmax_head(features: np.ndarray, labels: np.ndarray, num_classes: int, *, weight_decay: float) -> Head:
@@ -102,10 +103,14 @@ def fit_softmax_head(features: np.ndarray, labels: np.ndarray, num_classes: int,
 
 
 def classification(head: Head, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """The head's mean cross entropy in nats, and its accuracy, on features `[N, F]` with labels `[N]`."""
+    """The head's mean cross entropy in nats, and its accuracy, on features `[N, F]` with labels `[N]`.
+
+    The accuracy is NaN where the cross entropy is not finite.
+    """
     logits = np.asarray(features, np.float64) @ head.weights + head.bias
     loss = -scipy.special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()
-    return float(loss), float((logits.argmax(1) == labels).mean())
+    accuracy = (logits.argmax(1) == labels).mean() if np.isfinite(loss) else np.nan
+    return float(loss), float(accuracy)
 
 
 def root_mean_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:

@@ -129,10 +129,11 @@ def _correlations(
     values: np.ndarray, loss: np.ndarray, names: Sequence[str], rng: np.random.Generator
 ) -> dict[str, Any]:
     """How a measure goes with the transfer loss, both `[sources, seeds]`."""
+    values, loss = (np.where(np.isnan(values) | np.isnan(loss), np.nan, each) for each in (values, loss))
     mean, mean_loss = (stats.mean_ci(of_seeds, axis=1).mean for of_seeds in (values, loss))
     valid = np.isfinite(mean) & np.isfinite(mean_loss)
     row: dict[str, Any] = dict.fromkeys(("pearson", "spearman", "undefined", "falls"))
-    row["missing"] = int((np.isnan(values) | np.isnan(loss)).sum())
+    row["missing"] = int(np.isnan(values).sum())
     row["left_out"] = [name for name, has_value in zip(names, valid, strict=True) if not has_value]
     if valid.sum() < 3:
         row["undefined"] = "fewer than 3 sources have values"
@@ -200,13 +201,14 @@ def penalty(found: Mapping[float, Mapping[str, np.ndarray]]) -> dict[str, np.nda
       found: by coefficient, for each of `PENALTY` its value for every network, `[M]`.
 
     Returns:
-      `coefficient`, and for each measure the mean with its 95 % interval over networks.
+      `coefficient`, how many of its networks are `lost` (their outputs are not finite) and in no mean, and for each
+      measure the mean with its 95 % interval over networks.
     """
     rows = []
     for coefficient, measures in found.items():
         intervals = {name: stats.plain(stats.mean_ci(measures[name])) for name in PENALTY}
         bounds = {f"{name}_{bound}": value for name, i in intervals.items() for bound, value in i.items()}
-        rows.append({"coefficient": coefficient, **bounds})
+        rows.append({"coefficient": coefficient, "lost": int(np.isnan(measures["accuracy"]).sum()), **bounds})
     return stats.columns(rows)
 
 
@@ -215,7 +217,8 @@ def describe_penalty(table: Mapping[str, np.ndarray]) -> str:
     lines = [f"{'coefficient':>11}  " + "".join(f"{name:24}" for name in PENALTY)]
     for i, coefficient in enumerate(table["coefficient"]):
         cells = (stats.cell(table, name, i, 3) for name in PENALTY)
-        lines.append(f"{coefficient:11g}  " + "".join(f"{cell:24}" for cell in cells))
+        lost = f"{table['lost'][i]:.0f} networks lost" if table["lost"][i] else ""
+        lines.append((f"{coefficient:11g}  " + "".join(f"{cell:24}" for cell in cells) + lost).rstrip())
     return "\n".join(lines)
 
 
@@ -230,7 +233,7 @@ def matrix(found: Mapping[str, SuccessMatrix], names: Sequence[str]) -> dict[str
     Returns:
       `attack`, `source`, `target`; for each of `RATES` the share of images that the target gets wrong under attack,
       with its 95 % interval, over images (Wilson's) or over seeds, and the number of images (their mean over seeds);
-      `unmoved`, how many images the attack on the source left as they are, for want of a direction.
+      `unmoved`, how many images the attack on the source left as they are.
     """
     tables = []
     for attack, (rates, counts, unmoved) in found.items():
@@ -262,7 +265,7 @@ def describe_matrix(table: Mapping[str, np.ndarray]) -> str:
             f"{name:{width}} " + " ".join(f"{s:5.1f}" for s in row) for name, row in zip(names, share, strict=True)
         ]
         lines += [
-            f"{name}: no direction at {count:g} images, which the attack leaves as they are"
+            f"{name}: the attack leaves {count:g} images as they are"
             for name, count in zip(names, unmoved[:, 0], strict=True)
             if count
         ]

@@ -95,7 +95,8 @@ def test_where_all_are_damaged_none_is_found(two, capfd):
 def test_what_a_killed_process_left_is_no_checkpoint_and_goes(two):
     for name in ("8.orbax-checkpoint-tmp", "8"):
         (two / "checkpoints" / name / "state").mkdir(parents=True)
-    (two / "checkpoints" / ".8.sha256.part").write_text("")
+        (two / "checkpoints" / name / "_CHECKPOINT_METADATA").write_text("")
+    (two / "checkpoints" / ".8.sha256.0123abcd.part").write_text("")
     saves = Checkpoints(two)
     assert saves.newest() == 6
     saves.save(8, state(8))
@@ -106,23 +107,26 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_goes(two):
 def test_what_others_keep_in_the_folder_stays(two):
     folder = two / "checkpoints"
     (folder / "mine").mkdir()
-    for name in ("notes.txt", "mine/4.npz", "best-6", ".hidden", "6.bak"):
+    (folder / "2024").mkdir()
+    for name in ("notes.txt", "mine/4.npz", "best-6", ".hidden", "6.bak", "2024/thesis.txt", ".5"):
         (folder / name).write_text("mine")
     (two / "elsewhere").mkdir()
     (folder / "link").symlink_to(two / "elsewhere")
     saves = Checkpoints(two)
     saves.save(8, state(8))
     saves.wait()
-    others = {"mine", "notes.txt", "best-6", ".hidden", "6.bak", "link"}
+    others = {"mine", "notes.txt", "best-6", ".hidden", "6.bak", "link", "2024", ".5"}
     assert {path.name for path in folder.iterdir()} == others | {"6", "6.sha256", "8", "8.sha256"}
     assert (folder / "mine" / "4.npz").read_text() == "mine"
 
 
-def test_a_folder_that_is_a_link_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/8", "checkpoints/8.sha256", "checkpoints/examples"])
+def test_links_in_the_place_of_what_is_written_are_refused(tmp_path, name):
     (tmp_path / "scratch").mkdir()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "scratch")
-    with pytest.raises(InputError, match="checkpoints is a link"):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "scratch")
+    with pytest.raises(InputError, match=f"{path.name} is a link"):
         Checkpoints(tmp_path / "run")
 
 

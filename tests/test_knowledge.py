@@ -122,7 +122,8 @@ def test_sources_without_a_value_are_left_out_of_the_correlation_and_named():
     table, of = told(change)
     row, line, title = of("logme")
     assert (row["left_out"], row["missing"]) == (["source 1"], 4)
-    means = [np.nanmean(table[name].reshape(5, 3)[[0, 2, 3, 4]], axis=1) for name in ("logme", "transfer_loss")]
+    of_seeds = [np.where(np.isnan(table["logme"]), np.nan, table[name]) for name in ("logme", "transfer_loss")]
+    means = [np.nanmean(values.reshape(5, 3)[[0, 2, 3, 4]], axis=1) for values in of_seeds]
     assert row["pearson"]["mean"] == pytest.approx(np.corrcoef(*means)[0, 1])
     for text in (line, title):
         assert text.endswith("(4 values missing; without 1: source 1)")
@@ -154,10 +155,11 @@ def test_lost_sources_have_rows_that_say_so_and_the_others_go_on(finished, tmp_p
     shutil.copytree(finished, workdir)
     for name in ("knowledge.csv", "matrix.csv", "summary.json"):
         (workdir / name).unlink()
-    # The second seed of the one diverges, both of the other die.
+    # The second seed of the one diverges, both of the other die or grow beyond what a head can be fitted to.
+    seed = lambda leaf, values: np.reshape(values, (-1, *[1] * (leaf.ndim - 1))).astype(leaf.dtype)
     spoil = {
-        "mlp_deep": lambda leaf: np.where(np.arange(2).reshape(-1, *[1] * (leaf.ndim - 1)) == 1, np.nan, leaf),
-        "lenet": np.zeros_like,
+        "mlp_deep": lambda leaf: leaf * seed(leaf, [1, np.nan]),
+        "lenet": lambda leaf: leaf * seed(leaf, [0, 1e3]),
     }
     for name, change in spoil.items():
         (variables,) = results.read_networks(workdir / "networks" / name)
@@ -167,9 +169,9 @@ def test_lost_sources_have_rows_that_say_so_and_the_others_go_on(finished, tmp_p
     assert run(workdir) == 0
     said = capsys.readouterr().out
     assert "mlp_deep, seed 1: diverged; it is left out" in said
-    assert "left out: mlp_deep, seed 1 (diverged); lenet, seed 0 (dead); lenet, seed 1 (dead)" in said
+    assert "left out: mlp_deep, seed 1 (diverged); lenet, seed 0 (dead); lenet, seed 1 (not refitted)" in said
     table, before = (results.read_table(folder / "knowledge.csv") for folder in (workdir, finished))
-    assert table["lost"].tolist() == ["", "", "", "diverged", "dead", "dead"]
+    assert table["lost"].tolist() == ["", "", "", "diverged", "dead", "not refitted"]
     for name in set(transfer_findings.KNOWLEDGE) - {"parameters"} | {"transfer_loss", "sgd_loss"}:
         assert np.isnan(table[name][3:]).all(), name
         np.testing.assert_array_equal(table[name][:3], before[name][:3], err_msg=name)
@@ -179,6 +181,32 @@ def test_lost_sources_have_rows_that_say_so_and_the_others_go_on(finished, tmp_p
     assert (matrix["unmoved"][attacked_by("mlp_deep", "reference")] == 15).all()  # of one seed in two
     # The one seed that is left of it, and none of what does not predict.
     assert (matrix["all_images_count"][attacked_by("reference", "mlp_deep")] == 15).all()
+    assert (matrix["all_images_count"][attacked_by("reference", "lenet")] == 0).all()
+
+
+def test_a_lost_reference_loses_what_is_measured_against_it_alone(finished, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    for path in (
+        *(workdir / name for name in ("knowledge.csv", "matrix.csv", "summary.json")),
+        *workdir.glob("attacked/*"),
+    ):
+        path.unlink()
+    shutil.rmtree(workdir / "refitted")
+    (variables,) = results.read_networks(workdir / "networks" / "reference")
+    second = lambda leaf: np.where(np.arange(2).reshape(-1, *[1] * (leaf.ndim - 1)) == 1, np.nan, leaf)
+    results.write_networks(workdir / "networks" / "reference", [jax.tree.map(second, variables)])
+    assert run(workdir) == 0
+    assert "mlp_deep, seed 1: reference diverged; it is left out" in capsys.readouterr().out
+    table, before = (results.read_table(folder / "knowledge.csv") for folder in (workdir, finished))
+    assert table["lost"].tolist() == ["", "reference diverged"] * 3
+    for name in ("transfer_loss", "transfer_accuracy", "logme", "leep", "h_score", "sgd_loss"):
+        np.testing.assert_array_equal(table[name], before[name], err_msg=name)
+    for name in ("cka", "pgd_liang_tau1_S_T", "virtual_tau2_T_S", "fgsm_liang_success"):
+        assert np.isnan(table[name]).tolist() == [False, True] * 3, name
+    matrix, whole = (results.read_table(folder / "matrix.csv") for folder in (workdir, finished))
+    among = (matrix["source"] != "reference") & (matrix["target"] != "reference")
+    np.testing.assert_array_equal(matrix["target_right"][among], whole["target_right"][among])
 
 
 @pytest.mark.slow

@@ -270,6 +270,14 @@ def test_the_gradient_matching_distance_scales_with_the_target_alone(source_scal
     np.testing.assert_allclose(np.float64(metrics.jacobian_matching_distance(*jacobians)), got, rtol=1e-5)
 
 
+def test_outputs_of_very_different_scales_are_matched_wholly():
+    rng = np.random.default_rng(0)
+    q = np.linalg.qr(rng.normal(size=(16, 16)))[0]
+    f = lambda x: x @ jnp.array(q * 10 ** -np.linspace(0, 2.5, 16), jnp.float32)
+    x = rng.normal(size=(40, 16)).astype(np.float32)
+    assert float(metrics.gradient_matching_distance(f, lambda x: x, x)) < 1e-4
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1, 1e30])
 def test_matching_distances_of_constant_networks(scale):
     """A source without a Jacobian leaves all of the target's; a target without one is matched wholly."""

@@ -174,8 +174,8 @@ def correlation(
     The interval is the bootstrap's, seeds drawn again within each source: it says how far other seeds of the same
     sources would move the correlation, not other sources, which the permutation test is for.
 
-    A seed where either quantity is NaN is left out of its source's means of both. A source without a seed is left out of
-    the correlation and of its test; so is a draw of seeds in which a source has no value.
+    A seed where either quantity is NaN is left out of its source's means of both. A source without a seed is left out
+    of the correlation and of its test; so is a draw of seeds in which a source has no value.
 
     Args:
       first, second: `[S, seeds]`, of S sources; 3 or more, and few enough for all S! pairings.

@@ -62,17 +62,18 @@ def leading(rows: np.ndarray, count: int, *, center: np.ndarray | float = 0.0) -
     Args:
       rows: `[R, D]`, numbers of any kind; those that are zero or not finite are left out.
       count: as many at most, and no more than there are rows or values.
-      center: what is subtracted from every row, as their mean.
+      center: what is subtracted, as the rows' mean; `[D]`, or `[R, D]`, from each row its own.
 
     Returns:
       `[K, D]`, float32.
     """
     rows = np.asarray(rows)
-    blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+    centers = np.broadcast_to(center, rows.shape)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
 
-    def usable(block: np.ndarray) -> np.ndarray:
-        block = np.subtract(block, center, dtype=np.float32)
-        return block[np.isfinite(block).all(1) & block.any(1)]
+    def usable(block: slice) -> np.ndarray:
+        part = np.subtract(rows[block], centers[block], dtype=np.float32)
+        return part[np.isfinite(part).all(1) & part.any(1)]
 
     used = sum(len(usable(block)) for block in blocks)
     if used == 0:
@@ -118,11 +119,11 @@ def updates(
       `leading` of the rows, `[K, D]` in the order of the images.
     """
     height, width, channels = shape
-    moved = after - before
     if layer is None:
-        basis = leading(moved.reshape(-1, height * width * channels), count)
+        before, after = (kernel.reshape(-1, height * width * channels) for kernel in (before, after))
+        basis = leading(after, count, center=before)
         return basis.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(basis.shape)
-    filters = np.moveaxis(moved, -1, 1).reshape(-1, layer.kernel**2 * channels)
+    filters = np.moveaxis(after - before, -1, 1).reshape(-1, layer.kernel**2 * channels)
     filters = filters[np.isfinite(filters).all(1)]
     if not filters.any():
         return np.zeros((0, height * width * channels), np.float32)

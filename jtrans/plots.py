@@ -378,7 +378,8 @@ def matrix(config: Mapping[str, Any], table: Mapping[str, np.ndarray], note: str
         rate, reach = value(""), (value("_high") - value("_low")) / 2
         image = axes.imshow(rate, vmin=0, vmax=100, cmap="viridis")
         for (row, column), share in np.ndenumerate(rate) if numbered else ():
-            text = "-" if np.isnan(share) else f"{share:.0f}\n±{reach[row, column]:.0f}"
+            interval = f"\n±{reach[row, column]:.0f}" if np.isfinite(reach[row, column]) else ""
+            text = "-" if np.isnan(share) else f"{share:.0f}{interval}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if share <= 55 else "k")
         axes.set_xticks(ticks, names[:: ticks.step], rotation=60, ha="right", fontsize="small")
         axes.set_yticks(ticks, names[:: ticks.step], fontsize="small")

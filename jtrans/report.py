@@ -116,13 +116,14 @@ def page(folders: Sequence[Path]) -> str:
         with _naming(folder):
             parts.append(_section(folder, label, f"run-{i}"))
     links = "".join(f'<li><a href="#run-{i}">{_text(label)}</a></li>' for i, label in enumerate(labels))
+    together = _together(folders, labels)  # of a single run too, whose arrays are read for it
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # Without an icon of its own a page makes browsers ask for one.
         f'<link rel="icon" href="data:,"><title>jtrans: {len(folders)} runs</title><style>{STYLE}</style></head><body>'
         f"<h1>jtrans: transfer of adversarial directions</h1>"
-        + (f"<ul>{links}</ul>{_together(folders, labels)}" if len(folders) > 1 else "")
+        + (f"<ul>{links}</ul>{together}" if len(folders) > 1 else "")
         + "".join(parts)
         + "</body></html>\n"
     )

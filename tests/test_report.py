@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 from html.parser import HTMLParser
 
@@ -116,7 +117,8 @@ def test_one_damaged_folder_among_several_is_named(runs, tmp_path, capsys, name,
         (damaged / name).write_bytes(whole[: len(whole) // 2])
     else:
         (damaged / name).write_text(content)
-    assert str(damaged) in refused(capsys, [str(runs), str(damaged), f"--out={tmp_path / 'r.html'}"])
+    for folders in ([str(runs), str(damaged)], [str(damaged)]):
+        assert str(damaged) in refused(capsys, [*folders, f"--out={tmp_path / 'r.html'}"])
     assert not (tmp_path / "r.html").exists()
 
 
@@ -128,6 +130,16 @@ def refused(capsys, arguments):
     assert (stop.value.code, out) == (2, "")
     assert len(err.splitlines()) == 1
     return err
+
+
+def test_the_page_takes_the_place_of_a_regular_file_alone(runs, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is no regular file" in refused(capsys, [str(runs), f"--out={tmp_path / 'pipe'}"])
+    (tmp_path / "page.html").write_text("before")
+    (tmp_path / "link.html").symlink_to(tmp_path / "page.html")
+    assert report.main([str(runs), f"--out={tmp_path / 'link.html'}"]) == 0
+    assert (tmp_path / "link.html").is_symlink()
+    assert "jtrans" in (tmp_path / "page.html").read_text()
 
 
 def test_bad_input_is_one_line(tmp_path, capsys, runs, monkeypatch):

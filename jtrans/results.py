@@ -134,7 +134,10 @@ def _check(workdir: Path, config: ConfigDict, grows: str) -> bool:
     try:
         path = workdir / CONFIG
         if path.exists():
-            _check_same(workdir, json.loads(path.read_text()), _plain(config), grows)
+            there = json.loads(path.read_text())
+            if not isinstance(there, dict):
+                raise InputError(f"--workdir: {path} is no run's config; name a directory of its own")
+            _check_same(workdir, there, _plain(config), grows)
         elif held := [name for name in RESULTS if (workdir / name).exists()]:
             raise InputError(f"--workdir: {workdir} holds {held[0]} but no {CONFIG}; name a directory of its own")
         networks = workdir / NETWORKS

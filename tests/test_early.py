@@ -387,6 +387,12 @@ def test_a_workdir_that_cannot_be_used_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file") == 2
     assert_one_line(capsys, "--workdir")
+    (tmp_path / "other").mkdir()
+    for content in ("[]", "null", "{", '{"mine": 1}'):
+        (tmp_path / "other" / "config.json").write_text(content)
+        assert run(tmp_path / "other") == 2
+        assert_one_line(capsys, "--workdir")
+        assert (tmp_path / "other" / "config.json").read_text() == content
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").write_text("{}")
     assert run(tmp_path / "run") == 2

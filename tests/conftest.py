@@ -45,6 +45,13 @@ def lowerings():
     return lambda: len(_lowerings)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Compiled programs go with their module: each takes memory mappings, of which Linux gives a process 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def shared_data():
     """Real data beside the checkout, where a developer has it."""

@@ -151,8 +151,8 @@ def kill_at_random(workdir, count, *arguments):
         while not ("step 0:" in log.read_text() or "resuming from step" in log.read_text()):
             assert process.poll() is None, log.read_text()
             time.sleep(0.01)
-        deadline = time.monotonic() + moments.uniform(0, 1)
         writing = kill % 2
+        deadline = time.monotonic() + (10 if writing else moments.uniform(0, 1))
         while time.monotonic() < deadline and not (writing and list(workdir.glob("checkpoints/*tmp*"))):
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.05) if writing else 0)

@@ -30,7 +30,6 @@ from jtrans import (
     transfer_findings,
 )
 from jtrans.data import Dataset, Split
-from jtrans.jacobian import Function
 from jtrans.models import Model, Variables
 from jtrans.population import Keys
 
@@ -133,18 +132,13 @@ def against(
     taus = metrics.transferability(f, g, x)
     gradients = (directions.loss_gradient(h, x, labels) for h in (f, g))
     right = attacks.right(g(x), labels)
-
-    def success(h: Function) -> jax.Array:
-        attacked = attacks.right(g(attacks.fgsm(epsilon)(h, x, labels)), labels)
-        counted = (right == 1) & ~jnp.isnan(attacked)
-        return (counted & (attacked == 0)).sum() / counted.sum()
-
+    attacked = lambda h: attacks.right(g(attacks.fgsm(epsilon)(h, x, labels)), labels)
     return {
         "angle": jnp.nanmean(metrics.angles(*gradients)),
         "tau1": taus.tau1,
         "tau2": taus.tau2,
-        "success": success(f),
-        "success_own": success(g),
+        "success": attacks.flipped(attacked(f), right),
+        "success_own": attacks.flipped(attacked(g), right),
         "accuracy": right.mean(),
     }
 

@@ -57,6 +57,16 @@ def success(attacked: np.ndarray, clean_target: np.ndarray, clean_source: np.nda
         return Success(((attacked == 0)[..., None, :] & counted).sum(-1) / count, count)
 
 
+def flipped(attacked: jax.Array, clean: jax.Array) -> jax.Array:
+    """The share of the images that a network gets right which it then gets wrong; NaN where there is none.
+
+    Args:
+      attacked, clean: `[..., N]` as `right` gives them, of the adversarial and of the clean images.
+    """
+    counted = (clean == 1) & ~jnp.isnan(attacked)
+    return (counted & (attacked == 0)).sum(-1) / counted.sum(-1)
+
+
 def own_prediction(f: Function, x: jax.Array) -> jax.Array:
     """The class `[N]` that `f` gives each input."""
     return f(x).argmax(-1)

@@ -199,8 +199,7 @@ def measure(
 
     def success(unit: jax.Array) -> jax.Array:
         attacked = jax.lax.map(lambda pair: right(*pair), (networks.variables, unit[source]))
-        counted = (seen.correct == 1) & ~jnp.isnan(attacked)
-        return (counted & (attacked == 0)).sum(1) / counted.sum(1)
+        return attacks.flipped(attacked, seen.correct)
 
     angle = jnp.nanmean(population.folded(cosine[first, second]), 1)
     return Measured(angle, jnp.nanmean(parts.share, 1), success(parts.off), success(parts.inside))

@@ -10,12 +10,13 @@ time (`pip install jtrans[prepare]`). The paper's recipe: SGD along a cosine ove
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import knowledge
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.knowledge()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/knowledge.py`)."""
+    config = defaults(knowledge.FIELDS)
     config.models = ("fcnet", "lenet", "alexnet", "resnet18", "resnet50")
     config.source.name, config.target.name = "cifar10", "stl10"
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)

@@ -11,7 +11,8 @@ steps.
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import knowledge
+from jtrans.harness.fields import defaults
 
 VEHICLES = (
     "sports_car",
@@ -30,8 +31,8 @@ VEHICLES = (
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.knowledge()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/knowledge.py`)."""
+    config = defaults(knowledge.FIELDS)
     config.models = ("fcnet", "lenet", "alexnet", "resnet18")
     config.widths.resnet18 = (16, 32, 64, 128)
     config.num_networks = 3

@@ -16,8 +16,9 @@ degrees after the first step of case 6 and 73 after that of case 7; case 8 start
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
 from jtrans.errors import InputError
+from jtrans.experiments import early
+from jtrans.harness.fields import defaults
 
 CASES = {  # models, learning rate, batch size
     "1": (("mlp_deep",), 1e-3, 128),
@@ -32,14 +33,14 @@ CASES = {  # models, learning rate, batch size
 
 
 def get_config(case: str = "1") -> ConfigDict:
-    """The settings of one case; the fields not named here have their defaults (`jtrans/settings.py`).
+    """The settings of one case; the fields not named here have their defaults (`jtrans/experiments/early.py`).
 
     Raises:
       InputError: there is no such case.
     """
     if case not in CASES:
         raise InputError(f"--config: no case {case!r}; the cases are {', '.join(CASES)}")
-    config = settings.early()
+    config = defaults(early.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("cat", "dog")
     config.models, config.optimizer.learning_rate, config.batch_size = CASES[case]

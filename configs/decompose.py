@@ -8,12 +8,13 @@ which the subspaces are fitted.
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import decompose
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.decompose()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/decompose.py`)."""
+    config = defaults(decompose.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("cat", "dog")
     config.widths.mlp_deep = (512, 256, 128, 64)

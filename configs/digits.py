@@ -9,12 +9,13 @@ steps; the angle then climbs to about 70, and falls again as the networks learn.
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import early
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.early()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/early.py`)."""
+    config = defaults(early.FIELDS)
     config.data.name = "digits"
     config.models = ("mlp_deep",)
     config.optimizer.learning_rate = 1e-2

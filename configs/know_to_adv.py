@@ -9,7 +9,8 @@ form for 2 cores.
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import knowledge
+from jtrans.harness.fields import defaults
 
 MIXTURES = (
     ("airplane", "automobile", "ship", "truck"),
@@ -21,8 +22,8 @@ MIXTURES = (
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.knowledge()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/knowledge.py`)."""
+    config = defaults(knowledge.FIELDS)
     config.models, config.mixtures = ("resnet18",), MIXTURES
     config.source.name, config.target.name = "cifar10", "stl10"
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)

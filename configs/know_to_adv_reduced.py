@@ -10,7 +10,8 @@ the vehicles, are taken; any other set can be named. Three seeds, ResNet18 of a 
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import knowledge
+from jtrans.harness.fields import defaults
 
 MIXTURES = (
     ("airplane", "automobile", "ship", "truck"),
@@ -36,8 +37,8 @@ VEHICLES = (
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.knowledge()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/knowledge.py`)."""
+    config = defaults(knowledge.FIELDS)
     config.models, config.mixtures = ("resnet18",), MIXTURES
     config.widths.resnet18 = (16, 32, 64, 128)
     config.num_networks = 3

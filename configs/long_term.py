@@ -11,12 +11,13 @@ accelerator: on 2 cores it takes days. `--config.data.classes="('cat', 'dog')"` 
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import early
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.early()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/early.py`)."""
+    config = defaults(early.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("airplane", "automobile")
     config.models = ("conv_b",)

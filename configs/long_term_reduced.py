@@ -9,12 +9,13 @@ transferability, the smaller does not.
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import early
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.early()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/early.py`)."""
+    config = defaults(early.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("airplane", "automobile")
     config.data.num_train = 2000

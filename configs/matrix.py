@@ -10,9 +10,10 @@ been trained on the same classes, in that order, at that image size.
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import matrix
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    return settings.matrix()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/matrix.py`)."""
+    return defaults(matrix.FIELDS)

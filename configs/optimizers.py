@@ -7,12 +7,13 @@ DIRECTORY is a TFDS data directory that holds cifar10. FC deep at half its width
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import control
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.control()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/control.py`)."""
+    config = defaults(control.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("cat", "dog")
     config.widths.mlp_deep = (512, 256, 128, 64)

@@ -9,12 +9,13 @@ which costs two points of accuracy.
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import penalty
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.penalty()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/penalty.py`)."""
+    config = defaults(penalty.FIELDS)
     config.models, config.surrogate = ("mlp_shallow",), "mlp_shallow"
     config.num_networks = 5
     config.attack.epsilon = 0.1

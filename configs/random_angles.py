@@ -8,9 +8,10 @@ below Markov's bound, and of 20,000 pairs in 3,072 dimensions a smallest angle o
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import random_angles
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings, all at their defaults (`jtrans/settings.py`)."""
-    return settings.random_angles()
+    """The settings, all at their defaults (`jtrans/experiments/random_angles.py`)."""
+    return defaults(random_angles.FIELDS)

@@ -9,9 +9,10 @@ on.
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import reproduce
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    return settings.reproduce()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/reproduce.py`)."""
+    return defaults(reproduce.FIELDS)

@@ -9,9 +9,10 @@ Expect tau1 and tau2 to fall and the transfer loss and the gradient matching dis
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import synthetic
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings, all at their defaults (`jtrans/settings.py`)."""
-    return settings.synthetic()
+    """The settings, all at their defaults (`jtrans/experiments/synthetic.py`)."""
+    return defaults(synthetic.FIELDS)

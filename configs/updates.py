@@ -10,12 +10,13 @@ the large step, where random directions have 89.2.
 
 from ml_collections import ConfigDict
 
-from jtrans import settings
+from jtrans.experiments import updates
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.updates()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/updates.py`)."""
+    config = defaults(updates.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("cat", "dog")
     return config

@@ -9,12 +9,14 @@ For an accelerator: each network has 129 million parameters.
 
 from ml_collections import ConfigDict
 
-from jtrans import models, settings
+from jtrans import models
+from jtrans.experiments import early
+from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/settings.py`)."""
-    config = settings.early()
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/early.py`)."""
+    config = defaults(early.FIELDS)
     config.data.name = "imagenet2012"
     config.data.classes = ("n01443537", "n01484850")
     config.data.image_size = models.IMAGENET_SIZE

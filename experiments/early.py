@@ -1,8 +1,9 @@
-"""Early transferability: `jtrans.early` from the command line."""
+"""Early transferability, from the command line."""
 
 import sys
 
-from jtrans import cli, early
+from jtrans.experiments import early
+from jtrans.harness import cli
 
 if __name__ == "__main__":
-    sys.exit(cli.run(early.run, several=True))
+    sys.exit(cli.run(early.EXPERIMENT))

@@ -22,7 +22,7 @@ import PIL.Image
 import PIL.ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from jtrans import runtime
+from jtrans import files
 from jtrans.errors import InputError, one_line
 
 CACHE_VERSION = 2  # of decoded images: one more whenever decoding, scaling or the choice of test images changes
@@ -161,6 +161,18 @@ def digest(dataset: Dataset) -> str:
     return sha.hexdigest()
 
 
+def check_digest(path: Path, there: str, here: str) -> None:
+    """Check that what stands at `path` was made from the same data, by `digest`.
+
+    Raises:
+      InputError: it was made from other data, or does not say from which.
+    """
+    if there != here:
+        what = f"SHA-256 {there[:12]}... there, {here[:12]}... now" if there else "it does not say which"
+        what = f"was made from other images ({what}); put them back, or name another directory"
+        raise InputError(f"--workdir: {path} {what}")
+
+
 def _check_classes(chosen: Sequence[str], known: Sequence[str]) -> None:
     for c in chosen:
         if c not in known:
@@ -182,7 +194,7 @@ def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str
         return _decode(source, classes, image_size)
     facts = (CACHE_VERSION, PIL.__version__, source.fingerprint, classes, image_size)
     wanted = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
-    root = runtime.cache()
+    root = files.cache()
     path = root / f"{name.replace('/', '-')}-{wanted}.npz"
     try:
         with np.load(path) as kept:

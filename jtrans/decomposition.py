@@ -15,7 +15,7 @@ import scipy.linalg
 
 from jtrans import attacks, directions, loops, population, training
 from jtrans.models import Model, Variables
-from jtrans.modules import Convolution
+from jtrans.models.modules import Convolution
 from jtrans.population import Observation
 from jtrans.training import Network
 

@@ -1,11 +1,59 @@
-"""Files that users name, or that a run has left: read whole, or refused in one line."""
+"""Files: written whole or not at all, read whole or refused in one line; the folder of what can be made again."""
 
+import contextlib
+import io
+import os
+import uuid
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from jtrans.errors import InputError, one_line
+
+
+def cache() -> Path:
+    """The folder for decoded images and compiled programs: `$JTRANS_CACHE`, or `~/.cache/jtrans`."""
+    return Path(os.environ.get("JTRANS_CACHE", Path.home() / ".cache" / "jtrans"))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    # A name of its own: others may write a file of this name at the same time, of which one then stays.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: Exception) -> InputError:
+    """The error for a work directory that cannot take a file any more."""
+    what = f"{path} cannot be written ({one_line(error)[:200]})"
+    return InputError(f"--workdir: {what}; nothing that was there is lost: make room, and run the same command again")
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name as one compressed npz file.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write(path, buffer.getvalue())
 
 
 def read_npz(path: Path | str) -> dict[str, np.ndarray]:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from jtrans import cli, decomposition, directions, early, layers, models, plots, population, results, stats
+from jtrans import cli, decomposition, directions, early, models, plots, population, results, stats
 from jtrans.models import Model
-from jtrans.modules import Convolution
+from jtrans.models import layers
+from jtrans.models.modules import Convolution
 from jtrans.training import Network
 
 SHAPE = (6, 5, 3)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtrans import layers
+from jtrans.models import layers
 
 # [height, width, channels], features, kernel, stride, padding: both methods, odd sizes, every kind of layer there is
 CASES = [

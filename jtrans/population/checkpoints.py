@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from jtrans import devices, results
+from jtrans import files
 from jtrans.errors import InputError
+from jtrans.population import devices
 
 FOLDER = "checkpoints"
 EXAMPLES = "examples"
@@ -72,7 +73,7 @@ class Checkpoints:
                 try:
                     path.with_suffix(".sha256").unlink()
                 except OSError as error:
-                    raise results.cannot_write(self.folder, error) from error
+                    raise files.cannot_write(self.folder, error) from error
 
         devices.first_does(look)
         step = int(devices.from_first(np.array(step)))
@@ -102,7 +103,7 @@ class Checkpoints:
                 if needed > free:  # said before Orbax finds out, which takes it pages
                     raise OSError(f"{needed / 2**20:.1f} MiB are needed, {free / 2**20:.1f} are free")
             except OSError as error:
-                raise results.cannot_write(self.folder, error) from error
+                raise files.cannot_write(self.folder, error) from error
 
         devices.first_does(make_room)
         response = ocp.save_async(path, state, overwrite=True)
@@ -120,10 +121,10 @@ class Checkpoints:
             try:
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise results.cannot_write(self.folder, error) from error
+                raise files.cannot_write(self.folder, error) from error
             content = io.BytesIO()
             np.save(content, values)
-            results.write(self.folder / name, content.getvalue())
+            files.write(self.folder / name, content.getvalue())
             self.example_sums[f"{step}.npy"] = hashlib.sha256(content.getvalue()).hexdigest()
 
         devices.first_does(write)
@@ -142,13 +143,13 @@ class Checkpoints:
             try:
                 self.writing.result()
             except Exception as error:  # whatever a full disk makes of it
-                raise results.cannot_write(self.folder, error) from error
+                raise files.cannot_write(self.folder, error) from error
 
     def _finish(self, path: Path, response: ocp.AsyncResponse, examples: Iterable[str]) -> None:
         response.result()
         if devices.is_first():
             sums = self._sums(path, [*_files(path), *(self.folder / name for name in examples)])
-            results.write(path.with_suffix(".sha256"), sums.encode())
+            files.write(path.with_suffix(".sha256"), sums.encode())
             newest = self._paths()[-KEPT:]
             for old in self.folder.iterdir():  # and what a killed process left
                 is_checkpoint = old.name.isdecimal() and (old / METADATA).exists()
@@ -169,10 +170,10 @@ class Checkpoints:
         except (OSError, ValueError):  # a file that is missing, or sums that are no text
             return False
 
-    def _sums(self, path: Path, files: Iterable[Path]) -> str:
+    def _sums(self, path: Path, members: Iterable[Path]) -> str:
         """The SHA-256 sum of each file, a line each, with its name as seen from the checkpoint."""
         lines = []
-        for file in sorted(files):
+        for file in sorted(members):
             digest = self.example_sums.get(file.name) if file.parent.name == EXAMPLES else None
             digest = digest or _digest(file)
             if file.parent.name == EXAMPLES:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jtrans import layers
+from jtrans.models import layers
 
 zeros = nn.initializers.zeros  # the modules say which arrays there are, `_start` what they begin as
 

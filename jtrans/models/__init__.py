@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jtrans import modules
-from jtrans.modules import Convolution
+from jtrans.models import modules
+from jtrans.models.modules import Convolution
 
 Variables = dict[str, Any]  # `params`, which are trained, and with BatchNorm `batch_stats`: pytrees of arrays
 

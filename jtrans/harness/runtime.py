@@ -1,21 +1,22 @@
-"""What an experiment sets up in its process before JAX starts; where jtrans keeps what it can make again."""
+"""What an experiment sets up in its process before JAX starts, and what its numbers are made with."""
 
 import contextlib
 import ctypes
 import os
+import subprocess
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
+
+import jtrans
+from jtrans import files
 
 # glibc's malloc.h: the numbers of mallopt's parameters.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 PROGRAMS_BYTES = 2**30  # of compiled programs on disk: those of some hundred runs
-
-
-def cache() -> Path:
-    """The folder for decoded images and compiled programs: `$JTRANS_CACHE`, or `~/.cache/jtrans`."""
-    return Path(os.environ.get("JTRANS_CACHE", Path.home() / ".cache" / "jtrans"))
 
 
 def prepare() -> None:
@@ -33,7 +34,7 @@ def keep_programs() -> None:
         # Most programs take less than the second that JAX asks for.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = cache() / "programs"
+        folder = files.cache() / "programs"
         prune(folder, PROGRAMS_BYTES)
         jax.config.update("jax_compilation_cache_dir", str(folder / metadata.version("jaxlib")))
 
@@ -66,3 +67,23 @@ def keep_memory() -> None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_TOP_PAD, 2**26)
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were made with: versions, devices, and the commit of the source where there is one."""
+    # A checkout that is not installed has no metadata of its own.
+    versions = {"jtrans": jtrans.__version__}
+    versions |= {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
+    return {"versions": versions, "devices": devices, "git_commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of this source, with `-dirty` where it was changed; None outside a repository of its own."""
+    source = Path(jtrans.__file__)
+    git = partial(subprocess.run, capture_output=True, text=True, check=True, cwd=source.parent)
+    try:
+        git(["git", "ls-files", "--error-unmatch", source.name])  # a repository around an installation is not ours
+        return git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,1 @@
+"""A module is an experiment: its config fields, what it measures, its words and its figures."""

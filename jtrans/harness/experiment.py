@@ -1,0 +1,150 @@
+"""An experiment: what it takes, measures, says and shows; and the one way to run it."""
+
+import contextlib
+import importlib
+import pkgutil
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from jtrans import experiments, files
+from jtrans.errors import InputError
+from jtrans.harness import fields, folder
+from jtrans.harness.fields import Field
+from jtrans.population import devices
+
+
+class Results(NamedTuple):
+    """What an experiment found: the same in memory, on disk, in figures and in words.
+
+    Attributes:
+      config: every field.
+      summary: the findings, as JSON holds them: NaN is None.
+      tables: by name; `NAME.csv` on disk. An interval is always the columns `X`, `X_low` and `X_high`.
+      arrays: by name a mapping from array names to arrays; `NAME.npz` on disk.
+    """
+
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    tables: Mapping[str, pandas.DataFrame]
+    arrays: Mapping[str, Any]
+
+
+class Experiment(NamedTuple):
+    """An experiment. The docstring of `measure`'s module says what it shows.
+
+    Attributes:
+      name: of its module in `jtrans.experiments`; `config.json` holds it.
+      fields: of its config, by dotted name.
+      measure: `(config, workdir, **options) -> Results`; it may keep finished parts in the work directory.
+      tell: the results in words.
+      figures: the results as figures by file stem; each becomes `STEM.png` and `STEM.svg`.
+      check: raises InputError for what no single field can say.
+      resumable: the one field that may grow in its folder, which `measure` then resumes from.
+      options: further flags of the command line and what they say; `measure` takes their texts by these names.
+      holds_runs: whether the work directory is a folder of other runs, each of which claims its own.
+    """
+
+    name: str
+    fields: Mapping[str, Field]
+    measure: Callable[..., Results]
+    tell: Callable[[Results], str]
+    figures: Callable[[Results], Mapping[str, Figure]]
+    check: Callable[[ConfigDict], None] = lambda config: None
+    resumable: str = ""
+    options: Mapping[str, str] = {}
+    holds_runs: bool = False
+
+
+def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **options: Any) -> Results:
+    """Check the config, measure, write, draw and tell; or tell what is already there.
+
+    Args:
+      workdir: where the results go. A run that was stopped resumes in it.
+      options: as in `Experiment`.
+
+    Returns:
+      Results, as `read` gives them.
+
+    Raises:
+      InputError: a field is wrong, or the work directory cannot be used; before any compute.
+    """
+    workdir = Path(workdir)
+    fields.check(config, experiment.fields)
+    experiment.check(config)
+    with _opened(experiment, config, workdir) as finished:
+        if finished:
+            print(f"{workdir} holds the results of this config already")
+            results = read(workdir)
+        else:
+            started = time.monotonic()
+            measured = experiment.measure(config, workdir, **options)
+            seconds = {"seconds": time.monotonic() - started}
+            summary = folder.complete({**measured.summary, **seconds}, config)
+            results = measured._replace(config=folder.plain(config.to_dict()), summary=summary)
+            devices.first_does(partial(_write, experiment, config, workdir, results))
+    print(f"\n{experiment.tell(results)}\n\nresults: {workdir}")
+    return results
+
+
+def _opened(experiment: Experiment, config: ConfigDict, workdir: Path) -> contextlib.AbstractContextManager[bool]:
+    if not experiment.holds_runs:
+        return folder.claimed(workdir, experiment.name, config, experiment.resumable)
+    devices.first_does(partial(folder.shared, workdir, experiment.name))
+    return contextlib.nullcontext(False)
+
+
+def _write(experiment: Experiment, config: ConfigDict, workdir: Path, results: Results) -> None:
+    folder.write_config(workdir, experiment.name, config)
+    for name, table in results.tables.items():
+        folder.write_table(workdir / f"{name}.csv", table)
+    for name, arrays in results.arrays.items():
+        files.write_npz(workdir / f"{name}.npz", arrays)
+    for stem, figure in experiment.figures(results).items():
+        folder.write_figure(workdir, stem, figure)
+    folder.write_summary(workdir, results.summary)
+
+
+def read(workdir: Path | str) -> Results:
+    """The results of a finished run.
+
+    Raises:
+      InputError: a file is missing or damaged.
+    """
+    workdir = Path(workdir)
+    summary = folder.read_summary(workdir)  # the last file of a run: where it is missing, the run is not finished
+    config = {name: value for name, value in folder.read_config(workdir).items() if name != folder.EXPERIMENT}
+    tables = {path.stem: folder.read_table(path) for path in sorted(workdir.glob("*.csv"))}
+    arrays = {path.stem: files.read_npz(path) for path in sorted(workdir.glob("*.npz"))}
+    return Results(config, summary, tables, arrays)
+
+
+def maker(workdir: Path | str) -> Experiment:
+    """The experiment that made a folder.
+
+    Raises:
+      InputError: the folder does not say which, or names one that is not there.
+    """
+    return load(folder.read_config(Path(workdir))[folder.EXPERIMENT])
+
+
+def names() -> list[str]:
+    """The names of all experiments: the modules in `jtrans.experiments`."""
+    return sorted(module.name for module in pkgutil.iter_modules(experiments.__path__))
+
+
+def load(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+      InputError: there is none; it names the nearest.
+    """
+    if name not in names():
+        raise InputError(f"experiment: got {name!r}; {fields.nearest(name, names())}")
+    return importlib.import_module(f"jtrans.experiments.{name}").EXPERIMENT

@@ -1,0 +1,267 @@
+"""Config fields: their defaults, which values they accept, and the groups that several experiments share."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from jtrans import data, models, training
+from jtrans.errors import InputError, one_line
+
+
+class Field(NamedTuple):
+    """A config field.
+
+    Attributes:
+      default: its value where the config does not set it.
+      accepts: whether a value will do.
+      takes: in words what `accepts` accepts.
+    """
+
+    default: Any
+    accepts: Callable[[Any], bool]
+    takes: str
+
+
+def is_number(value: Any) -> bool:
+    """Whether the value is a finite int or float."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether the value is an int, which True and False are not."""
+    return type(value) is int
+
+
+def is_tuple(value: Any, each: Callable[[Any], bool], lengths: range = range(1, 10**6)) -> bool:
+    """Whether the value is a tuple of one of these lengths, all of whose items pass."""
+    return isinstance(value, tuple) and len(value) in lengths and all(map(each, value))
+
+
+def whole(default: int, least: int = 1) -> Field:
+    """A whole number, `least` or more."""
+    return Field(default, lambda v: is_whole(v) and v >= least, f"a whole number, {least} or more")
+
+
+def seed() -> Field:
+    """The seed of an experiment's PRNG keys."""
+    return Field(0, lambda v: is_whole(v) and 0 <= v < 2**32, "a whole number from 0 to 2**32 - 1")
+
+
+def positive(default: float) -> Field:
+    """A number above 0."""
+    return Field(default, lambda v: is_number(v) and v > 0, "a number above 0")
+
+
+def epsilon(default: float) -> Field:
+    """The largest change of a pixel in [0, 1]; 0, where that is the default, means no attack."""
+    if default == 0:
+        return Field(default, lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
+    return Field(default, lambda v: is_number(v) and 0 < v <= 1, "a number above 0, 1 at most")
+
+
+def yes_no(default: bool) -> Field:
+    """True or False."""
+    return Field(default, lambda v: isinstance(v, bool), "True or False")
+
+
+def text(default: str, takes: str, *, empty: bool = True) -> Field:
+    """A string, which may be empty unless `empty` is False."""
+    return Field(default, lambda v: isinstance(v, str) and (empty or v != ""), takes)
+
+
+def one_of(default: str, names: Iterable[str]) -> Field:
+    """One of the names."""
+    names = tuple(names)
+    return Field(default, lambda v: v in names, f"one of {', '.join(names)}")
+
+
+def some_of(default: Sequence[str], names: Iterable[str]) -> Field:
+    """A tuple of some of the names, each once."""
+    names = tuple(names)
+    return Field(
+        tuple(default),
+        lambda v: is_tuple(v, lambda name: name in names) and len(set(v)) == len(v),
+        f"a tuple of {', '.join(names)}, each once",
+    )
+
+
+def one_or_two_of(default: Sequence[str], names: Iterable[str]) -> Field:
+    """A tuple of one or two of the names."""
+    names = tuple(names)
+    return Field(
+        tuple(default),
+        lambda v: is_tuple(v, lambda name: name in names, range(1, 3)),
+        f"one or two of {', '.join(names)}, as a tuple",
+    )
+
+
+def increasing(default: Sequence[Any], each: Callable[[Any], bool], what: str) -> Field:
+    """A tuple of increasing numbers, each of which passes; `what` says in words which those are."""
+    return Field(
+        tuple(default),
+        lambda v: is_tuple(v, each) and sorted(set(v)) == list(v),
+        f"a tuple of {what}, each larger than the one before",
+    )
+
+
+def counts(default: Sequence[int]) -> Field:
+    """A tuple of increasing whole numbers, 1 or more."""
+    return increasing(default, lambda v: is_whole(v) and v > 0, "whole numbers, 1 or more")
+
+
+def widths(default: tuple[int, ...], number: Callable[[tuple[int, ...]], bool] = bool) -> Field:
+    """Sizes of hidden layers; `number` says whether there may be that many."""
+    return Field(
+        default,
+        lambda v: is_tuple(v, lambda w: is_whole(w) and w > 0) and number(v),
+        f"a tuple of whole numbers, 1 or more, as {default}",
+    )
+
+
+WIDTHS: Mapping[str, Field] = {
+    f"widths.{name}": widths(sizes, partial(models.takes_widths, name)) for name, sizes in models.WIDTHS.items()
+}
+
+DATA: Mapping[str, Field] = {
+    "data.name": text("digits", f"{', '.join(data.SOURCES)} or the name of a TFDS image set", empty=False),
+    "data.dir": text("", "a directory, or '' for the default"),
+    "data.classes": Field(
+        (), lambda v: is_tuple(v, lambda c: isinstance(c, str), range(10**6)), "a tuple of class names, or () for all"
+    ),
+    "data.image_size": whole(32),
+    # What the networks see of a black and of a white pixel.
+    "data.pixel_range": Field(
+        (0.0, 1.0),
+        lambda v: is_tuple(v, is_number, range(2, 3)) and v[0] < v[1],
+        "two numbers, the smaller first, as (0.0, 1.0)",
+    ),
+    "data.shuffle_labels": yes_no(False),
+    "data.subtract_mean": yes_no(False),  # the mean training image, from every image
+    "data.num_train": whole(0, least=0),  # training images used, class-balanced; 0: all
+}
+
+NETWORKS: Mapping[str, Field] = {
+    "seed": seed(),
+    # One architecture: every pair of its networks is measured. Two: the pairs across.
+    "models": one_or_two_of(("mlp_deep",), models.WIDTHS),
+    **WIDTHS,
+    "initializer": one_of("pytorch", models.INITIALIZERS),
+    "num_networks": whole(16),  # of each architecture
+    "num_examples": whole(200),  # test images measured
+    "group_size": whole(0, least=0),  # networks on a device at once; 0: as many as fit
+    "batch_statistics": yes_no(False),  # measure BatchNorm by the measured images' statistics, not its running ones
+    **DATA,
+}
+
+TRAINING: Mapping[str, Field] = {
+    "batch_size": whole(128),
+    "optimizer.name": one_of("adam", training.OPTIMIZERS),
+    "optimizer.learning_rate": positive(1e-3),
+}
+
+CHECKPOINT: Mapping[str, Field] = {
+    # A checkpoint after so many seconds, so many steps, and at the end; 0 and 0: none.
+    "checkpoint.seconds": Field(300.0, lambda v: is_number(v) and v >= 0, "a number, 0 or more"),
+    "checkpoint.steps": whole(0, least=0),
+}
+
+
+def defaults(fields: Mapping[str, Field]) -> ConfigDict:
+    """The config with every field at its default."""
+    config = ConfigDict()
+    for name, field in fields.items():
+        *sections, last = name.split(".")
+        section = config
+        for part in sections:
+            if part not in section:
+                section[part] = ConfigDict()
+            section = section[part]
+        section[last] = field.default
+    return config
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The config's values by dotted name."""
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            values |= flat(value, f"{prefix}{name}.")
+        else:
+            values[prefix + name] = value
+    return values
+
+
+def check(config: ConfigDict, fields: Mapping[str, Field]) -> None:
+    """Check that the config has exactly these fields, and that each accepts its value.
+
+    Raises:
+      InputError: names the first field for which that is not so.
+    """
+    values = flat(config)
+    for name in sorted(values.keys() - fields.keys()):
+        raise unknown_field(name, fields)
+    for name, field in fields.items():
+        if name not in values:
+            raise InputError(f"{name}: missing from the config; it takes {field.takes}")
+        if not field.accepts(values[name]):
+            raise InputError(f"{name}: got {values[name]!r}; it takes {field.takes}")
+
+
+def unknown_field(name: str, fields: Iterable[str]) -> InputError:
+    """The error for a field that the experiment does not have; it names the nearest that it has."""
+    return InputError(f"{name}: unknown config field; {nearest(name, fields)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """In words the known name that a wrong one is nearest to, or all of them."""
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+
+
+def check_networks(config: ConfigDict) -> None:
+    """Check that the networks of a config with the fields `NETWORKS` can be built and paired.
+
+    Raises:
+      InputError: names the first field that is wrong.
+    """
+    if len(config.models) == 1 and config.num_networks < 2:
+        raise InputError("num_networks: got 1; pairs of one architecture take 2 networks or more")
+    for name in config.models:
+        check_size(name, config.widths[name], config.data.image_size, "data.image_size")
+
+
+def check_one_model(config: ConfigDict) -> None:
+    """Check that the config names a single architecture.
+
+    Raises:
+      InputError: it names two.
+    """
+    if len(config.models) > 1:
+        raise InputError(f"models: got {config.models}; this experiment takes one, as {config.models[:1]}")
+
+
+def check_running_statistics(config: ConfigDict) -> None:
+    """Check that BatchNorm is measured by its running statistics.
+
+    Raises:
+      InputError: the config asks for batch statistics.
+    """
+    if config.batch_statistics:
+        raise InputError("batch_statistics: got True; this experiment measures by running statistics, so False")
+
+
+def check_size(name: str, widths: tuple[int, ...], size: int, field: str) -> None:
+    """Check that the architecture takes images of that size.
+
+    Raises:
+      InputError: they are too small; it names the field.
+    """
+    try:
+        jax.eval_shape(models.build(name, (size, size, 3), 2, widths=widths).init, jax.random.key(0))
+    except ValueError as error:
+        raise InputError(f"{field}: got {size}, too small for {name} ({one_line(error)})") from error

@@ -1,0 +1,332 @@
+"""A work directory: claimed by one run at a time, its files written whole or not at all, and read back."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from orbax.checkpoint import v1 as ocp
+
+from jtrans import files
+from jtrans.errors import InputError, one_line
+from jtrans.harness import fields, runtime
+from jtrans.models import Variables
+from jtrans.population import devices
+
+CONFIG, SUMMARY, NETWORKS, LOCK = "config.json", "summary.json", "networks", ".lock"
+EXPERIMENT = "experiment"  # the key of `config.json` that says which experiment made the folder
+RESULT_SUFFIXES = {".csv", ".npz", ".png", ".svg"}
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # a file of `files.write` that a killed process left
+ORBAX = {"state", "_CHECKPOINT_METADATA", "commit_success.txt", "orbax.checkpoint"}  # the parts of a saved checkpoint
+LONGEST_NAME = 120  # bytes of a directory's name; file systems take 255
+NEW_FOLDER = "name another directory"
+
+
+def folder_name(label: str) -> str:
+    """A directory's name for any label; different labels have different names.
+
+    A plain name stays as it is. `/`, `\\`, `%`, a leading dot and unprintable characters are percent-encoded in UTF-8.
+    A name of more than `LONGEST_NAME` bytes is cut, and ends in a hash of the label.
+    """
+
+    def encoded(character: str) -> str:
+        return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+
+    name = "".join(encoded(c) if c in "/\\%" or not c.isprintable() else c for c in label)
+    name = encoded(".") + name[1:] if name.startswith(".") else name
+    # In an encoded label two hexadecimal digits follow each `%`, so none is equal to a name made here.
+    if len(name.encode()) > LONGEST_NAME:
+        ending = "%-" + hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+        name = name.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
+    return name or "%empty"
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, experiment: str, config: ConfigDict, grows: str = "") -> Iterator[bool]:
+    """The work directory, created and checked before any compute, and kept from other runs meanwhile.
+
+    Args:
+      experiment: its name.
+      grows: the field that may be larger than in the results already there, where the experiment resumes from them.
+
+    Yields:
+      Whether the results of this very config are already there.
+
+    Raises:
+      InputError: the directory cannot be written, another run is using it, or it holds something else. In a job of
+        several processes the first raises it, and the others end without a word.
+    """
+    with contextlib.ExitStack() as stack:
+        finished = False
+
+        def claim() -> None:
+            nonlocal finished
+            stack.callback(os.close, _lock(workdir))
+            with _usable(workdir):
+                _check(workdir, experiment, config, grows)
+                _remove_partial(workdir)
+                finished = is_finished(workdir, config)
+
+        devices.first_does(claim)
+        yield bool(devices.from_first(np.array(finished)))
+
+
+def shared(workdir: Path, experiment: str) -> None:
+    """Create a work directory whose subfolders are runs of their own, and check that it is no other experiment's.
+
+    Raises:
+      InputError: it cannot be written, or another experiment made it.
+    """
+    with _usable(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / CONFIG).exists():
+            _read_claim(workdir, experiment)
+
+
+def _lock(workdir: Path) -> int:
+    """The open lock file, whose lock the system takes back when the process ends, however it ends.
+
+    It is opened for writing, without which NFS grants no lock.
+    """
+    with _usable(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        opened = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(opened)
+        raise InputError(f"--workdir: another run is using {workdir}; wait for its end, or name another") from error
+    except OSError as error:
+        print(f"warning: {workdir} cannot be locked ({one_line(error)}); keep other runs out of it", file=sys.stderr)
+    return opened
+
+
+@contextlib.contextmanager
+def _usable(workdir: Path) -> Iterator[None]:
+    """Turns the system's errors into one line that names the work directory."""
+    try:
+        yield
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"--workdir: {workdir} cannot be used ({one_line(error)}); name another") from error
+
+
+def _check(workdir: Path, experiment: str, config: ConfigDict, grows: str) -> None:
+    """Check that whatever is in the directory is this run's."""
+    if (workdir / CONFIG).exists():
+        _check_same(workdir, _read_claim(workdir, experiment), plain(config.to_dict()), grows)
+    elif held := [path.name for path in workdir.iterdir() if _is_result(path)]:
+        raise InputError(f"--workdir: {workdir} holds {min(held)} but no {CONFIG}; name a directory of its own")
+    networks = workdir / NETWORKS
+    others = [path.name for path in networks.iterdir() if not _is_own(path)] if networks.is_dir() else []
+    if networks.is_symlink() or others:  # what a save would delete
+        what = f"holds {min(others)}, which jtrans did not write" if others else "is a link"
+        raise InputError(f"--workdir: {networks} {what}; move it elsewhere, or {NEW_FOLDER}")
+
+
+def _is_result(path: Path) -> bool:
+    return path.suffix in RESULT_SUFFIXES or path.name in (SUMMARY, NETWORKS)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a path in `networks` is a part of a saved checkpoint, or the work directory of a stage."""
+    return path.name in ORBAX or (path / CONFIG).exists() or (path / LOCK).exists()
+
+
+def _read_claim(workdir: Path, experiment: str) -> dict[str, Any]:
+    """The config that the directory holds, without the experiment's name.
+
+    Raises:
+      InputError: it is another experiment's, an earlier version's, or no run's.
+    """
+    path = workdir / CONFIG
+    config = json.loads(path.read_text())
+    if not isinstance(config, dict) or EXPERIMENT not in config:
+        what = "an earlier version of jtrans, or another program, wrote it"
+        raise InputError(f"--workdir: {path} names no experiment ({what}); name a directory of its own")
+    if config[EXPERIMENT] != experiment:
+        raise InputError(f"--workdir: {workdir} holds a run of {config[EXPERIMENT]}, not of {experiment}; {NEW_FOLDER}")
+    return {name: value for name, value in config.items() if name != EXPERIMENT}
+
+
+def _check_same(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any], grows: str) -> None:
+    old, new = fields.flat(there), fields.flat(here)
+    differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if grows in differing and isinstance(old.get(grows), int) and old[grows] < new[grows]:
+        differing.remove(grows)
+    if differing:
+        listed = ", ".join(f"{name} ({old.get(name)} there, {new.get(name)} here)" for name in differing)
+        raise InputError(f"--workdir: {workdir} holds a run of another config; {listed}; {NEW_FOLDER}")
+
+
+def _remove_partial(workdir: Path) -> None:
+    for path in workdir.iterdir():
+        if PARTIAL.fullmatch(path.name):
+            path.unlink()
+
+
+def is_finished(workdir: Path, config: ConfigDict) -> bool:
+    """Whether the results of this very config are there.
+
+    Raises:
+      InputError: the summary is damaged.
+    """
+    try:
+        return (workdir / SUMMARY).exists() and read_summary(workdir).get("config") == plain(config.to_dict())
+    except InputError as error:
+        raise InputError(f"--workdir: {error}") from error
+
+
+def plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as JSON gives it back: tuples are lists, NumPy's numbers Python's, and NaN is None."""
+
+    def valid(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: valid(v) for name, v in value.items()}
+        if isinstance(value, list | tuple | np.ndarray):
+            return [valid(v) for v in value]
+        value = value.item() if isinstance(value, np.generic) else value
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return valid(content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, the content as `plain`."""
+    files.write(path, (json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_config(workdir: Path, experiment: str, config: ConfigDict) -> None:
+    """Write `config.json`; with the first checkpoint or result, so that a run that failed before leaves no claim."""
+    write_json(workdir / CONFIG, {EXPERIMENT: experiment, **config.to_dict()})
+
+
+def complete(summary: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
+    """The findings with the environment and the config: what `summary.json` holds."""
+    return plain({**summary, **runtime.environment(), "config": config.to_dict()})
+
+
+def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
+    """Write `summary.json`, a run's last file: its presence says that all are there."""
+    write_json(workdir / SUMMARY, summary)
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config of a run and, under `EXPERIMENT`, the experiment's name.
+
+    Raises:
+      InputError: there is none, it is damaged, or it names no experiment.
+    """
+    config = _read_json(workdir / CONFIG)
+    if EXPERIMENT not in config:
+        raise _unreadable(workdir / CONFIG, "it names no experiment: an earlier version of jtrans wrote it")
+    return config
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    return _read_json(workdir / SUMMARY)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise _unreadable(path, "it holds no JSON object")
+    return content
+
+
+def write_table(path: Path, table: pandas.DataFrame) -> None:
+    """Write a CSV file with a header line; floats in full precision, NaN as `nan`."""
+    files.write(path, table.to_csv(index=False, na_rep="nan", lineterminator="\n").encode())
+
+
+def read_table(path: Path) -> pandas.DataFrame:
+    """What `write_table` wrote; each column is of whole numbers, else of floats, else of text.
+
+    Raises:
+      InputError: the file is missing or damaged, or has no rows.
+    """
+    try:
+        table = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if table.empty or table.index.dtype == object:
+        raise _unreadable(path, "it has no rows" if table.empty else "its rows differ in length")
+    return table.apply(_typed)
+
+
+def _typed(column: pandas.Series) -> pandas.Series:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError, OverflowError):
+            return column.astype(kind)
+    return column
+
+
+def write_figure(workdir: Path, stem: str, figure: Figure) -> None:
+    """Write `STEM.png` and `STEM.svg`."""
+    for suffix in ("png", "svg"):
+        files.write(workdir / f"{stem}.{suffix}", drawn(figure, suffix))
+
+
+def drawn(figure: Figure, suffix: str) -> bytes:
+    """The content of a figure's file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, dpi=150)
+    return buffer.getvalue()
+
+
+def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
+    """Write `networks/`: for each architecture, in order, the variables of all its networks, as an Orbax checkpoint.
+
+    All processes of a job call it together, since Orbax waits for each; the first writes.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    path = workdir / NETWORKS
+    if others := sorted({entry.name for entry in path.iterdir()} - ORBAX) if path.is_dir() else []:
+        raise files.cannot_write(path, OSError(f"it holds {others[0]}, which is not a part of saved networks"))
+    try:
+        # From NumPy: arrays of JAX could only be restored to the same devices.
+        host = {str(i): variables for i, variables in enumerate(jax.device_get(networks))}
+        ocp.save(path.resolve(), host, overwrite=True)
+    except Exception as error:  # whatever a full disk makes of it
+        raise files.cannot_write(path, error) from error
+
+
+def read_networks(workdir: Path) -> list[Variables]:
+    """What `write_networks` wrote.
+
+    Raises:
+      InputError: it is missing, or damaged.
+    """
+    try:
+        networks = ocp.load((workdir / NETWORKS).resolve())
+        return [networks[name] for name in sorted(networks)]
+    except Exception as error:  # whatever Orbax makes of it
+        raise _unreadable(workdir / NETWORKS, error) from error
+
+
+def _unreadable(path: Path, reason: object) -> InputError:
+    """The error for a file of a run that is missing or damaged."""
+    what = f"{path} cannot be read ({one_line(reason)[:200]})"
+    return InputError(f"{what}; name the folder of a finished run, or run it again in a new folder")

@@ -1,0 +1,94 @@
+"""From a config to a data set, models and a population: the one place that reads those fields."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jtrans import data, models, training
+from jtrans.data import Dataset, Split
+from jtrans.errors import InputError
+from jtrans.models import Model
+from jtrans.population import engine
+from jtrans.population.engine import Keys, Population
+
+
+def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Dataset, Split]:
+    """The data set, and the test images that are measured.
+
+    Raises:
+      InputError: it cannot be read, or has too few images for what the config asks, or for a batch.
+    """
+    dataset = images(config, key)
+    test = data.balanced(dataset.test, config.num_examples, "num_examples")
+    count = len(dataset.train.labels)
+    if batch_size > count:
+        raise InputError(f"batch_size: got {batch_size}; the training images are {count}, so at most that")
+    return dataset, test
+
+
+def images(config: ConfigDict, key: jax.Array, section: str = "data", classes: Sequence[str] = ()) -> Dataset:
+    """The data set of a section of the config; of the classes given, else of the section's.
+
+    Raises:
+      InputError: it cannot be read, or has too few images.
+    """
+    fields = config[section]
+    dataset = data.load(
+        fields.name,
+        key,
+        directory=fields.dir,
+        classes=classes or fields.classes,
+        image_size=fields.image_size,
+        shuffle_labels=fields.shuffle_labels,
+    )
+    if fields.num_train:
+        train = data.balanced(dataset.train, fields.num_train, f"{section}.num_train")
+        dataset = dataset._replace(train=train)
+    count, classes_count = len(dataset.train.labels), len(dataset.class_names)
+    where = f"test images from {dataset.origin}"
+    print(f"{section}, {fields.name}: {count} training images of {classes_count} classes; {where}", flush=True)
+    return dataset
+
+
+def identity(dataset: Dataset) -> dict[str, Any]:
+    """What tells a data set from others, for the summary: its classes, the images' shape and their SHA-256."""
+    shape = dataset.test.images.shape[1:]
+    return {"class_names": dataset.class_names, "image_shape": shape, "data_sha256": data.digest(dataset)}
+
+
+def model(config: ConfigDict, name: str, dataset: Dataset, section: str = "data") -> Model:
+    """The architecture of that name for the images of a section, as the config has it."""
+    train = dataset.train.images
+    return models.build(
+        name,
+        train.shape[1:],
+        len(dataset.class_names),
+        widths=config.widths[name],
+        initializer=config.initializer,
+        pixel_range=config[section].pixel_range,
+        mean_image=train.mean(0) / 255 if config[section].subtract_mean else None,
+    )
+
+
+def optimizer(config: ConfigDict) -> Any:
+    """The optimizer of a config with the fields `TRAINING`."""
+    return training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
+
+
+def population(config: ConfigDict, dataset: Dataset, test: Split, keys: Keys, **options: Any) -> Population:
+    """The networks of a config with the fields `NETWORKS` and, unless `options` bring their own, `TRAINING`.
+
+    Args:
+      test: the test images measured.
+      options: fields of `engine.build` in the place of the config's.
+    """
+    if "models" not in options:
+        options["models"] = [model(config, name, dataset) for name in config.models]
+    if "optimizer" not in options:
+        options["optimizer"] = optimizer(config)
+    given = {"num_networks": config.num_networks, "group_size": config.group_size} | options
+    if "batch_size" not in given:
+        given["batch_size"] = config.batch_size
+    return engine.build(keys=keys, train=dataset.train, test=test, batch_statistics=config.batch_statistics, **given)

@@ -1,0 +1,290 @@
+"""A population: many networks trained side by side, and every pair of them measured after every step.
+
+M networks of one architecture give M (M - 1) / 2 pairs; M networks of each of two architectures give the M x M pairs
+across. `devices` says how they lie on the devices; the functions here are of one network, or of one device's share.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jtrans import training
+from jtrans.data import Split
+from jtrans.models import Model
+from jtrans.population import devices, observe
+from jtrans.population.devices import Group, Placement
+from jtrans.population.observe import Measurement
+from jtrans.training import Network, Objective
+
+
+class Keys(NamedTuple):
+    """One PRNG key for each purpose, so that one can be replaced while the others stay."""
+
+    data: jax.Array
+    init: jax.Array
+    order: jax.Array
+    dropout: jax.Array
+    attack: jax.Array
+    augment: jax.Array
+
+
+class Population(NamedTuple):
+    """M networks of each of one or two architectures, what they train on, and how they are measured.
+
+    Attributes:
+      models: one architecture, or two for the pairs across.
+      optimizer: of every network.
+      placements: of each architecture, where its networks lie; all on the same devices.
+      keys: all but `data` are used.
+      train, test: uint8 images `[N, H, W, C]` and labels `[N]`; the test images are those measured.
+      batch_size: images in a training batch.
+      pair: `[P, 2]`, the networks compared.
+      objective: what training lowers.
+      augment: `(key, images) -> images` of a training batch, as `training.crop_and_flip`; None for nothing.
+      batch_statistics: as in `observe.observe`; all test images are then measured at once.
+      epsilon: of FGSM from network to network, in units of pixels in [0, 1]; 0: no attack.
+      keep_examples: whether a measurement holds the angle of each image, not the mean alone.
+    """
+
+    models: Sequence[Model]
+    optimizer: optax.GradientTransformation
+    placements: Sequence[Placement]
+    keys: Keys
+    train: Split
+    test: Split
+    batch_size: int
+    pair: np.ndarray
+    objective: Objective = training.cross_entropy
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    batch_statistics: bool = False
+    epsilon: float = 0.0
+    keep_examples: bool = False
+
+    @property
+    def num_networks(self) -> int:
+        """M, of each architecture."""
+        return self.placements[0].num_networks
+
+    @property
+    def devices(self) -> Sequence[jax.Device]:
+        """The devices of all processes that the networks lie on."""
+        return self.placements[0].devices
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch; the images that do not fill a last batch wait for the next epoch."""
+        return len(self.train.labels) // self.batch_size
+
+    @property
+    def block(self) -> int:
+        """Test images measured at once."""
+        return observe.block_size(self.test.images, self.num_networks * len(self.models), self.batch_statistics)
+
+
+def keys(seed: int) -> Keys:
+    """The keys of a run."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def network_keys(key: jax.Array, num_models: int, num_networks: int) -> list[jax.Array]:
+    """For each architecture the keys `[M]` of its networks; a network's key does not depend on how many there are."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return [fold(jax.random.fold_in(key, model), jnp.arange(num_networks)) for model in range(num_models)]
+
+
+def build(
+    *,
+    models: Sequence[Model],
+    optimizer: optax.GradientTransformation,
+    keys: Keys,
+    train: Split,
+    test: Split,
+    num_networks: int,
+    batch_size: int,
+    group_size: int = 0,
+    on: Sequence[jax.Device] | None = None,
+    pair: np.ndarray | None = None,
+    batch_statistics: bool = False,
+    **options: Any,
+) -> Population:
+    """A population whose networks are placed on the devices, as many at once as their memory allows.
+
+    Args:
+      num_networks: M, of each architecture.
+      group_size: networks on a device at once; 0: as many as fit.
+      on: the devices; all when None.
+      pair: the networks compared; those of `observe.pairs` when None.
+      options: further fields of `Population`.
+    """
+    block = observe.block_size(test.images, num_networks * len(models), batch_statistics)
+    count, shape = max(batch_size, block), test.images.shape[1:]
+    placements = [place(model, shape, count, num_networks, size=group_size, on=on) for model in models]
+    pair = observe.pairs(len(models), num_networks)[0] if pair is None else pair
+    fixed = tuple(models), optimizer, tuple(placements), keys, train, test, batch_size, pair
+    return Population(*fixed, batch_statistics=batch_statistics, **options)
+
+
+def place(
+    model: Model,
+    image_shape: Sequence[int],
+    num_images: int,
+    num_networks: int,
+    *,
+    size: int = 0,
+    on: Sequence[jax.Device] | None = None,
+) -> Placement:
+    """The networks of one architecture over the devices, as many at once as their memory allows.
+
+    Args:
+      num_images: images in a batch, or in a measured block, whichever are more.
+      size: networks on a device at once; 0: as many as fit.
+      on: the devices; all when None.
+    """
+    key = jax.random.key(0)
+    variables = jax.eval_shape(model.init, key)
+    forward = jax.make_jaxpr(model.train)(variables, jax.ShapeDtypeStruct((num_images, *image_shape), jnp.float32), key)
+    # What every operation puts out, half of which is fused away; parameters, their gradient, and Adam's two averages.
+    outputs = devices.num_bytes([out.aval for equation in forward.eqns for out in equation.outvars])
+    state = 3 * devices.num_bytes(variables)
+    return devices.place(num_networks, outputs // 2 + state * 4 // 3, state, size=size, devices=on)
+
+
+def initialize(population: Population) -> list[list[Group]]:
+    """The networks of each architecture before training, in groups."""
+    groups = []
+    all_keys = network_keys(population.keys.init, len(population.models), population.num_networks)
+    for model, model_keys, placement in zip(population.models, all_keys, population.placements, strict=True):
+        start = jax.vmap(partial(training.initialize, model, population.optimizer))
+        program = devices.program(start, placement.devices)
+        made = map(program, devices.split(model_keys, placement))
+        groups.append([jax.device_get(group) if placement.rest_on_host else group for group in made])
+    return groups
+
+
+def shapes(population: Population) -> list[Network]:
+    """The networks of each architecture, `[M, ...]`, as the shapes of their arrays."""
+    keys = jax.random.split(jax.random.key(0), population.num_networks)
+    start = lambda model: jax.vmap(partial(training.initialize, model, population.optimizer))
+    return [jax.eval_shape(start(model), keys) for model in population.models]
+
+
+def split(population: Population, networks: Sequence[Network]) -> list[list[Group]]:
+    """Networks of each architecture, `[M, ...]`, in groups."""
+    return list(map(devices.split, networks, population.placements))
+
+
+def merge(population: Population, networks: Sequence[Sequence[Group]]) -> list[Network]:
+    """What `split` took apart, on the host, in every process."""
+    return list(map(devices.merge, networks, population.placements))
+
+
+def trajectory(
+    population: Population,
+    networks: Sequence[Sequence[Group]],
+    num_steps: int,
+    *,
+    measure_every: int = 1,
+    first_step: int = 0,
+) -> Iterator[tuple[int, list[list[Group]], Measurement | None]]:
+    """Train all networks, and measure them before training, after every `measure_every` steps, and after the last.
+
+    Every network goes through the training images in its own order, a new one each epoch.
+
+    Args:
+      networks: of each architecture its groups, as `initialize` makes them. The first step overwrites them.
+      first_step: the steps that the networks have behind them; above 0 nothing is measured before the next.
+
+    Yields:
+      `(step, networks, measurement)` for each step; the measurement is None where none is due. The networks may be
+      used until the next step is asked for.
+    """
+    train, test, pair = devices.copies(
+        (population.train, population.test, np.int32(population.pair)), population.devices
+    )
+    measure = observe.measurer(population, test, pair)
+    steppers = [_stepper(population, model) for model in population.models]
+    draw = _drawer(population)
+    trained: list[list[Group]] = [list(groups) for groups in networks]
+    draws = None
+    if first_step == 0:
+        yield 0, trained, measure(trained)
+    for step in range(first_step + 1, num_steps + 1):
+        epoch, batch = divmod(step - 1, population.steps_per_epoch)
+        if batch == 0 or draws is None:
+            draws = draw(epoch)
+        at = step, batch * population.batch_size
+        for groups, own_draws, take_step, placement in zip(
+            trained, draws, steppers, population.placements, strict=True
+        ):
+            for i, of_group in enumerate(own_draws):
+                group = take_step(groups[i], of_group, at, train)
+                groups[i] = jax.device_get(group) if placement.rest_on_host else group
+        due = step % measure_every == 0 or step == num_steps
+        yield step, trained, measure(trained) if due else None
+
+
+class Draws(NamedTuple):
+    """What is random in a network's training: the order `[N]` of its images in an epoch, and keys."""
+
+    order: jax.Array
+    dropout: jax.Array
+    augment: jax.Array
+
+
+def _drawer(population: Population) -> Callable[[int], list[list[Draws]]]:
+    """The draws of an epoch, for each architecture and group."""
+
+    def by_group(key: jax.Array) -> list[list[Group]]:
+        all_keys = network_keys(key, len(population.models), population.num_networks)
+        return list(map(devices.split, all_keys, population.placements))
+
+    shuffled = jax.vmap(partial(training.epoch_order, num_examples=len(population.train.labels)), (0, None))
+    shuffle = devices.program(shuffled, population.devices, in_axes=(0, None))
+    # For each architecture and group its keys, one for each purpose.
+    keys = map(by_group, (population.keys.order, population.keys.dropout, population.keys.augment))
+    keys_of_groups = [list(zip(*of_model, strict=True)) for of_model in zip(*keys, strict=True)]
+    return lambda epoch: [[Draws(shuffle(order, epoch), *rest) for order, *rest in groups] for groups in keys_of_groups]
+
+
+def _stepper(population: Population, model: Model) -> Callable[..., Group]:
+    """The compiled step of a group: `(group, draws, (step, position), train) -> group`."""
+    each = jax.vmap(partial(_one_step, population, model), (0, 0, None, None))
+    return devices.program(each, population.devices, in_axes=(0, 0, None, 0), donate=(0,))
+
+
+def _one_step(
+    population: Population,
+    model: Model,
+    network: Network,
+    draws: Draws,
+    at: tuple[jax.Array, jax.Array],
+    train: Split,
+) -> Network:
+    """One network after its next batch; `at` is the step's number and where in `draws.order` the batch starts."""
+    step, position = at
+    batch = jax.lax.dynamic_slice(draws.order, (position,), (population.batch_size,))
+    dropout_key, augment_key = (jax.random.fold_in(key, step) for key in (draws.dropout, draws.augment))
+    images, labels = train.images[batch], train.labels[batch]
+    images = images if population.augment is None else population.augment(augment_key, images)
+    return training.train_step(model, population.optimizer, network, images, labels, dropout_key, population.objective)
+
+
+def batch_overlap(population: Population) -> float:
+    """The share of a network's first batch that is also in the first batch of the other, averaged over pairs."""
+    num_models, count = len(population.models), population.num_networks
+    num_images = len(population.train.labels)
+    first = jax.jit(lambda key: training.epoch_order(key, 0, num_images)[: population.batch_size])
+    uses = np.zeros((num_models, num_images))  # how many networks' first batches an image is in
+    for row, model_keys in zip(uses, network_keys(population.keys.order, num_models, count), strict=True):
+        for network_key in model_keys:
+            row[np.asarray(first(network_key))] += 1
+    if num_models == 1:
+        common, num_pairs = (uses * (uses - 1)).sum() / 2, count * (count - 1) / 2
+    else:
+        common, num_pairs = uses.prod(0).sum(), count**2
+    return float(common / num_pairs / population.batch_size)

@@ -1,0 +1,391 @@
+"""What is measured of networks and of pairs after a step: `NETWORK_MEASURES` and `PAIR_MEASURES`.
+
+A new quantity is one entry in one of them. The trajectory, its npz and CSV files, its checkpoints and the summary loop
+over the entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jtrans import attacks, directions, training
+from jtrans.data import Split
+from jtrans.models import Model, Variables
+from jtrans.population import devices
+from jtrans.population.devices import Group, Placement
+from jtrans.training import Network
+
+if TYPE_CHECKING:  # the engine imports this module
+    from jtrans.population.engine import Population
+
+# Directions along which a network of the first architecture is attacked.
+ATTACKS = ("another network's", "its own", "random signs")
+
+# Test images are measured so many at once at most, and fewer where the directions of all networks would take more.
+BLOCK = 200
+DIRECTIONS_BYTES = 2**29
+MOST_PAIRS = 2**17  # of more pairs, a sample of so many is compared: all of 512 networks are fewer
+
+
+class Seen(NamedTuple):
+    """What one network does at n test images of D values.
+
+    Attributes:
+      unit: `[n, D]`, its adversarial directions at unit length; NaN where it has none.
+      logits: `[n, K]`.
+      labels: `[n]`.
+    """
+
+    unit: jax.Array
+    logits: jax.Array
+    labels: jax.Array
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """The mean over images of `[M, N]`, in float64: `[M]`."""
+    return np.mean(values, axis=1, dtype=np.float64)
+
+
+class NetworkMeasure(NamedTuple):
+    """A quantity of a network.
+
+    Attributes:
+      of_images: `Seen -> [n]` or `[n, ...]`, of each image of a block; on the device.
+      over_images: `[M, N, ...] -> [M]`, from all N test images, float32; on the host.
+    """
+
+    of_images: Callable[[Seen], jax.Array]
+    over_images: Callable[[np.ndarray], np.ndarray] = mean
+
+
+class PairMeasure(NamedTuple):
+    """A quantity of a pair of networks, the mean over images of what it is at each.
+
+    Attributes:
+      of_images: cosines `[P, n]` between the directions of two networks to `[P, n]`; NaN is left out of the mean.
+    """
+
+    of_images: Callable[[jax.Array], jax.Array]
+
+
+def loss(seen: Seen) -> jax.Array:
+    """The negative log-likelihood in nats; NaN where the logits are not finite."""
+    of_images = optax.softmax_cross_entropy_with_integer_labels(seen.logits, seen.labels)
+    return jnp.where(jnp.isnan(attacks.right(seen.logits, seen.labels)), jnp.nan, of_images)
+
+
+def correct(seen: Seen) -> jax.Array:
+    """1 where the label is predicted, else 0; NaN where the loss is not finite: such a network is lost."""
+    return jnp.where(jnp.isfinite(loss(seen)), attacks.right(seen.logits, seen.labels), jnp.nan)
+
+
+def without_direction(seen: Seen) -> jax.Array:
+    """1 where the input gradient is zero or not finite, else 0."""
+    return jnp.isnan(seen.unit[:, 0]).astype(jnp.float32)
+
+
+def folded(cosine: jax.Array) -> jax.Array:
+    """The folded angles in degrees, from cosines that rounding may have taken beyond 1."""
+    return jnp.rad2deg(jnp.arccos(jnp.minimum(jnp.abs(cosine), 1.0)))
+
+
+def count(values: np.ndarray) -> np.ndarray:
+    """The number of images `[M]` at which `[M, N]` is 1."""
+    return (values == 1).sum(axis=1)
+
+
+NETWORK_MEASURES: dict[str, NetworkMeasure] = {
+    "accuracy": NetworkMeasure(correct),
+    "loss": NetworkMeasure(loss),
+    "undirected": NetworkMeasure(without_direction, count),
+}
+PAIR_MEASURES: dict[str, PairMeasure] = {"angle": PairMeasure(folded)}
+
+
+class Observation(NamedTuple):
+    """M networks of one architecture on n test images of D values.
+
+    Attributes:
+      unit: `[M, n, D]` adversarial directions; NaN where a network has none.
+      values: by the name of each network measure `[M, n, ...]`.
+    """
+
+    unit: jax.Array
+    values: dict[str, jax.Array]
+
+
+class Measurement(NamedTuple):
+    """All networks and pairs after one step.
+
+    Attributes:
+      networks: by name `[M]` of all architectures; and where there was an attack `success [M, 3, 3]` of the networks of
+        the first: for each of `ATTACKS` and `attacks.DENOMINATORS` the share of images that are wrong under attack, NaN
+        where there is no such image.
+      pairs: by name `[P]`, NaN where no image has a value; and where each image's angle is kept `angle_examples
+        [P, N]`, NaN where either network has no direction there.
+    """
+
+    networks: dict[str, np.ndarray]
+    pairs: dict[str, np.ndarray]
+
+
+def pairs(num_models: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which networks are compared: `pair [P, 2]`, and the architecture of each network, `model [M]`.
+
+    All pairs of one architecture, or all across two; of more than `MOST_PAIRS` a sample, the same at each call.
+
+    Raises:
+      ValueError: other than one or two architectures.
+    """
+    if num_models == 1:
+        pair = np.stack(np.triu_indices(num_networks, 1), axis=1)
+    elif num_models == 2:
+        first, second = np.indices((num_networks, num_networks)).reshape(2, -1)
+        pair = np.stack([first, num_networks + second], axis=1)
+    else:
+        raise ValueError(f"num_models: got {num_models}; it takes 1 or 2")
+    return sample(pair, MOST_PAIRS), np.repeat(np.arange(num_models), num_networks)
+
+
+def sample(pair: np.ndarray, most: int) -> np.ndarray:
+    """The rows of `pair [P, 2]`, or where there are more than `most` of them a sample of so many, in their order."""
+    if len(pair) <= most:
+        return pair
+    return pair[np.sort(np.random.default_rng(0).choice(len(pair), most, replace=False))]
+
+
+def attackers(num_models: int, num_networks: int) -> np.ndarray:
+    """`[M, 2]`: each network of the first architecture, and the one whose attack it faces.
+
+    That is the next network of the last architecture, round a ring, so that M attacks stand for all pairs.
+    """
+    target = np.arange(num_networks)
+    return np.stack([target, (num_models - 1) * num_networks + (target + 1) % num_networks], axis=1)
+
+
+def block_size(images: np.ndarray, num_networks: int, batch_statistics: bool = False) -> int:
+    """How many test images are measured at once: blocks of one size, the last of which may overlap the one before.
+
+    Args:
+      images: all test images `[N, H, W, C]`.
+      num_networks: of all architectures, whose directions on a block are held together on every device.
+      batch_statistics: the statistics are those of all test images, which are therefore measured at once.
+    """
+    num_examples = len(images)
+    if batch_statistics:
+        return num_examples
+    most = max(1, min(BLOCK, DIRECTIONS_BYTES // (4 * images[0].size * num_networks)))
+    return -(-num_examples // -(-num_examples // most))
+
+
+def observe(
+    model: Model,
+    networks: Network,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    measures: Mapping[str, NetworkMeasure] = NETWORK_MEASURES,
+    batch_statistics: bool = False,
+) -> Observation:
+    """What networks `[M, ...]` do on test images (uint8 `[n, H, W, C]`, labels `[n]`).
+
+    Args:
+      measures: what is taken of each image.
+      batch_statistics: BatchNorm uses the statistics of these images, held constant, instead of its running ones.
+    """
+
+    def one(variables: Variables, images: jax.Array) -> Observation:
+        x = training.pixels(images)
+        f = partial(model.apply, model.calibrate(variables, x) if batch_statistics else variables)
+        unit = directions.normalize(directions.loss_gradient(f, x, labels))
+        seen = Seen(unit, f(x), labels)
+        return Observation(unit, {name: measure.of_images(seen) for name, measure in measures.items()})
+
+    # A copy of the images for each network: shared ones would turn the first layer into one wide product, whose
+    # operands and result have to be transposed, which takes longer than the product.
+    count = len(jax.tree.leaves(networks)[0])
+    return jax.vmap(one)(networks.variables, jnp.broadcast_to(images, (count, *images.shape)))
+
+
+def measurer(
+    population: Population, test: Split, pair: jax.Array
+) -> Callable[[Sequence[Sequence[Group]]], Measurement]:
+    """What measures all networks and pairs, block by block of the test images.
+
+    Args:
+      test, pair: the population's, on the devices (`devices.copies`).
+    """
+    on, block, num_examples = population.devices, population.block, len(population.test.labels)
+    looks = [devices.program(partial(_look, population, m), on, in_axes=(0, 0, None)) for m in population.models]
+    compare = devices.program(partial(_compare, population), on, in_axes=(0, 0, None), out_axes=None)
+    attack = devices.program(partial(_attack, population), on, in_axes=(0, 0, 0, None), out_axes=None)
+
+    def measure(networks: Sequence[Sequence[Group]]) -> Measurement:
+        blocks = []
+        for start in range(0, num_examples, block):
+            at = min(start, num_examples - block)
+            seen = [[look(g, test, at) for g in groups] for look, groups in zip(looks, networks, strict=True)]
+            compared = compare(seen, pair, start - at)
+            attacked = attack(networks[0], seen, test, at) if population.epsilon else None
+            blocks.append(_fresh(*jax.device_get((compared, attacked)), start - at))
+        return _over_blocks(population, blocks)
+
+    return measure
+
+
+class Block(NamedTuple):
+    """What a block of n images gives.
+
+    Attributes:
+      sums: for each pair measure the sum over its images in two parts, and how many have a value: `[P]` each.
+      networks: by name `[M, n, ...]`.
+      angle_examples: `[P, n]`, where kept.
+      attacked: `[M, 3, n]`, whether the label is predicted under each attack, where there is one.
+    """
+
+    sums: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    networks: dict[str, np.ndarray]
+    angle_examples: np.ndarray | None
+    attacked: np.ndarray | None
+
+
+def _block(split: Split, start: jax.Array, size: int) -> Split:
+    return Split(*(jax.lax.dynamic_slice_in_dim(array, start, size) for array in split))
+
+
+def _look(population: Population, model: Model, group: Network, test: Split, start: jax.Array) -> Observation:
+    block = _block(test, start, population.block)
+    return observe(model, group, *block, batch_statistics=population.batch_statistics)
+
+
+def _compare(
+    population: Population, seen: Sequence[Sequence[Observation]], pair: jax.Array, skipped: jax.Array
+) -> Block:
+    """A block's sums over pairs and every network's values, on every device; within a program of `devices`.
+
+    Args:
+      seen: for each architecture, this device's share of each group.
+      pair: `[P, 2]`, the networks compared.
+      skipped: how many of the block's images were counted in the block before.
+    """
+    cosine, values = compare(seen, population.placements, pair)
+    counted = jnp.arange(population.block) >= skipped
+    of_pairs = {name: measure.of_images(cosine) for name, measure in PAIR_MEASURES.items()}
+    sums = {name: _sums(of_images, counted) for name, of_images in of_pairs.items()}
+    return Block(sums, values, of_pairs["angle"] if population.keep_examples else None, None)
+
+
+def _sums(values: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The sums of values `[P, n]` over the counted images that have one, in two parts, and their number."""
+    valid = ~jnp.isnan(values) & counted[None]
+    # Whole numbers add up exactly in float32, and what is left is too small to lose more than 1e-6 of a degree.
+    whole = jnp.round(values)
+    return *(jnp.where(valid, part, 0).sum(1) for part in (whole, values - whole)), valid.sum(1)
+
+
+def compare(
+    seen: Sequence[Sequence[Observation]], placements: Sequence[Placement], pair: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Every pair's cosines, and every network's values, on every device; within a program of `devices`.
+
+    Args:
+      seen: for each architecture, this device's share of each group.
+      pair: `[P, 2]`, the networks compared.
+
+    Returns:
+      Cosines `[P, n]`, and by name `[M, n, ...]` of all architectures' networks.
+    """
+    (last,) = devices.gather([([group.unit for group in seen[-1]], placements[-1])])
+    # Each device compares its own networks with all of the last architecture's.
+    # float32 cosines are good to 1e-3 degrees above 1 degree, which is enough here; metrics.angles is good everywhere.
+    rows = [jnp.einsum("and,bnd->abn", group.unit, last, precision="highest") for group in seen[0]]
+    names = list(seen[0][0].values)
+    own = [
+        ([group.values[name].astype(jnp.float32) for group in groups], placement)
+        for name in names
+        for groups, placement in zip(seen, placements, strict=True)
+    ]
+    cosine, *gathered = devices.gather([(rows, placements[0]), *own])
+    by_name = {name: jnp.concatenate(gathered[i * len(seen) : (i + 1) * len(seen)]) for i, name in enumerate(names)}
+    first, second = pair.T
+    return cosine[first, second % len(last)], by_name
+
+
+def _attack(
+    population: Population,
+    groups: Sequence[Network],
+    seen: Sequence[Sequence[Observation]],
+    test: Split,
+    start: jax.Array,
+) -> jax.Array:
+    """Whether each network of the first architecture predicts the label under FGSM (Goodfellow et al. 2015).
+
+    On every device; within a program of `devices`. The attacks are one step along the signs of the directions `seen`.
+    With batch statistics, these stay those of the clean images.
+
+    Returns:
+      `[M, 3, n]`, for each of `ATTACKS` what `attacks.right` gives.
+    """
+    model, placement = population.models[0], population.placements[0]
+    images, labels = _block(test, start, population.block)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(population.keys.attack, start + jnp.arange(population.block))
+    x = training.pixels(images)
+    (last,) = devices.gather([([group.unit for group in seen[-1]], population.placements[-1])])
+    # A network without a direction at an image leaves it as it is.
+    step = lambda direction: population.epsilon * jnp.nan_to_num(jnp.sign(direction.reshape(x.shape)))
+    noise = directions.random(keys, x)
+
+    def one(variables: Variables, own: jax.Array, other: jax.Array) -> jax.Array:
+        variables = model.calibrate(variables, x) if population.batch_statistics else variables
+        attacked = [jnp.clip(x + step(direction), 0, 1) for direction in (other, own, noise)]
+        return jnp.stack([attacks.right(model.apply(variables, images), labels) for images in attacked])
+
+    right = []
+    for networks, own, targets in zip(groups, seen[0], devices.slots(placement), strict=True):
+        right.append(jax.vmap(one)(networks.variables, own.unit, last[(targets + 1) % len(last)]))
+    (whole,) = devices.gather([(right, placement)])
+    return whole
+
+
+def _fresh(block: Block, attacked: np.ndarray | None, skipped: int) -> Block:
+    """The block without the images that were counted in the block before."""
+    networks = {name: values[:, skipped:] for name, values in block.networks.items()}
+    last_axis = lambda values: None if values is None else values[..., skipped:]
+    return Block(block.sums, networks, last_axis(block.angle_examples), last_axis(attacked))
+
+
+def _over_blocks(population: Population, blocks: Sequence[Block]) -> Measurement:
+    """The measurement, from all blocks."""
+    together = lambda parts, axis: np.concatenate(list(parts), axis=axis)
+    values = {name: together((b.networks[name] for b in blocks), 1) for name in blocks[0].networks}
+    networks = {name: measure.over_images(values[name]) for name, measure in NETWORK_MEASURES.items()}
+    of_pairs = {}
+    for name in PAIR_MEASURES:
+        whole, rest, number = zip(*(block.sums[name] for block in blocks), strict=True)
+        total = sum(np.float64(w) + r for w, r in zip(whole, rest, strict=True))
+        with np.errstate(invalid="ignore"):  # 0 / 0, where no image has a value, is the NaN that is meant
+            of_pairs[name] = total / sum(number)
+    if population.keep_examples:
+        of_pairs["angle_examples"] = together((b.angle_examples for b in blocks), -1)
+    if population.epsilon:
+        attacked = together((b.attacked for b in blocks), -1)
+        networks["success"] = success(attacked, values["accuracy"], len(population.models))
+    return Measurement(networks, of_pairs)
+
+
+def success(attacked: np.ndarray, correct: np.ndarray, num_models: int) -> np.ndarray:
+    """The success rates `[M, 3, 3]` of `Measurement`.
+
+    Args:
+      attacked: `[M, 3, N]`, whether the label is still predicted under each attack, as `attacks.right` gives it.
+      correct: `[M, N]` of all architectures, whether it is without.
+    """
+    target, source = attackers(num_models, len(attacked)).T
+    return attacks.success(attacked, correct[target, None], correct[source, None]).rate

@@ -1,0 +1,168 @@
+"""A whole run: what was measured of every network and pair, step by step; its means, intervals and verdict.
+
+A trajectory is a mapping from names to arrays, as `trajectory.npz` holds it, for T measured steps, P pairs, M networks
+and N test images:
+
+- `step [T]`, 0 before training; `pair [P, 2]`, the networks compared; `model [M]`, the architecture of each network, 0
+  or 1; `num_examples`, N;
+- each of `observe.NETWORK_MEASURES [M, T]`: `accuracy` (share of images; NaN where the loss is not finite), `loss`
+  (nats), `undirected` (the number of images without a direction, which are in no mean);
+- each of `observe.PAIR_MEASURES [P, T]`: `angle`, the mean over images of the folded angle, in degrees;
+- where the networks were attacked `success [M, T, 3, 3]` of the first architecture's, as in `observe.Measurement`;
+  where it was kept `angle_examples [P, T, N]`, the angle of each image.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jtrans import stats
+from jtrans.attacks import DENOMINATORS
+from jtrans.population import observe
+from jtrans.population.engine import Population
+from jtrans.population.observe import ATTACKS, NETWORK_MEASURES, PAIR_MEASURES, Measurement
+from jtrans.stats import Interval
+
+Trajectory = dict[str, np.ndarray]
+
+FALL = 15.0  # degrees below the random mean that count as early transferability
+QUANTILE = 0.01  # of random directions, below which a mean angle is called below random
+# Success rates by FGSM, and whose direction it goes along.
+SUCCESS = dict(zip(("success_transferred", "success_own", "success_random"), ATTACKS, strict=True))
+
+
+def collect(population: Population, steps: Sequence[int], measurements: Sequence[Measurement]) -> Trajectory:
+    """The measurements of a population at the given steps as one trajectory."""
+    first = measurements[0]
+    stack = lambda part, name: np.stack([getattr(m, part)[name] for m in measurements], axis=1)
+    _, model = observe.pairs(len(population.models), population.num_networks)
+    fixed = {"step": np.array(steps), "pair": population.pair, "model": model}
+    fixed["num_examples"] = np.array(len(population.test.labels))
+    of_parts = {part: {name: stack(part, name) for name in getattr(first, part)} for part in Measurement._fields}
+    return fixed | of_parts["networks"] | of_parts["pairs"]
+
+
+def measurements(trajectory: Mapping[str, np.ndarray]) -> list[Measurement]:
+    """What `collect` put together."""
+    networks = [name for name in (*NETWORK_MEASURES, "success") if name in trajectory]
+    pairs = [name for name in (*PAIR_MEASURES, "angle_examples") if name in trajectory]
+    at = lambda names, t: {name: trajectory[name][:, t] for name in names}
+    return [Measurement(at(networks, t), at(pairs, t)) for t in range(len(trajectory["step"]))]
+
+
+def select(trajectory: Mapping[str, np.ndarray], networks: np.ndarray) -> Trajectory:
+    """The trajectory of some of its networks of one architecture, given by their numbers, and of the pairs among them.
+
+    Success rates, which are of a ring of networks, are left out.
+    """
+    number = np.full(len(trajectory["model"]), -1)
+    number[networks] = np.arange(len(networks))
+    pair = number[trajectory["pair"]]
+    among = (pair >= 0).all(axis=1)
+    rows = {
+        **dict.fromkeys(("model", *NETWORK_MEASURES), networks),
+        **dict.fromkeys((*PAIR_MEASURES, "angle_examples"), among),
+    }
+    selected = {name: values[rows[name]] if name in rows else values for name, values in trajectory.items()}
+    return {name: values for name, values in selected.items() if name != "success"} | {"pair": pair[among]}
+
+
+def curves(trajectory: Mapping[str, np.ndarray]) -> dict[str, Interval]:
+    """Means and 95 % intervals at each measured step.
+
+    Returns:
+      Every pair measure (over pairs, by a jackknife over networks), every network measure (over networks; one that is
+      not finite is left out) and, where networks were attacked, a share for each of `SUCCESS`: of the images that the
+      attacked network classifies rightly, those that the attack makes it get wrong.
+    """
+    pair, model = trajectory["pair"], trajectory["model"]
+    over = {n: stats.pair_mean_ci(trajectory[n], pair, model) for n in PAIR_MEASURES if n in trajectory}
+    finite = lambda values: np.where(np.isfinite(values), values, np.nan)
+    over |= {n: stats.mean_ci(finite(trajectory[n])) for n in NETWORK_MEASURES if n in trajectory}
+    if "success" in trajectory:
+        num_models = model.max() + 1
+        ring = observe.attackers(num_models, len(model) // num_models)
+        of_target = trajectory["success"][..., DENOMINATORS.index("those the target gets right")]
+        for attack, name in enumerate(SUCCESS):
+            over[name] = stats.pair_mean_ci(of_target[..., attack], ring, model)
+    return over
+
+
+def random(dimension: int) -> dict[str, Any]:
+    """The exact law of the angle between random directions, ready for JSON: its mean and its low quantile, degrees."""
+    law = stats.random_angle(dimension)
+    quantile = {"quantile": QUANTILE, "quantile_angle": float(law.quantile(QUANTILE))}
+    return {"dimension": dimension, "mean_angle": law.mean(), **quantile}
+
+
+def summarize(
+    trajectory: Mapping[str, np.ndarray], over: Mapping[str, Interval], dimension: int, num_classes: int
+) -> dict[str, Any]:
+    """The run's findings, ready for JSON.
+
+    A moment is `{step}` and each of `over` as `{mean, low, high}`.
+
+    Args:
+      trajectory: the run.
+      over: its `curves`.
+      dimension: the number of input values, for the law of random angles.
+      num_classes: K, for the accuracy of chance.
+
+    Returns:
+      `random` (the law's mean and 1 % quantile, degrees), `chance` (1 / K), the moments `before_training`, `last`,
+      `lowest`, `lowest_at_chance` (among the steps before the mean accuracy first leaves chance) and
+      `first_below_random` (the first below the quantile; None if there is none), `early_transferability` (whether
+      `lowest_at_chance` is `FALL` degrees or more below the random mean; None where no angle was measured at chance),
+      and the counts of what was left out: `undirected` directions (of `directions`) and `non_finite`: the networks
+      whose loss stopped being finite, with the step where that was seen.
+    """
+    law, angle = random(dimension), over["angle"].mean
+    below = np.flatnonzero(angle < law["quantile_angle"])
+
+    def moment(index: int) -> dict[str, Any]:
+        at = {name: stats.plain(Interval(*(bound[index] for bound in interval))) for name, interval in over.items()}
+        return {"step": int(trajectory["step"][index]), **at}
+
+    lowest_at_chance = _lowest(angle[: steps_at_chance(over["accuracy"].mean, 1 / num_classes)])
+    lowest_angle = angle[lowest_at_chance]
+    return {
+        "random": law,
+        "chance": 1 / num_classes,
+        "before_training": moment(0),
+        "first_below_random": moment(below[0]) if len(below) else None,
+        "lowest_at_chance": moment(lowest_at_chance),
+        "lowest": moment(_lowest(angle)),
+        "last": moment(-1),
+        "early_transferability": None if np.isnan(lowest_angle) else bool(lowest_angle <= law["mean_angle"] - FALL),
+        "directions": int(trajectory["accuracy"].size * trajectory["num_examples"]),
+        "undirected": int(trajectory["undirected"].sum()),
+        "non_finite": [
+            {"network": int(network), "step": int(trajectory["step"][np.argmin(finite)])}
+            for network, finite in enumerate(np.isfinite(trajectory["loss"]))
+            if not finite.all()
+        ],
+    }
+
+
+def at_chance(chance: float) -> float:
+    """How near to chance, 1 / K, a mean accuracy is "at chance": 0.05, and for more than ten classes half of chance."""
+    return min(0.05, chance / 2)
+
+
+def steps_at_chance(accuracy: np.ndarray, chance: float) -> int:
+    """How many of the measured steps there are before the mean accuracy first leaves chance.
+
+    Args:
+      accuracy: `[..., T]`, means at each step; it has left where any of them has, or is NaN, since no network is left.
+        That before training is of random weights, which is no learning, wherever it stands.
+      chance: 1 / K.
+    """
+    off = ~(np.abs(accuracy[..., 1:] - chance) <= at_chance(chance))
+    left = np.flatnonzero(off.reshape(-1, off.shape[-1]).any(0))
+    return left[0] + 1 if len(left) else accuracy.shape[-1]
+
+
+def _lowest(angle: np.ndarray) -> int:
+    """The index of the lowest angle that there is; 0 where there is none."""
+    return 0 if np.isnan(angle).all() else int(np.nanargmin(angle))

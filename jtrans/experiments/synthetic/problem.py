@@ -257,7 +257,7 @@ def _network(
     """The network, or networks, of that name; an array may have another shape of the same size."""
     parts = Network(*(arrays[f"{name}_{part}"] for part in Network._fields))
     width = parts.W1.shape[-2] if parts.W1.ndim > 1 else 0
-    shapes = Network((width, input_size), (width,), (output_size, width), (output_size,))
+    shapes: tuple[tuple[int, ...], ...] = ((width, input_size), (width,), (output_size, width), (output_size,))
     for part, array, shape in zip(Network._fields, parts, shapes, strict=True):
         if array.size != math.prod(lead + shape):
             raise InputError(f"{name}_{part} has shape {array.shape}; it takes {lead + shape}")

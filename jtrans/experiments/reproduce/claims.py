@@ -1,33 +1,40 @@
 """The claims of BenShmuel (2022), each held to measured intervals by one rule, from the folders that runs leave."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas
 
-from jtrans import findings, results, stats
+from jtrans import stats
+from jtrans.harness import experiment, folder, tables
+from jtrans.harness.experiment import Results
 from jtrans.models import WIDTHS
+from jtrans.population import trajectory
+from jtrans.population.trajectory import FALL, Trajectory
 from jtrans.stats import Interval
 
-RULE = (
-    "Each row names a range for the measured figure. The claim *holds* where the whole 95 % interval lies in it, "
-    "it *does not hold* where the whole interval lies outside, and else it stays *open*."
-)
 CLAIMS = {
-    1: "Before training the directions of two networks are as far apart as random ones; a few steps on they are much "
-    "nearer, while the accuracy is still at chance.",
-    2: "So it is for fully-connected, convolutional and residual networks, for two of one architecture and of two.",
-    3: "So it is on photographs, and where nothing can be learned: on noise, or with labels without meaning.",
-    4: "Adam and RMSprop show it; SGD, with momentum or without, only at much larger learning rates.",
-    5: "After one step of SGD, the vectors by which the first layer's units moved are alike, in and between networks.",
-    6: "After a step so large that the initial weights hardly count, adversarial directions are like those vectors.",
+    1: "Before training the directions of two networks are as far apart as random ones; after a few steps they are "
+    "much nearer, while the accuracy is still at chance.",
+    2: "This holds for fully-connected, convolutional and residual networks, and for pairs of one and of two "
+    "architectures.",
+    3: "It holds on photographs, and where nothing can be learned: on noise, or with shuffled labels.",
+    4: "Adam and RMSprop show it; SGD, with momentum or without, shows it only at much larger learning rates.",
+    5: "After one step of SGD, the update vectors of the first layer's units are alike, within a network and between "
+    "networks.",
+    6: "After a step so large that the initial weights hardly count, adversarial directions are like the update "
+    "vectors.",
     7: "In the long run the learning rate alone decides the angle, at about the same accuracy.",
-    8: "The effect is strongest between networks with like hyperparameters.",
+    8: "The effect is strongest between networks with the same hyperparameters.",
 }
-LATE = 0.2  # of a long run, the last share that its long-term angle is averaged over
+RUNS = {1: ("case-1", "case-3"), 2: ("case-2", "case-[45678]", "conv-b"), 3: ("vgg11", "data/*")}  # of early's claims
+ADAPTIVE = ("adam", "rmsprop")
+USUAL_RATE = 1e-3
+LATE = 0.2  # the last share of a long run, over which its long-term angle is averaged
 
 
 class Row(NamedTuple):
@@ -36,9 +43,10 @@ class Row(NamedTuple):
     Attributes:
       claim: its number.
       statement: in words what must lie between `low` and `high`.
-      measured: with its interval, in `unit`; `note` says more, as the step.
-      run: the folder.
+      measured: with its 95 % interval, in `unit`.
       networks: how many, and of what architecture.
+      run: the folder, relative to that of all runs.
+      note: what else there is to know, as the step.
     """
 
     claim: int
@@ -53,7 +61,7 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """By `RULE`."""
+        """Whether the whole interval lies in the range ("holds") or outside ("does not hold"); else "open"."""
         _, low, high = self.measured
         if math.isnan(low) or math.isnan(high):
             return "no interval"
@@ -62,230 +70,139 @@ class Row(NamedTuple):
         return "does not hold" if high < self.low or low > self.high else "open"
 
 
-def rows(root: Path) -> list[Row]:
-    """Every claim that the finished runs in the folder measure, in the order of the claims."""
-    found = [*_early(root), *_optimizers(root), *_updates(root), *_long_term(root)]
-    return sorted(found, key=lambda row: row.claim)
+def table(root: Path) -> pandas.DataFrame:
+    """Every claim that the finished runs below a folder measure, in the order of the claims.
+
+    Returns:
+      `claim`, `statement`, `measured` with its interval, `unit`, `range_low`, `range_high`, `verdict`, `networks`,
+      `run` and `note`.
+    """
+    rows = sorted([*_early(root), *_optimizers(root), *_updates(root), *_long_term(root)], key=lambda row: row.claim)
+    columns = {name: [getattr(row, name) for row in rows] for name in ("claim", "statement")}
+    columns |= tables.interval_columns({"measured": Interval(*np.transpose([row.measured for row in rows]))})
+    columns |= {"unit": [row.unit for row in rows]}
+    columns |= {f"range_{bound}": [getattr(row, bound) for row in rows] for bound in ("low", "high")}
+    return pandas.DataFrame(
+        columns | {name: [getattr(row, name) for row in rows] for name in ("verdict", "networks", "run", "note")}
+    )
 
 
-def _interval(moment: Mapping[str, Any]) -> Interval:
-    return Interval(*(math.nan if moment[key] is None else moment[key] for key in Interval._fields))
+def counted(verdicts: Iterable[str]) -> str:
+    """How often there is each verdict, in words."""
+    return ", ".join(f"{verdict}: {count}" for verdict, count in Counter(verdicts).items())
 
 
-def _folders(root: Path, *patterns: str) -> list[Path]:
-    return [path.parent for pattern in patterns for path in sorted(root.glob(f"{pattern}/{results.SUMMARY}"))]
-
-
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A finished run's config and summary."""
-    return tuple(json.loads((folder / name).read_text()) for name in (results.CONFIG, results.SUMMARY))
+def finished(root: Path, *patterns: str) -> dict[str, Results]:
+    """The results of the finished runs whose folders match, by the folders' names relative to `root`."""
+    folders = [path.parent for pattern in patterns for path in sorted(root.glob(f"{pattern}/{folder.SUMMARY}"))]
+    return {path.relative_to(root).as_posix(): experiment.read(path) for path in folders}
 
 
 def networks(config: Mapping[str, Any]) -> str:
-    """The number and architecture of a run's networks; what is smaller than in the paper is named as reduced."""
+    """The number and architecture of a run's networks; those smaller than in the paper are marked as reduced."""
     names = [name + " (reduced)" * (list(config["widths"][name]) != list(WIDTHS[name])) for name in config["models"]]
     few = f", {config['data']['num_train']} training images" if config["data"]["num_train"] else ""
     return " and ".join(f"{config['num_networks']} {name}" for name in names) + few
 
 
+def _interval(values: Mapping[str, Any], names: Iterable[str] = Interval._fields) -> Interval:
+    """The interval of a summary or of a table's row; None, as JSON holds it, is NaN."""
+    return Interval(*np.array([values[name] for name in names], float))
+
+
+def _angle(row: Mapping[str, Any]) -> Interval:
+    return _interval(row, ("angle", "angle_low", "angle_high"))
+
+
 def _early(root: Path) -> Iterator[Row]:
     """Claims 1 to 3: random before training, and a fall while at chance."""
-    claims = {
-        1: ("case-1", "case-3"),
-        2: ("case-2", "case-[45678]", "conv-b"),
-        3: ("vgg11", "data/*"),
-    }
-    for claim, patterns in claims.items():
-        for folder in _folders(root, *patterns):
-            config, summary = read(folder)
-            random = summary["random"]["mean_angle"]
-            name, who = folder.relative_to(root).as_posix(), networks(config)
+    for claim, patterns in RUNS.items():
+        for name, (config, summary, *_) in finished(root, *patterns).items():
+            random, of_networks = summary["random"]["mean_angle"], networks(config)
             if claim == 1:
                 start = _interval(summary["before_training"]["angle"])
                 said = f"before training the angle is within 1 degree of that of random directions, {random:.2f}"
-                yield Row(1, said, start, "degrees", random - 1, random + 1, who, name)
+                yield Row(1, said, start, "degrees", random - 1, random + 1, of_networks, name)
             lowest = summary["lowest_at_chance"]
-            accuracy = stats.interval_text(lowest["accuracy"], 3)
-            said = f"the angle falls {findings.FALL:.0f} degrees or more below random while the accuracy is at chance"
-            what = _data(config)
-            yield Row(
-                claim,
-                f"{said}: {what}" if claim == 3 else said,
-                _interval(lowest["angle"]),
-                "degrees",
-                0,
-                random - findings.FALL,
-                who,
-                name,
-                f"step {lowest['step']}, accuracy {accuracy}",
-            )
+            said = f"the angle falls {FALL:.0f} degrees or more below random while the accuracy is at chance"
+            said += f": {_data(config['data'])}" * (claim == 3)
+            note = f"step {lowest['step']}, accuracy {stats.interval_text(lowest['accuracy'], 3)}"
+            angle = _interval(lowest["angle"])
+            yield Row(claim, said, angle, "degrees", 0, random - FALL, of_networks, name, note)
 
 
-def _data(config: Mapping[str, Any]) -> str:
-    data = config["data"]
-    kind = {"folder": f"photographs of {data['image_size']} pixels"}.get(data["name"], data["name"])
-    return kind + ", shuffled labels" * data["shuffle_labels"]
+def _data(section: Mapping[str, Any]) -> str:
+    photographs = f"photographs of {section['image_size']} pixels"
+    return (photographs if section["name"] == "folder" else section["name"]) + (
+        ", shuffled labels" * section["shuffle_labels"]
+    )
 
 
 def _optimizers(root: Path) -> Iterator[Row]:
     """Claim 4, which optimizers show the effect at which learning rate; claim 8, networks of unlike learning rates."""
-    for folder in _folders(root, "optimizers"):
-        config, summary = read(folder)
-        table = results.read_table(folder / results.CONTROL_TABLE)
-        bound, who = summary["random"]["mean_angle"] - findings.FALL, networks(config)
-        usual, large = 1e-3, max(config["learning_rates"])
-        for optimizer in config["optimizers"]:
-            adaptive = optimizer in ("adam", "rmsprop")
-            for rate in (usual,) if adaptive else (usual, large):
-                shows = adaptive or rate == large
-                (i,) = np.flatnonzero((table["optimizer"] == optimizer) & np.isclose(table["learning_rate"], rate))
-                measured = Interval(*(table[f"angle_{key}"][i] for key in Interval._fields))
+    for name, (config, summary, frames, *_) in finished(root, "optimizers").items():
+        bound, of_networks = summary["random"]["mean_angle"] - FALL, networks(config)
+        largest = max(config["learning_rates"])
+        for row in frames["control"].to_dict("records"):
+            optimizer, rate = row["optimizer"], row["learning_rate"]
+            shows = optimizer in ADAPTIVE or rate == largest
+            if math.isclose(rate, USUAL_RATE) or (rate == largest and optimizer not in ADAPTIVE):
                 said = f"{optimizer} at learning rate {rate:g} {'shows' if shows else 'does not show'} the fall"
                 low, high = (0, bound) if shows else (bound, 90)
-                size = f"first update {table['first_update'][i]:.2g} of the weights"
-                yield Row(4, said, measured, "degrees", low, high, who, folder.name, size)
+                size = f"first update {row['first_update']:.2g} of the weights"
+                yield Row(4, said, _angle(row), "degrees", low, high, of_networks, name, size)
         for row in summary["unlike"]:
-            if row["optimizer"] in ("adam", "rmsprop"):
+            if row["optimizer"] in ADAPTIVE:
                 rates = row["learning_rates"]
                 said = (
                     f"{row['optimizer']}: the angle between networks of two learning rates exceeds that within either "
                     f"({len(rates)} rates from {min(rates):g} to {max(rates):g})"
                 )
-                yield Row(8, said, _interval(row), "degrees", 0, 90, who, folder.name)
+                yield Row(8, said, _interval(row), "degrees", 0, 90, of_networks, name)
 
 
 def _updates(root: Path) -> Iterator[Row]:
-    """Claim 5, update vectors are alike; claim 6, and like adversarial directions after a large step."""
-    for folder in _folders(root, "updates"):
-        config, summary = read(folder)
-        bound, who = summary["random"]["mean_angle"] - findings.FALL, networks(config)
+    """Claim 5, update vectors are alike; claim 6, after a large step adversarial directions are like them."""
+    for name, (config, summary, *_) in finished(root, "updates").items():
+        bound, of_networks = summary["random"]["mean_angle"] - FALL, networks(config)
+        below = f"{FALL:.0f} degrees or more below random"
         for row in summary["table"]:
-            name, _, adversarial = row["what"].partition(", to ")
-            below = f"{findings.FALL:.0f} degrees or more below random"
-            if adversarial:
-                said = f"{name}: after a large step, adversarial directions are to the update vectors {below}"
+            kind, *architectures = row["what"].split(".")
+            of = " and ".join(architectures)
+            if kind == "adversarial":
+                said = f"{of}: after a large step, adversarial directions are to the update vectors {below}"
             else:
-                said = f"update vectors {name} are {below}"
-            yield Row(6 if adversarial else 5, said, _interval(row), "degrees", 0, bound, who, folder.name)
+                said = f"update vectors {kind} {of} are {below}"
+            yield Row(6 if kind == "adversarial" else 5, said, _angle(row), "degrees", 0, bound, of_networks, name)
 
 
 def _long_term(root: Path) -> Iterator[Row]:
     """Claim 7: two learning rates, the same accuracy, other angles."""
-    folders = _folders(root, "long-term/*")
-    if len(folders) == 2:
-        runs = [results.read(folder) for folder in folders]
-        rates = [config["optimizer"]["learning_rate"] for config, *_ in runs]
-        (_, slow), (_, fast) = sorted(zip(rates, (trajectory for _, trajectory, _ in runs), strict=True))
-        late = slow.step >= slow.step[-1] * (1 - LATE)
-        between = f"learning rates {min(rates):g} and {max(rates):g}"
-        note = f"mean over the last {LATE:.0%} of {slow.step[-1] / runs[0][2]['steps_per_epoch']:.0f} epochs"
-        count = len(slow.model)
-
-        def difference(name: str) -> Interval:
-            def estimate(kept: np.ndarray) -> np.ndarray:
-                values = []
-                for trajectory, own in ((slow, kept[:count]), (fast, kept[count:])):
-                    keep = own[trajectory.pair].all(1) if name == "angle" else own
-                    values.append(np.nanmean(getattr(trajectory, name)[keep][:, late]))
-                return np.abs(values[0] - values[1])
-
-            return stats.jackknife_ci(estimate, np.repeat([0, 1], [count, len(fast.model)]))
-
-        who, folder = f"{networks(runs[0][0])}, of each rate", "long-term"
-        apart = difference("angle")
-        yield Row(
-            7, f"the angles at {between} differ by 10 degrees or more", apart, "degrees", 10, 90, who, folder, note
+    runs = sorted(finished(root, "long-term/*").values(), key=lambda run: run.config["optimizer"]["learning_rate"])
+    if len(runs) == 2:
+        low, high = (run.config["optimizer"]["learning_rate"] for run in runs)
+        slow, fast = (run.arrays["trajectory"] for run in runs)
+        rates = f"at learning rates {low:g} and {high:g}"
+        epochs = slow["step"][-1] / runs[0].summary["steps_per_epoch"]
+        told = (
+            f"{networks(runs[0].config)}, of each rate",
+            "long-term",
+            f"mean over the last {LATE:.0%} of {epochs:.0f} epochs",
         )
-        apart = difference("accuracy")
-        yield Row(7, f"the accuracies at {between} differ by 0.05 or less", apart, "", -0.05, 0.05, who, folder, note)
+        angle, accuracy = late_difference(slow, fast, "angle"), late_difference(slow, fast, "accuracy")
+        yield Row(7, f"the angles {rates} differ by 10 degrees or more", angle, "degrees", 10, 90, *told)
+        yield Row(7, f"the accuracies {rates} differ by 0.05 or less", accuracy, "", -0.05, 0.05, *told)
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    cells = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def late_difference(slow: Trajectory, fast: Trajectory, name: str) -> Interval:
+    """By how much a measure of two long runs differs in their last part: the size of it, by a jackknife over networks.
 
-
-def _text(interval: Interval, unit: str) -> str:
-    return stats.interval_text(interval._asdict(), 1 if unit == "degrees" else 3) + f" {unit}".rstrip()
-
-
-def overview(rows: Sequence[Row]) -> str:
-    """The claims as a list, each with its verdicts counted."""
-    lines = []
-    for number, text in CLAIMS.items():
-        verdicts = [row.verdict for row in rows if row.claim == number]
-        counted = ", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts))
-        lines.append(f"{number}. {text} *Rows: {len(verdicts)} ({counted or 'not run'}).*")
-    return "\n".join(lines)
-
-
-def claims_table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown; a run's name is a link to the heading of that name."""
-    header = ("claim", "what is claimed", "range", "measured [95 % interval]", "verdict", "networks", "command")
-    digits = lambda row: 1 if row.unit == "degrees" else 2
-    lines = [
-        (
-            str(row.claim),
-            row.statement,
-            f"{row.low:.{digits(row)}f} to {row.high:.{digits(row)}f}",
-            _text(row.measured, row.unit) + (f" ({row.note})" if row.note else ""),
-            f"**{row.verdict}**",
-            row.networks,
-            f"[{row.run}](#{row.run.split('/')[0]})",
-        )
-        for row in rows
-    ]
-    return table(header, lines)
-
-
-def attacks_table(root: Path) -> str:
-    """What the angle means for attacks: FGSM from network to network, where the angle is lowest, and at the end."""
-    header = ("run", "moment", "angle, degrees", "accuracy", *(f"FGSM along {a}" for a in findings.SUCCESS.values()))
-    lines = []
-    for folder in _folders(root, "case-*", "conv-b", "vgg11", "data/*", "long-term/*"):
-        _, summary = read(folder)
-        for moment, said in (("lowest_at_chance", "lowest angle at chance"), ("last", "last step")):
-            at = summary[moment]
-            rates = [stats.interval_text(at[name], 2) for name in findings.SUCCESS]
-            angle, accuracy = stats.interval_text(at["angle"], 1), stats.interval_text(at["accuracy"], 2)
-            name = folder.relative_to(root).as_posix()
-            lines.append((name, f"{said}, step {at['step']}", angle, accuracy, *rates))
-    return table(header, lines)
-
-
-def decomposition_table(root: Path) -> str:
-    """Each decomposition at the measured step of its lowest angle at chance, and at its last."""
-    shown = [
-        (findings.NOTHING, 0),
-        ("random directions", 10),
-        ("the mean image", 1),
-        ("training images", 1),
-        ("training images", 10),
-        ("other networks' gradients", 10),
-        ("other networks' updates", 1),
-        ("other networks' updates", 10),
-    ]
-    header = ["run", "step", "accuracy", "whole", *(f"off {name}, {rank}" for name, rank in shown[1:])]
-    header += ["attack along whole", "along what is left off 10 updates", "along what they hold"]
-    lines = []
-    for folder in _folders(root, "decompose-*"):
-        columns = results.read_table(folder / results.DECOMPOSE_TABLE)
-        chance = results.read_summary(folder)["chance"]
-        whole = columns["subspace"] == findings.NOTHING
-        angle, accuracy = columns["angle_mean"][whole], columns["accuracy_mean"][whole]
-        lowest = int(np.nanargmin(angle[: findings.steps_at_chance(accuracy, chance)]))
-        for step in sorted({columns["step"][whole][lowest], columns["step"].max()}):
-
-            def at(kind: tuple[str, int], value: str, digits: int, step: float = step, columns=columns) -> str:
-                of = (columns["step"] == step) & (columns["subspace"] == kind[0]) & (columns["rank"] == kind[1])
-                if not of.any():
-                    return "-"
-                bounds = {bound: columns[f"{value}_{bound}"][of].item() for bound in Interval._fields}
-                return stats.interval_text(bounds, digits)
-
-            taken = ("other networks' updates", 10)
-            attacks = [at((findings.NOTHING, 0), "off", 2), at(taken, "off", 2), at(taken, "inside", 2)]
-            angles = [at(kind, "angle", 1) for kind in shown]
-            lines.append([folder.name, f"{step:.0f}", at((findings.NOTHING, 0), "accuracy", 3), *angles, *attacks])
-    return table(header, lines)
+    Args:
+      slow, fast: of the same steps.
+      name: of a measure of networks or of pairs.
+    """
+    late = slow["step"] >= slow["step"][-1] * (1 - LATE)
+    counts = len(slow["model"]), len(fast["model"])
+    mean = lambda run, kept: np.nanmean(trajectory.select(run, np.flatnonzero(kept))[name][:, late])
+    estimate = lambda kept: np.abs(mean(slow, kept[: counts[0]]) - mean(fast, kept[counts[0] :]))
+    return stats.jackknife_ci(estimate, np.repeat([0, 1], counts))

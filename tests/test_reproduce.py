@@ -8,12 +8,15 @@ import numpy as np
 import pandas
 import pytest
 import scipy.stats
+from ml_collections import ConfigDict
 
-from jtrans import files
+import jtrans
 from jtrans.experiments import reproduce
 from jtrans.experiments.reproduce import claims, page, runs
 from jtrans.experiments.reproduce.runs import Run
 from jtrans.harness import cli, experiment, fields, folder
+from jtrans.harness.experiment import Experiment, Results
+from jtrans.harness.fields import Field
 from jtrans.models import WIDTHS
 from jtrans.stats import Interval
 
@@ -141,15 +144,14 @@ def interval(mean, reach):
     }
 
 
-def leave(path, name, summary, tables=(), arrays=(), **config):
-    """A finished run's folder, as `harness.experiment` leaves it."""
-    path.mkdir(parents=True, exist_ok=True)
-    folder.write_json(path / "config.json", {"experiment": name, **CONFIG, **config})
-    for stem, table in dict(tables).items():
-        folder.write_table(path / f"{stem}.csv", table)
-    for stem, of_stem in dict(arrays).items():
-        files.write_npz(path / f"{stem}.npz", of_stem)
-    folder.write_json(path / "summary.json", {"seconds": 30.0, **RANDOM, **summary})
+def leave(path, name, summary, frames=(), arrays=(), **config):
+    """A finished run's folder."""
+    config = ConfigDict(CONFIG | config)
+    results = Results({}, {**RANDOM, **summary}, dict(frames), dict(arrays))
+    accepted = {field: Field(None, lambda value: True, "") for field in fields.flat(config)}
+    made = Experiment(name, accepted, lambda config, workdir: results, lambda results: "", lambda results: {})
+    experiment.run(made, config, path)
+    folder.write_json(path / "summary.json", {**folder.read_summary(path), "seconds": 30.0})
 
 
 def early(path, before, lowest, **config):
@@ -259,13 +261,11 @@ def test_the_long_term_difference_agrees_with_every_network_left_out_in_turn():
 
 
 def test_the_page_holds_what_the_runs_left(measured):
-    environment = {"devices": ["cpu cpu"], "versions": {"jax": "0.12"}}
-    summary = experiment.read(measured / "case-1").summary
-    folder.write_json(measured / "case-1" / "summary.json", {**summary, **environment})
     leave(measured / "data", "sweep", {})  # the seconds of its runs are theirs
     listed = [Run("case-1", "early", "cases:1", "Case 1."), Run("data", "sweep", "cases:4", "Data.")]
     text = page.text(listed, claims.table(measured), measured)
-    assert "All runs took 1 minutes on cpu cpu" in text
+    assert "All runs took 1 minutes on cpu" in text
+    assert f"With jtrans {jtrans.__version__}, jax {jax.__version__}" in text
     assert "\n1. Before training" in text
     assert "*Rows: 2 (holds: 2).*" in text
     said = (

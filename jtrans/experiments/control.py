@@ -28,6 +28,7 @@ from jtrans.population.trajectory import FALL, Trajectory
 from jtrans.stats import Interval
 
 NAME = "control"
+PART = "{}-{}"  # the npz file of an optimizer and batch size
 
 FIELDS: Mapping[str, Field] = {
     **fields.NETWORKS,  # so many networks for each setting
@@ -39,8 +40,8 @@ FIELDS: Mapping[str, Field] = {
     "batch_sizes": fields.counts((128,)),
 }
 
-# By optimizer and batch size: the networks of all learning rates, those of each in a row, with the pairs across rates;
-# besides, `first_update [M]`, the length of each network's first update over that of its weights.
+# By optimizer and batch size the trajectory of all learning rates' networks, those of each rate in a row, with pairs
+# across rates; and with `first_update [M]`, the length of each network's first update over that of its weights.
 Parts = Mapping[tuple[str, int], Trajectory]
 
 
@@ -51,7 +52,7 @@ def check(config: ConfigDict) -> None:
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
-    """Train and measure every setting, except in the parts that an earlier run finished."""
+    """Train and measure every setting, except the parts that an earlier run finished."""
     keys = engine.keys(config.seed)
     dataset, test = setup.load(config, keys.data, max(config.batch_sizes))
     identity = setup.identity(dataset)
@@ -62,7 +63,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     for optimizer, batch_size in itertools.product(config.optimizers, config.batch_sizes):
         of_part = {"optimizer": training.adjustable(optimizer), "batch_size": batch_size, **options}
         population = setup.population(config, dataset, test, keys, **of_part)
-        path = workdir / f"{stem(optimizer, batch_size)}.npz"
+        path = workdir / f"{PART.format(optimizer, batch_size)}.npz"
         parts[optimizer, batch_size] = part(path, population, config, identity["data_sha256"])
     random, chance = trajectory.random(test.images[0].size), 1 / len(dataset.class_names)
     table = settings_table(parts, config.learning_rates, random["dimension"], len(dataset.class_names))
@@ -74,12 +75,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         "unlike": unlike_rates(parts, table, config.learning_rates, chance),
         **identity,
     }
-    return Results(config, summary, {NAME: table}, {stem(*setting): run for setting, run in parts.items()})
-
-
-def stem(optimizer: str, batch_size: int) -> str:
-    """The name of a part's npz file."""
-    return f"{optimizer}-{batch_size}"
+    return Results(config, summary, {NAME: table}, {PART.format(*setting): run for setting, run in parts.items()})
 
 
 def compared(num_rates: int, num_networks: int) -> np.ndarray:
@@ -206,14 +202,14 @@ def excess(run: Trajectory, num_settings: int, chance: float) -> Interval:
     accuracy = stats.mean_ci(run["accuracy"].reshape(num_settings, -1, len(run["step"])), axis=1).mean
     angle = stats.mean_ci(run["angle"][:, 1 : trajectory.steps_at_chance(accuracy, chance)], axis=1).mean
     pair = run["pair"]
-    return stats.jackknife_ci(lambda kept: _excess(angle, setting[pair], kept[pair].all(axis=1)), setting)
+    return stats.jackknife_ci(lambda included: _excess(angle, setting[pair], included[pair].all(axis=1)), setting)
 
 
-def _excess(angle: np.ndarray, setting: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The estimate of `excess` from the pairs that are `kept [P]`: their angles `[P]` and both settings `[P, 2]`."""
-    num_settings, keep = setting.max() + 1, kept & ~np.isnan(angle)
+def _excess(angle: np.ndarray, setting: np.ndarray, included: np.ndarray) -> np.ndarray:
+    """The estimate of `excess` from the pairs `included [P]`: their angles `[P]` and both settings `[P, 2]`."""
+    num_settings, valid = setting.max() + 1, included & ~np.isnan(angle)
     first, second = np.sort(setting, axis=1).T
-    add = lambda values: np.bincount((first * num_settings + second)[keep], values[keep], num_settings**2)
+    add = lambda values: np.bincount((first * num_settings + second)[valid], values[valid], num_settings**2)
     with np.errstate(invalid="ignore"):  # 0 / 0, where no pair is left, is the NaN that is meant
         mean = (add(angle) / add(np.ones_like(angle))).reshape(num_settings, num_settings)
     a, b = np.triu_indices(num_settings, 1)

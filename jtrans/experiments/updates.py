@@ -84,13 +84,11 @@ def disjoint(key: jax.Array, train: Split, batch_size: int, count: int) -> list[
     Raises:
       InputError: there are too few images for them.
     """
-    num_images = len(train.labels)
-    if batch_size * count > num_images:
-        what = (
-            f"{count} networks with batches of their own take {batch_size * count} images, and there are {num_images}"
-        )
+    needed, num_images = batch_size * count, len(train.labels)
+    if needed > num_images:
+        what = f"{count} networks with batches of their own take {needed} images, and there are {num_images}"
         raise InputError(f"batch_size: got {batch_size}; {what}; take fewer networks or smaller batches")
-    order = np.asarray(jax.random.permutation(key, num_images))[: batch_size * count].reshape(count, batch_size)
+    order = np.asarray(jax.random.permutation(key, num_images))[:needed].reshape(count, batch_size)
     return [Split(train.images[batch], train.labels[batch]) for batch in order]
 
 

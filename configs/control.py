@@ -3,8 +3,8 @@
     python experiments/control.py --config=configs/control.py --config.data.dir=DIRECTORY
 
 DIRECTORY is a TFDS data directory that holds cifar10. FC deep at half its width, so that 960 networks, four for each of
-240 settings, take eight minutes on 2 cores. One file for each optimizer and batch size is kept, so that a run that was
-stopped goes on with the next.
+240 settings, take eight minutes on 2 cores. One file for each optimizer and batch size is kept, so that a stopped run
+resumes with the next.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
     make reproduce DATA=DIRECTORY IMAGES=FOLDER
 
 DATA is a TFDS data directory that holds cifar10; IMAGES a folder of photographs in two classes, each a folder of its
-own, for VGG11 (left out, so is VGG11). Seventy minutes on 2 cores; what is finished is kept, and what was stopped goes
-on.
+own, for VGG11 (left out, so is VGG11). Seventy minutes on 2 cores; finished runs are kept, and the same command resumes
+after a stop.
 """
 
 from ml_collections import ConfigDict
@@ -14,5 +14,5 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/reproduce.py`)."""
+    """The settings; the fields not named here have their defaults (`jtrans/experiments/reproduce/`)."""
     return defaults(reproduce.FIELDS)

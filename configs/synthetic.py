@@ -3,7 +3,8 @@
     python experiments/synthetic.py --config=configs/synthetic.py
 
 Ten problems, each with its own target and sources of three widths; a minute on 2 cores.
-Add `--config.problem=PATH.npz` to measure a given problem instead; `jtrans.synthetic.load` says what it holds.
+`--config.problem=PATH.npz` measures a given problem instead; `jtrans.experiments.synthetic.problem.load` lists its
+arrays.
 Expect tau1 and tau2 to fall and the transfer loss and the gradient matching distance to rise with the drift.
 """
 
@@ -14,5 +15,5 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings, all at their defaults (`jtrans/experiments/synthetic.py`)."""
+    """The settings, all at their defaults (`jtrans/experiments/synthetic/`)."""
     return defaults(synthetic.FIELDS)

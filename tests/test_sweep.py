@@ -1,10 +1,14 @@
 import csv
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
-import sweep
 from conftest import ROOT
 
-from jtrans import cli, early, results
+from jtrans.experiments import early, sweep
+from jtrans.harness import cli, experiment
 
 SMALL = [
     "--config.num_networks=2",
@@ -16,8 +20,11 @@ SMALL = [
 
 
 def run(workdir, *arguments):
-    flags = [f"--config={ROOT / 'configs' / 'digits.py'}", f"--workdir={workdir}", *SMALL, *arguments]
-    return cli.run(sweep.main, ["sweep.py", *flags], sweep.OPTIONS)
+    return cli.run(sweep.EXPERIMENT, ["sweep.py", "--config=digits", f"--workdir={workdir}", *SMALL, *arguments])
+
+
+def names(workdir):
+    return sorted(path.name for path in workdir.iterdir() if path.is_dir())
 
 
 def test_settings_in_shards_are_finished_once_and_come_together_in_a_table(tmp_path, capsys):
@@ -26,7 +33,8 @@ def test_settings_in_shards_are_finished_once_and_come_together_in_a_table(tmp_p
     said = capsys.readouterr().out
     assert "1 of 4 settings are finished" in said
     first = tmp_path / "optimizer.learning_rate=0.001,seed=1"
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [first.name]
+    assert names(tmp_path) == [first.name]
+    assert len(list(csv.DictReader((tmp_path / "sweep.csv").open()))) == 1
     before = (first / "trajectory.npz").stat().st_mtime_ns
 
     assert run(tmp_path, varied) == 0
@@ -46,8 +54,15 @@ def test_settings_in_shards_are_finished_once_and_come_together_in_a_table(tmp_p
         workdir = (
             tmp_path / f"optimizer.learning_rate={r['optimizer.learning_rate'].removesuffix('.0')},seed={r['seed']}"
         )
-        _, _, summary = results.read(workdir)
-        assert float(r["angle_mean"]) == summary["lowest_at_chance"]["angle"]["mean"]
+        lowest = experiment.read(workdir).summary["lowest_at_chance"]
+        for name in ("angle", "accuracy"):
+            assert float(r[name]) == lowest[name]["mean"]
+        assert int(r["step"]) == lowest["step"]
+    results = experiment.read(tmp_path)
+    assert sweep.tell(results) in said
+    (figure,) = sweep.draw(results).values()
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert "optimizer.learning_rate=0.001,seed=1 (1 pair)" in labels
 
     (first / "summary.json").write_text("{")
     capsys.readouterr()
@@ -57,22 +72,57 @@ def test_settings_in_shards_are_finished_once_and_come_together_in_a_table(tmp_p
 
 def test_architectures_can_vary(tmp_path):
     assert run(tmp_path, "--sweep=models=('mlp_shallow',),('mlp_deep','mlp_shallow')") == 0
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
-        "models=(mlp_deep, mlp_shallow)",
-        "models=(mlp_shallow,)",
-    ]
+    assert names(tmp_path) == ["models=(mlp_deep, mlp_shallow)", "models=(mlp_shallow,)"]
 
 
-def test_the_sweep_of_a_run_keeps_the_runs_own_figure(tmp_path):
-    """Both in one work directory, as by default; and values that differ in `/` alone have directories of their own."""
-    flags = [f"--config={ROOT / 'configs' / 'digits.py'}", f"--workdir={tmp_path}", *SMALL]
-    assert cli.run(early.run, ["early.py", *flags]) == 0
-    figure = (tmp_path / "figure.png").read_bytes()
+def test_values_that_differ_in_a_slash_alone_have_directories_of_their_own(tmp_path):
     assert run(tmp_path, "--sweep=data.dir='/x/a','/x_a'") == 0  # the digits need no directory
-    assert (tmp_path / "figure.png").read_bytes() == figure
-    folders = [path for path in tmp_path.iterdir() if path.name.startswith("data.dir=")]
-    assert sorted(results.read_config(folder)["data"]["dir"] for folder in folders) == ["/x/a", "/x_a"]
+    folders = [tmp_path / name for name in names(tmp_path)]
+    assert sorted(experiment.read(folder).config["data"]["dir"] for folder in folders) == ["/x/a", "/x_a"]
     assert [row["data.dir"] for row in csv.DictReader((tmp_path / "sweep.csv").open())] == ["/x/a", "/x_a"]
+
+
+def test_a_sweep_and_a_run_do_not_share_a_directory(tmp_path, capsys):
+    flags = ["--config=digits", f"--workdir={tmp_path / 'run'}", *SMALL]
+    assert cli.run(early.EXPERIMENT, ["early.py", *flags]) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    assert run(tmp_path / "run", "--sweep=seed=0") == 2
+    assert "holds a run of early, not of sweep" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+    assert run(tmp_path / "sweep", "--sweep=seed=0,1", "--shard=2/3") == 0  # a part without a setting
+    assert "0 of 2 settings are finished" in capsys.readouterr().out
+    left = {path.name for path in (tmp_path / "sweep").iterdir()}
+    assert left == {"config.json", "summary.json"}
+    assert cli.run(early.EXPERIMENT, ["early.py", "--config=digits", f"--workdir={tmp_path / 'sweep'}", *SMALL]) == 2
+    assert "holds a run of sweep, not of early" in capsys.readouterr().err
+
+
+def job(workdir, *arguments):
+    """A sweep as a job of two processes on this machine: their statuses, and what each said."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = [sys.executable, str(ROOT / "experiments" / "sweep.py"), "--config=digits", f"--workdir={workdir}", *SMALL]
+    line += [*arguments, f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    processes = [subprocess.Popen([*line, f"--process_id={i}"], env=environment, **options) for i in range(2)]
+    said = [process.communicate() for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def test_a_job_of_several_processes_reports_once_and_ends_as_one(tmp_path):
+    statuses, said = job(tmp_path, "--sweep=seed=0,1")
+    assert statuses == [0, 0], said
+    assert "2 of 2 settings are finished" in said[0][0]
+    assert all(line.startswith("[Gloo]") for line in said[1][0].splitlines())
+    assert [row["seed"] for row in csv.DictReader((tmp_path / "sweep.csv").open())] == ["0", "1"]
+    (tmp_path / "seed=1" / "summary.json").write_text("{")
+    statuses, said = job(tmp_path, "--sweep=seed=0,1", "--shard=0/2")
+    assert statuses == [2, 2], said
+    assert "summary.json cannot be read" in said[0][1]
+    assert "Traceback" not in said[0][1] + said[1][1]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +152,7 @@ def test_bad_sweeps_are_one_line_before_anything_runs(tmp_path, capsys, flags, m
 
 
 def test_the_help_names_its_flags(capsys):
-    assert cli.run(sweep.main, ["sweep.py", "--help"], sweep.OPTIONS, several=True) == 0
+    assert cli.run(sweep.EXPERIMENT, ["sweep.py", "--help"]) == 0
     said = capsys.readouterr().out
     assert "--sweep" in said
     assert "--coordinator" in said

@@ -1,16 +1,16 @@
 import csv
-import json
 
 import jax
 import numpy as np
 import pytest
-import synthetic as experiment
 from conftest import ROOT
 
-from jtrans import cli, plots, results, synthetic
 from jtrans.errors import InputError
+from jtrans.experiments import synthetic
+from jtrans.experiments.synthetic import problem
+from jtrans.experiments.synthetic.problem import Fit, Recipe
+from jtrans.harness import cli, experiment
 
-CONFIG = ROOT / "configs" / "synthetic.py"
 SMALL = [
     "--config.num_seeds=3",
     "--config.num_points=200",
@@ -24,7 +24,7 @@ SMALL = [
 
 
 def run(workdir, *arguments):
-    return cli.run(experiment.main, ["synthetic.py", f"--config={CONFIG}", f"--workdir={workdir}", *arguments])
+    return cli.run(synthetic.EXPERIMENT, ["synthetic.py", "--config=synthetic", f"--workdir={workdir}", *arguments])
 
 
 def sigmoid(z):
@@ -70,51 +70,63 @@ def float64_row(target, source, x, y, level=0):
     }
 
 
-OPTIONS = {"widths": (8, 12), "target_width": 12, "num_points": 300, "input_size": 6, "output_size": 3}
-OPTIONS |= {"num_clusters": 4, "num_steps": 300, "batch_size": 50, "learning_rate": 1e-2}
+RECIPE = Recipe(
+    scales=(0.0, 0.2, 0.6),
+    widths=(8, 12),
+    target_width=12,
+    num_points=300,
+    input_size=6,
+    output_size=3,
+    num_clusters=4,
+    fit=Fit(num_steps=300, batch_size=50, learning_rate=1e-2),
+)
 
 
-def small_problem(seed=0, **changes):
-    return synthetic.generate(seed, np.array([0.0, 0.2, 0.6]), **OPTIONS | changes)
+def small_problem(seed=0):
+    return problem.generate(seed, RECIPE)
 
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_every_column_agrees_with_float64(level):
-    problem = small_problem()
-    for width, sources in problem.sources.items():
-        for s in range(len(problem.scales)):
+    x, y, scales, target, of_width = small_problem()
+    for width, sources in of_width.items():
+        for s in range(len(scales)):
             source = jax.tree.map(lambda leaf, s=s: leaf[s], sources)
-            got = synthetic.measure(problem.target, source, problem.x, problem.y, level=level)
-            want = float64_row(problem.target, source, np.float64(problem.x), np.float64(problem.y), level)
+            got = problem.measure(target, source, x, y, level=level)
+            want = float64_row(target, source, np.float64(x), np.float64(y), level)
             assert got.keys() == want.keys()
             for name, value in want.items():
                 assert got[name] == pytest.approx(value, abs=2e-5), (width, s, name)
 
 
+def published_table(shared_data, width, level):
+    """The published problem, and the table of its sources of one width."""
+    published = problem.load(str(shared_data / "synthetic.npz"))
+    return published, synthetic.measured([(0, published._replace(sources={width: published.sources[width]}))], (level,))
+
+
 def test_the_published_problem_gives_the_published_numbers(shared_data):
-    problem = synthetic.load(str(shared_data / "synthetic.npz"))
-    got = experiment.table([(0, problem._replace(sources={100: problem.sources[100]}))], (0,))
+    _, table = published_table(shared_data, 100, 0)
     rows = list(csv.DictReader((shared_data.parent / "reference" / "synthetic_m100_level0.csv").open()))
-    assert tuple(rows[0]) == synthetic.COLUMNS
-    for name in synthetic.COLUMNS:
-        np.testing.assert_allclose(got[name], [float(row[name]) for row in rows], atol=1e-5, err_msg=name)
+    assert tuple(rows[0]) == problem.COLUMNS
+    for name in problem.COLUMNS:
+        np.testing.assert_allclose(table[name], [float(row[name]) for row in rows], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "level"), [(50, 0), (50, 1), (100, 1), (200, 0), (200, 1)])
 def test_the_published_problems_other_sources_agree_with_float64(shared_data, width, level):
-    problem = synthetic.load(str(shared_data / "synthetic.npz"))
-    got = experiment.table([(0, problem._replace(sources={width: problem.sources[width]}))], (level,))
+    published, table = published_table(shared_data, width, level)
     for s in (0, 3, 9):
-        source = jax.tree.map(lambda leaf, s=s: leaf[s], problem.sources[width])
-        want = float64_row(problem.target, source, np.float64(problem.x), np.float64(problem.y), level)
+        source = jax.tree.map(lambda leaf, s=s: leaf[s], published.sources[width])
+        want = float64_row(published.target, source, np.float64(published.x), np.float64(published.y), level)
         for name, value in want.items():
-            assert got[name][s] == pytest.approx(value, abs=5e-5), (s, name)
+            assert table[name][s] == pytest.approx(value, abs=5e-5), (s, name)
 
 
 def test_the_drift_adds_up_along_one_deviation():
-    network = synthetic.initialize(jax.random.key(0), 6, 5, 3)
-    drifted = synthetic.drift(jax.random.key(1), network, np.array([0.0, 0.1, 0.2, 0.3]))
+    network = problem.initialize(jax.random.key(0), 6, 5, 3)
+    drifted = problem.drift(jax.random.key(1), network, np.array([0.0, 0.1, 0.2, 0.3]))
     for start, moved in zip(network, drifted, strict=True):
         np.testing.assert_array_equal(moved[0], start)
         deviation = (np.float64(moved[3]) - start) / 0.6
@@ -123,18 +135,17 @@ def test_the_drift_adds_up_along_one_deviation():
 
 
 def test_the_target_is_fitted_and_is_the_source_that_drifts():
-    problem = small_problem(num_steps=5000)
-    error = np.asarray(synthetic.apply(problem.target, problem.x) - problem.y)
-    assert (error**2).sum(1).mean() < 0.1 * np.var(problem.y, axis=0).sum()
-    for drifting, target in zip(problem.sources[12], problem.target, strict=True):
-        np.testing.assert_array_equal(drifting[0], target)
+    x, y, _, target, sources = problem.generate(0, RECIPE._replace(fit=RECIPE.fit._replace(num_steps=5000)))
+    error = np.asarray(problem.apply(target, x) - y)
+    assert (error**2).sum(1).mean() < 0.1 * np.var(y, axis=0).sum()
+    for drifting, of_target in zip(sources[12], target, strict=True):
+        np.testing.assert_array_equal(drifting[0], of_target)
 
 
 def test_another_seed_is_another_problem_and_vmapped_equals_looped():
     one, other = small_problem(0), small_problem(1)
     assert not np.allclose(one.x, other.x)
-    generate = lambda seed: synthetic.generate(seed, np.array([0.0, 0.2, 0.6]), **OPTIONS)
-    both = jax.vmap(generate)(np.arange(2, dtype=np.uint32))
+    both = jax.vmap(small_problem)(np.arange(2, dtype=np.uint32))
     for leaf, first, second in zip(*(jax.tree.leaves(p) for p in (both, one, other)), strict=True):
         np.testing.assert_allclose(leaf[0], first, atol=1e-3)
         np.testing.assert_allclose(leaf[1], second, atol=1e-3)
@@ -142,27 +153,34 @@ def test_another_seed_is_another_problem_and_vmapped_equals_looped():
 
 def test_the_experiment_leaves_a_table_a_summary_and_a_figure(tmp_path, capsys):
     assert run(tmp_path, *SMALL, "--config.levels=(0, 1)") == 0
-    columns = results.read_table(tmp_path / "synthetic.csv")
-    assert tuple(columns) == ("seed", "width", "level", *synthetic.COLUMNS)
-    assert len(columns["seed"]) == 3 * 2 * 2 * 3
-    assert sorted(set(columns["seed"])) == [0, 1, 2]
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    loss = next(r for r in summary["rows"] if r["width"] == 12 and r["measure"] == "transfer_loss_S")
+    results = experiment.read(tmp_path)
+    table, summary = results.tables["synthetic"], results.summary
+    assert tuple(table) == ("seed", "width", "level", *problem.COLUMNS)
+    assert len(table) == 3 * 2 * 2 * 3
+    assert sorted(set(table["seed"])) == [0, 1, 2]
+    loss = next(row for row in summary["rows"] if row["width"] == 12 and row["measure"] == "transfer_loss_S")
+    rows = table[(table["width"] == 12) & (table["level"] == 0)]
+    assert loss["last"]["mean"] == pytest.approx(rows["transfer_loss_S"][rows["scale"] > 0.5].mean())
     assert loss["first"]["low"] <= loss["first"]["mean"] < loss["last"]["mean"] <= loss["last"]["high"]
     assert loss["spearman"]["mean"] == 1
-    panels = plots.synthetic(tmp_path).axes
+    panels = synthetic.draw(results)["figure"].axes
     assert "drift" in panels[0].get_xlabel()
     assert "root mean squared" in panels[-3].get_ylabel()
+    np.testing.assert_allclose(
+        panels[-3].get_lines()[1].get_ydata(), rows.groupby("scale")["transfer_loss_S"].mean(), rtol=1e-12
+    )
     texts = [text.get_text() for text in panels[-1].get_legend().get_texts()]
     assert "95 % interval over 3 seeds" in texts
     assert (tmp_path / "figure.svg").stat().st_size > 1000
-    assert "rank correlation" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rank correlation" in said
+    assert synthetic.tell(results) in said
 
 
 def write_problem(path, **changes):
-    problem = small_problem()
-    arrays = {"X": problem.x, "Y": problem.y, "scales": problem.scales}
-    for name, network in (("target", problem.target), ("source12", problem.sources[12])):
+    x, y, scales, target, sources = small_problem()
+    arrays = {"X": x, "Y": y, "scales": scales}
+    for name, network in (("target", target), ("source12", sources[12])):
         arrays |= {f"{name}_{part}": array for part, array in network._asdict().items()}
     arrays |= changes
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
@@ -172,10 +190,11 @@ def write_problem(path, **changes):
 def test_a_given_problem_is_measured(tmp_path):
     path = write_problem(tmp_path / "problem.npz", target_b1=np.asarray(small_problem().target.b1)[:, None])
     assert run(tmp_path / "run", f"--config.problem={path}") == 0
-    columns = results.read_table(tmp_path / "run" / "synthetic.csv")
-    assert set(columns["width"]) == {12}
-    assert columns["tau1_S_T"][0] == pytest.approx(1, abs=1e-5)  # without drift the source is the target
-    texts = [text.get_text() for text in plots.synthetic(tmp_path / "run").axes[-1].get_legend().get_texts()]
+    results = experiment.read(tmp_path / "run")
+    table = results.tables["synthetic"]
+    assert set(table["width"]) == {12}
+    assert table["tau1_S_T"][0] == pytest.approx(1, abs=1e-5)  # without drift the source is the target
+    texts = [text.get_text() for text in synthetic.draw(results)["figure"].axes[-1].get_legend().get_texts()]
     assert not any("interval" in text for text in texts)
 
 
@@ -199,17 +218,26 @@ def test_a_given_problem_is_measured(tmp_path):
 def test_a_problem_of_another_form_is_named(tmp_path, changes, message):
     path = write_problem(tmp_path / "problem.npz", **changes)
     with pytest.raises(InputError) as error:
-        synthetic.load(str(path))
+        problem.load(str(path))
     assert message in str(error.value)
 
 
 def test_a_problem_of_whole_numbers_is_measured(tmp_path):
     points = np.arange(1800).reshape(300, 6) % 5
-    problem = synthetic.load(str(write_problem(tmp_path / "problem.npz", X=points)))
-    source = jax.tree.map(lambda leaf: leaf[1], problem.sources[12])
-    got = synthetic.measure(problem.target, source, problem.x, problem.y)
-    for name, value in float64_row(problem.target, source, np.float64(points), np.float64(problem.y)).items():
-        assert got[name] == pytest.approx(value, abs=2e-5), name
+    x, y, _, target, sources = problem.load(str(write_problem(tmp_path / "problem.npz", X=points)))
+    source = jax.tree.map(lambda leaf: leaf[1], sources[12])
+    measured = problem.measure(target, source, x, y)
+    for name, value in float64_row(target, source, np.float64(points), np.float64(y)).items():
+        assert measured[name] == pytest.approx(value, abs=2e-5), name
+
+
+def test_levels_are_checked_against_the_sizes_of_a_given_problem_before_anything_runs(tmp_path, capsys):
+    path = write_problem(tmp_path / "problem.npz")
+    assert run(tmp_path / "run", f"--config.problem={path}", "--config.levels=(3,)") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "levels: got 3; Jacobians of this size have levels 0 to 2" in err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

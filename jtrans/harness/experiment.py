@@ -19,6 +19,8 @@ from jtrans.harness import fields, folder
 from jtrans.harness.fields import Field
 from jtrans.population import devices
 
+RUNS = "runs"  # the key of `summary.json` under which the folders of other runs are listed
+
 
 class Results(NamedTuple):
     """What an experiment found: the same in memory, on disk, in figures and in words.
@@ -28,12 +30,14 @@ class Results(NamedTuple):
       summary: the findings, as JSON holds them: NaN is None.
       tables: by name; `NAME.csv` on disk. An interval is always the columns `X`, `X_low` and `X_high`.
       arrays: by name a mapping from array names to arrays; `NAME.npz` on disk.
+      runs: the results of other runs that this one shows, by the names of their folders in its own.
     """
 
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
     tables: Mapping[str, pandas.DataFrame]
     arrays: Mapping[str, Any]
+    runs: Mapping[str, "Results"] = {}
 
 
 class Experiment(NamedTuple):
@@ -45,9 +49,9 @@ class Experiment(NamedTuple):
       measure: `(config, workdir, **options) -> Results`; it may keep finished parts in the work directory.
       tell: the results in words.
       figures: the results as figures by file stem; each becomes `STEM.png` and `STEM.svg`.
-      check: raises InputError for what no single field can say.
+      check: `(config, **options)`, raises InputError for what no single field can say.
       resumable: the one field that may grow in its folder, which `measure` then resumes from.
-      options: further flags of the command line and what they say; `measure` takes their texts by these names.
+      options: further flags of the command line and what they say; `check` and `measure` take their texts by name.
       holds_runs: whether the work directory is a folder of other runs, each of which claims its own.
     """
 
@@ -56,7 +60,7 @@ class Experiment(NamedTuple):
     measure: Callable[..., Results]
     tell: Callable[[Results], str]
     figures: Callable[[Results], Mapping[str, Figure]]
-    check: Callable[[ConfigDict], None] = lambda config: None
+    check: Callable[..., None] = lambda config, **options: None
     resumable: str = ""
     options: Mapping[str, str] = {}
     holds_runs: bool = False
@@ -77,7 +81,7 @@ def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **optio
     """
     workdir = Path(workdir)
     fields.check(config, experiment.fields)
-    experiment.check(config)
+    experiment.check(config, **options)
     with _opened(experiment, config, workdir) as finished:
         if finished:
             print(f"{workdir} holds the results of this config already")
@@ -85,8 +89,8 @@ def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **optio
         else:
             started = time.monotonic()
             measured = experiment.measure(config, workdir, **options)
-            seconds = {"seconds": time.monotonic() - started}
-            summary = folder.complete({**measured.summary, **seconds}, config)
+            more = {"seconds": time.monotonic() - started} | ({RUNS: list(measured.runs)} if measured.runs else {})
+            summary = folder.complete({**measured.summary, **more}, config)
             results = measured._replace(config=folder.plain(config.to_dict()), summary=summary)
             devices.first_does(partial(_write, experiment, config, workdir, results))
     print(f"\n{experiment.tell(results)}\n\nresults: {workdir}")
@@ -122,7 +126,8 @@ def read(workdir: Path | str) -> Results:
     config = {name: value for name, value in folder.read_config(workdir).items() if name != folder.EXPERIMENT}
     tables = {path.stem: folder.read_table(path) for path in sorted(workdir.glob("*.csv"))}
     arrays = {path.stem: files.read_npz(path) for path in sorted(workdir.glob("*.npz"))}
-    return Results(config, summary, tables, arrays)
+    runs = {name: read(workdir / name) for name in summary.get(RUNS, ())}
+    return Results(config, summary, tables, arrays, runs)
 
 
 def maker(workdir: Path | str) -> Experiment:

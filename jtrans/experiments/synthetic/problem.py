@@ -1,10 +1,11 @@
-"""The synthetic experiment of Liang et al. (2021): a target network and sources that drift away from it, measured.
+"""The problem of the synthetic experiment (Liang et al. 2021): a target network and sources that drift away from it.
 
 Networks have one hidden layer, `f(x) = W2 sigmoid(W1 x + b1) + b2`. All functions take one problem and are pure, to be
 vmapped over seeds.
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -30,6 +31,35 @@ COLUMNS = (
 )
 
 
+class Fit(NamedTuple):
+    """Training on squared error by Adam, its learning rate decaying to 0 along a cosine."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+
+
+class Recipe(NamedTuple):
+    """What a generated problem is made of.
+
+    Attributes:
+      scales: of the drift, one for each source.
+      widths, target_width: of the hidden layers of the sources and of the target.
+      num_points, input_size, output_size: N, D and K.
+      num_clusters: the Gaussians that the points are drawn from.
+      fit: how the networks are trained.
+    """
+
+    scales: tuple[float, ...]
+    widths: tuple[int, ...]
+    target_width: int
+    num_points: int
+    input_size: int
+    output_size: int
+    num_clusters: int
+    fit: Fit
+
+
 class Network(NamedTuple):
     """W1 `[H, D]`, b1 `[H]`, W2 `[K, H]`, b2 `[K]`."""
 
@@ -40,7 +70,9 @@ class Network(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Points, their values, the target, and for each width the sources, with the drift's scale as the leading axis."""
+    """Points `[N, D]`, their values `[N, K]`, the scales `[S]` of the drift, the target, and the sources `[S, ...]` of
+    each width.
+    """
 
     x: jax.Array
     y: jax.Array
@@ -50,7 +82,7 @@ class Problem(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """One PRNG key for each purpose."""
+    """A PRNG key for each purpose."""
 
     data: jax.Array
     init: jax.Array
@@ -75,9 +107,7 @@ def apply(network: Network, x: jax.Array) -> jax.Array:
         return features(network, x) @ network.W2.T + network.b2[None]
 
 
-def regression(
-    key: jax.Array, num_points: int, input_size: int, output_size: int, num_clusters: int
-) -> tuple[jax.Array, jax.Array]:
+def regression(key: jax.Array, recipe: Recipe) -> tuple[jax.Array, jax.Array]:
     """A regression problem of radial basis functions: x `[N, D]` from a mixture of Gaussians, y `[N, K]`.
 
     The Gaussians have centres from `N(0, 0.3^2)` and unit variance; `y = sum_c a_c exp(-|x - center_c|^2 / (2 D))` with
@@ -85,11 +115,12 @@ def regression(
     scale.
     """
     center_key, cluster_key, point_key, amplitude_key = jax.random.split(key, 4)
+    num_points, num_clusters, input_size = recipe.num_points, recipe.num_clusters, recipe.input_size
     centers = 0.3 * jax.random.normal(center_key, (num_clusters, input_size))
     cluster = jax.random.randint(cluster_key, (num_points,), 0, num_clusters)
     x = centers[cluster] + jax.random.normal(point_key, (num_points, input_size))
     squared = jnp.stack([((x - center[None]) ** 2).sum(1) for center in centers], axis=1)
-    amplitudes = jax.random.normal(amplitude_key, (num_clusters, output_size))
+    amplitudes = jax.random.normal(amplitude_key, (num_clusters, recipe.output_size))
     return x, jnp.exp(-squared / (2 * input_size)) @ amplitudes
 
 
@@ -106,29 +137,27 @@ def initialize(key: jax.Array, input_size: int, width: int, output_size: int) ->
     return Network(*layer(first, width, input_size), *layer(second, output_size, width))
 
 
-def fit(
-    network: Network, key: jax.Array, x: jax.Array, y: jax.Array, num_steps: int, batch_size: int, learning_rate: float
-) -> Network:
-    """The network after training on squared error by Adam, its learning rate decaying to 0 along a cosine."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+def train(network: Network, key: jax.Array, x: jax.Array, y: jax.Array, fit: Fit) -> Network:
+    """The network after training on the points."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(fit.learning_rate, fit.num_steps))
 
     def loss(network: Network, x: jax.Array, y: jax.Array) -> jax.Array:
         return ((apply(network, x) - y) ** 2).sum(1).mean()
 
     def step(carry, step_key: jax.Array):
         network, state = carry
-        batch = jax.random.randint(step_key, (batch_size,), 0, len(x))
+        batch = jax.random.randint(step_key, (fit.batch_size,), 0, len(x))
         updates, state = optimizer.update(jax.grad(loss)(network, x[batch], y[batch]), state)
         return (optax.apply_updates(network, updates), state), None
 
-    return jax.lax.scan(step, (network, optimizer.init(network)), jax.random.split(key, num_steps))[0][0]
+    return jax.lax.scan(step, (network, optimizer.init(network)), jax.random.split(key, fit.num_steps))[0][0]
 
 
 def drift(key: jax.Array, network: Network, scales: np.ndarray) -> Network:
-    """The network moved on, scale after scale, along one random deviation: leading axis S.
+    """The network after each step of a drift along one random deviation: leading axis S.
 
-    The deviation is uniform in [-0.5, 0.5] for every weight and is added `scale` times at each scale, on top of what
-    was added at the scales before.
+    The deviation of each weight is uniform in [-0.5, 0.5]. A step adds `scale` times the deviation to the network as
+    the step before left it.
     """
     leaves, structure = jax.tree.flatten(network)
     total = jnp.cumsum(jnp.asarray(scales, jnp.float32))
@@ -140,10 +169,32 @@ def drift(key: jax.Array, network: Network, scales: np.ndarray) -> Network:
     return jax.tree.unflatten(structure, moved)
 
 
+def generate(seed: jax.Array | int, recipe: Recipe) -> Problem:
+    """A problem from a seed: the points, the trained target, and for each width a trained network that drifts.
+
+    The network of the target's width that drifts is the target itself, as in the published problem.
+    """
+    of = keys(seed)
+    x, y = regression(of.data, recipe)
+
+    def trained(width: int) -> Network:
+        init_key, order_key = (jax.random.fold_in(key, width) for key in (of.init, of.order))
+        start = initialize(init_key, recipe.input_size, width, recipe.output_size)
+        return train(start, order_key, x, y, recipe.fit)
+
+    scales = np.array(recipe.scales)
+    networks = {width: trained(width) for width in sorted({*recipe.widths, recipe.target_width})}
+    sources = {width: drift(jax.random.fold_in(of.drift, width), networks[width], scales) for width in recipe.widths}
+    return Problem(x, y, jnp.asarray(scales), networks[recipe.target_width], sources)
+
+
 def measure(target: Network, source: Network, x: jax.Array, y: jax.Array, *, level: int = 0) -> dict[str, jax.Array]:
     """Every column but the scale, for one source: scalars.
 
-    The two Jacobians are computed once and serve both directions and the matching distance.
+    Each network's Jacobians are computed once and serve both directions and the matching distance.
+
+    Args:
+      level: the singular vector that is the attack, 0 for the top one.
     """
     networks = {"S": source, "T": target}
     jacobians = {name: jacobian.jacobian(partial(apply, network), x) for name, network in networks.items()}
@@ -152,9 +203,8 @@ def measure(target: Network, source: Network, x: jax.Array, y: jax.Array, *, lev
 
     def taus(one: str, other: str) -> dict[str, jax.Array]:
         across = jnp.einsum("nkd,nd->nk", jacobians[other], attack[one].v, precision="highest")
-        got = metrics.taus(attack[one].s[:, None] * attack[one].u, across, best[other].s)
-        values = {"tau1": got.tau1, "tau2": got.tau2, "tau1tau2": got.tau1_tau2}
-        return {f"{name}_{one}_{other}": value for name, value in values.items()}
+        tau1, tau2, tau1_tau2, *_ = metrics.taus(attack[one].s[:, None] * attack[one].u, across, best[other].s)
+        return {f"tau1_{one}_{other}": tau1, f"tau2_{one}_{other}": tau2, f"tau1tau2_{one}_{other}": tau1_tau2}
 
     return {
         **taus("S", "T"),
@@ -168,76 +218,47 @@ def measure(target: Network, source: Network, x: jax.Array, y: jax.Array, *, lev
 def load(path: str) -> Problem:
     """A problem from an npz file.
 
-    It holds `X [N, D]`, `Y [N, K]`, `scales [S]`, `target_W1 [H, D]`, `target_b1`, `target_W2 [K, H]`, `target_b2`, and
-    for each width H of the sources `sourceH_W1 [S, H, D]` and so on.
+    It holds `X [N, D]`, `Y [N, K]`, `scales [S]`, `target_W1 [H, D]`, `target_b1 [H]`, `target_W2 [K, H]`,
+    `target_b2 [K]`, and for each width H of the sources `sourceH_W1 [S, H, D]` and so on.
 
     Raises:
       InputError: it is no npz file of arrays of real numbers, or an array is missing or of another shape.
     """
     try:
         arrays = files.read_numbers(path)
+        x, y, scales = (_array(arrays, name, shape) for name, shape in (("X", "ND"), ("Y", "NK"), ("scales", "S")))
+        if len(x) != len(y):
+            raise InputError(f"X has {len(x)} points and Y has {len(y)}; it takes as many")
+        names = [name[6:-3] for name in arrays if name.startswith("source") and name.endswith("_W1")]
+        widths = sorted(int(name) for name in names if name.isdecimal())
+        if not widths:
+            raise InputError(f"{path!r} has no sources; it takes source<H>_W1, _b1, _W2, _b2 for some width H")
+        sizes = x.shape[1], y.shape[1]
+        target = _network(arrays, "target", (), *sizes)
+        sources = {width: _network(arrays, f"source{width}", scales.shape, *sizes) for width in widths}
+    except KeyError as error:
+        what = "it takes X, Y, scales, target_* and source<H>_*"
+        raise InputError(f"problem: {path!r} has no array {error}; {what}") from error
     except InputError as error:
         raise InputError(f"problem: {error}") from error
-    widths = sorted(
-        int(n[6:-3]) for n in arrays if n.startswith("source") and n.endswith("_W1") and n[6:-3].isdecimal()
-    )
-    try:
-        x, y, scales = arrays["X"], arrays["Y"], arrays["scales"]
-        for name, sizes in (("X", "[N, D]"), ("Y", "[N, K]"), ("scales", "[S]")):
-            if arrays[name].ndim != len(sizes.split()) or not arrays[name].size:
-                raise InputError(f"problem: {name} has shape {arrays[name].shape}; it takes {sizes}, all above 0")
-        if len(x) != len(y):
-            raise InputError(f"problem: X has {len(x)} points and Y has {len(y)}; it takes as many")
-        target = _network(arrays, "target", (), x.shape[1], y.shape[1])
-        sources = {w: _network(arrays, f"source{w}", scales.shape, x.shape[1], y.shape[1]) for w in widths}
-    except KeyError as error:
-        raise InputError(
-            f"problem: {path!r} has no array {error}; it takes X, Y, scales, target_* and source<H>_*"
-        ) from error
-    if not widths:
-        raise InputError(f"problem: {path!r} has no sources; it takes source<H>_W1, _b1, _W2, _b2 for some width H")
     return Problem(np.float32(x), np.float32(y), scales, target, sources)
 
 
-def _network(arrays: dict, name: str, lead: tuple[int, ...], inputs: int, outputs: int) -> Network:
+def _array(arrays: Mapping[str, np.ndarray], name: str, axes: str) -> np.ndarray:
+    array = arrays[name]
+    if array.ndim != len(axes) or not array.size:
+        raise InputError(f"{name} has shape {array.shape}; it takes [{', '.join(axes)}], all above 0")
+    return array
+
+
+def _network(
+    arrays: Mapping[str, np.ndarray], name: str, lead: tuple[int, ...], input_size: int, output_size: int
+) -> Network:
+    """The network, or networks, of that name; an array may have another shape of the same size."""
     parts = Network(*(arrays[f"{name}_{part}"] for part in Network._fields))
     width = parts.W1.shape[-2] if parts.W1.ndim > 1 else 0
-    shapes: tuple[tuple[int, ...], ...] = ((width, inputs), (width,), (outputs, width), (outputs,))
+    shapes: tuple[tuple[int, ...], ...] = ((width, input_size), (width,), (output_size, width), (output_size,))
     for part, array, shape in zip(Network._fields, parts, shapes, strict=True):
         if array.size != math.prod(lead + shape):
-            raise InputError(f"problem: {name}_{part} has shape {array.shape}; it takes {lead + shape}")
-    return Network(*(np.float32(a).reshape(lead + s) for a, s in zip(parts, shapes, strict=True)))
-
-
-def generate(
-    seed: jax.Array,
-    scales: np.ndarray,
-    *,
-    widths: tuple[int, ...],
-    target_width: int,
-    num_points: int,
-    input_size: int,
-    output_size: int,
-    num_clusters: int,
-    num_steps: int,
-    batch_size: int,
-    learning_rate: float,
-) -> Problem:
-    """A problem from a seed: the points, the fitted target, and for each width a fitted network that drifts.
-
-    The network of the target's width that drifts is the target itself, as in the published problem.
-
-    Returns:
-      Problem; its `sources` are by width.
-    """
-    of = keys(seed)
-    x, y = regression(of.data, num_points, input_size, output_size, num_clusters)
-
-    def fitted(width: int) -> Network:
-        init_key, order_key = (jax.random.fold_in(key, width) for key in (of.init, of.order))
-        start = initialize(init_key, input_size, width, output_size)
-        return fit(start, order_key, x, y, num_steps, batch_size, learning_rate)
-
-    networks = {width: fitted(width) for width in sorted({*widths, target_width})}
-    sources = {width: drift(jax.random.fold_in(of.drift, width), networks[width], scales) for width in widths}
-    return Problem(x, y, jnp.asarray(scales), networks[target_width], sources)
+            raise InputError(f"{name}_{part} has shape {array.shape}; it takes {lead + shape}")
+    return Network(*(np.float32(array).reshape(lead + shape) for array, shape in zip(parts, shapes, strict=True)))

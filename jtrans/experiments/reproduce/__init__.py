@@ -1,0 +1,77 @@
+"""Every figure and claim of the early-transferability paper (BenShmuel 2022) from scratch, in one page."""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from jtrans import files
+from jtrans.errors import InputError, Interrupted
+from jtrans.experiments.reproduce import claims, page, runs
+from jtrans.experiments.reproduce.runs import Run
+from jtrans.harness.experiment import Experiment, Results
+from jtrans.harness.fields import Field, text
+
+NAME = "reproduce"
+INTERRUPTED = 130  # the status of an interrupted run
+
+FIELDS: Mapping[str, Field] = {
+    "data_dir": text("", "the TFDS data directory that holds cifar10, or '' for the default"),
+    "images_dir": text("", "a folder of photographs in two classes, or '' for none"),
+    "docs": text("docs", "the directory of the page", empty=False),
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Check that this is one process, and that the page can have its directory."""
+    if jax.process_count() > 1:
+        raise InputError("--num_processes: reproduce starts one process after another by itself; start it once")
+    if Path(config.docs).exists() and not Path(config.docs).is_dir():
+        raise InputError(f"docs: got {config.docs!r}, which is no directory; name one, as 'docs'")
+
+
+def measure(config: ConfigDict, workdir: Path) -> Results:
+    """Make every run that is not finished, hold the claims to what they measured, and write the page."""
+    listed, docs = runs.listed(config.images_dir), Path(config.docs)
+    for i, run in enumerate(listed):
+        arguments = runs.command(run, config.data_dir, workdir)
+        print(f"\n[{i + 1} of {len(listed)}] {run.name}: {runs.line(arguments)}", flush=True)
+        finish(run, subprocess.run([sys.executable, "-m", "jtrans", *arguments]).returncode)
+    table = claims.table(workdir)
+    (docs / page.FIGURES).mkdir(parents=True, exist_ok=True)
+    for run in listed:
+        stem = "sweep" if run.experiment == "sweep" else "figure"
+        files.write(docs / page.figure(run), (workdir / run.name / f"{stem}.png").read_bytes())
+    files.write(docs / page.PAGE, page.text(listed, table, workdir).encode())
+    return Results(config, {"verdicts": Counter(table["verdict"])}, {"claims": table}, {})
+
+
+def finish(run: Run, status: int) -> None:
+    """Check how a run ended.
+
+    Raises:
+      Interrupted, InputError: it was interrupted, or failed.
+    """
+    if status == INTERRUPTED:
+        raise Interrupted(f"interrupted in {run.name}; the same command resumes")
+    if status:
+        raise InputError(f"{run.name}: ended with status {status}, as it says above; finished parts are kept")
+
+
+def tell(results: Results) -> str:
+    """The verdicts counted, and where the page is."""
+    verdicts = results.tables["claims"]["verdict"]
+    return f"{len(verdicts)} rows of claims ({claims.counted(verdicts)}): {Path(results.config['docs']) / page.PAGE}"
+
+
+def draw(results: Results) -> dict[str, Figure]:
+    """No figure of its own: the page shows those of the runs."""
+    return {}
+
+
+EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, holds_runs=True)

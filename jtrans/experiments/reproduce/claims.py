@@ -1,0 +1,208 @@
+"""The claims of BenShmuel (2022), each held to measured intervals by one rule, from the folders that runs leave."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas
+
+from jtrans import stats
+from jtrans.harness import experiment, folder, tables
+from jtrans.harness.experiment import Results
+from jtrans.models import WIDTHS
+from jtrans.population import trajectory
+from jtrans.population.trajectory import FALL, Trajectory
+from jtrans.stats import Interval
+
+CLAIMS = {
+    1: "Before training the directions of two networks are as far apart as random ones; after a few steps they are "
+    "much nearer, while the accuracy is still at chance.",
+    2: "This holds for fully-connected, convolutional and residual networks, and for pairs of one and of two "
+    "architectures.",
+    3: "It holds on photographs, and where nothing can be learned: on noise, or with shuffled labels.",
+    4: "Adam and RMSprop show it; SGD, with momentum or without, shows it only at much larger learning rates.",
+    5: "After one step of SGD, the update vectors of the first layer's units are alike, within a network and between "
+    "networks.",
+    6: "After a step so large that the initial weights hardly count, adversarial directions are like the update "
+    "vectors.",
+    7: "In the long run the learning rate alone decides the angle, at about the same accuracy.",
+    8: "The effect is strongest between networks with the same hyperparameters.",
+}
+RUNS = {1: ("case-1", "case-3"), 2: ("case-2", "case-[45678]", "conv-b"), 3: ("vgg11", "data/*")}  # of early's claims
+ADAPTIVE = ("adam", "rmsprop")
+USUAL_RATE = 1e-3
+LATE = 0.2  # the last share of a long run, over which its long-term angle is averaged
+
+
+class Row(NamedTuple):
+    """One claim as one run measures it.
+
+    Attributes:
+      claim: its number.
+      statement: in words what must lie between `low` and `high`.
+      measured: with its 95 % interval, in `unit`.
+      networks: how many, and of what architecture.
+      run: the folder, relative to that of all runs.
+      note: what else there is to know, as the step.
+    """
+
+    claim: int
+    statement: str
+    measured: Interval
+    unit: str
+    low: float
+    high: float
+    networks: str
+    run: str
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the whole interval lies in the range ("holds") or outside ("does not hold"); else "open"."""
+        _, low, high = self.measured
+        if math.isnan(low) or math.isnan(high):
+            return "no interval"
+        if self.low <= low and high <= self.high:
+            return "holds"
+        return "does not hold" if high < self.low or low > self.high else "open"
+
+
+def table(root: Path) -> pandas.DataFrame:
+    """Every claim that the finished runs below a folder measure, in the order of the claims.
+
+    Returns:
+      `claim`, `statement`, `measured` with its interval, `unit`, `range_low`, `range_high`, `verdict`, `networks`,
+      `run` and `note`.
+    """
+    rows = sorted([*_early(root), *_optimizers(root), *_updates(root), *_long_term(root)], key=lambda row: row.claim)
+    columns = {name: [getattr(row, name) for row in rows] for name in ("claim", "statement")}
+    columns |= tables.interval_columns({"measured": Interval(*np.transpose([row.measured for row in rows]))})
+    columns |= {"unit": [row.unit for row in rows]}
+    columns |= {f"range_{bound}": [getattr(row, bound) for row in rows] for bound in ("low", "high")}
+    return pandas.DataFrame(
+        columns | {name: [getattr(row, name) for row in rows] for name in ("verdict", "networks", "run", "note")}
+    )
+
+
+def counted(verdicts: Iterable[str]) -> str:
+    """How often there is each verdict, in words."""
+    return ", ".join(f"{verdict}: {count}" for verdict, count in Counter(verdicts).items())
+
+
+def finished(root: Path, *patterns: str) -> dict[str, Results]:
+    """The results of the finished runs whose folders match, by the folders' names relative to `root`."""
+    folders = [path.parent for pattern in patterns for path in sorted(root.glob(f"{pattern}/{folder.SUMMARY}"))]
+    return {path.relative_to(root).as_posix(): experiment.read(path) for path in folders}
+
+
+def networks(config: Mapping[str, Any]) -> str:
+    """The number and architecture of a run's networks; those smaller than in the paper are marked as reduced."""
+    names = [name + " (reduced)" * (list(config["widths"][name]) != list(WIDTHS[name])) for name in config["models"]]
+    few = f", {config['data']['num_train']} training images" if config["data"]["num_train"] else ""
+    return " and ".join(f"{config['num_networks']} {name}" for name in names) + few
+
+
+def _interval(values: Mapping[str, Any], names: Iterable[str] = Interval._fields) -> Interval:
+    """The interval of a summary or of a table's row; None, as JSON holds it, is NaN."""
+    return Interval(*np.array([values[name] for name in names], float))
+
+
+def _angle(row: Mapping[str, Any]) -> Interval:
+    return _interval(row, ("angle", "angle_low", "angle_high"))
+
+
+def _early(root: Path) -> Iterator[Row]:
+    """Claims 1 to 3: random before training, and a fall while at chance."""
+    for claim, patterns in RUNS.items():
+        for name, (config, summary, *_) in finished(root, *patterns).items():
+            random, of_networks = summary["random"]["mean_angle"], networks(config)
+            if claim == 1:
+                start = _interval(summary["before_training"]["angle"])
+                said = f"before training the angle is within 1 degree of that of random directions, {random:.2f}"
+                yield Row(1, said, start, "degrees", random - 1, random + 1, of_networks, name)
+            lowest = summary["lowest_at_chance"]
+            said = f"the angle falls {FALL:.0f} degrees or more below random while the accuracy is at chance"
+            said += f": {_data(config['data'])}" * (claim == 3)
+            note = f"step {lowest['step']}, accuracy {stats.interval_text(lowest['accuracy'], 3)}"
+            angle = _interval(lowest["angle"])
+            yield Row(claim, said, angle, "degrees", 0, random - FALL, of_networks, name, note)
+
+
+def _data(section: Mapping[str, Any]) -> str:
+    photographs = f"photographs of {section['image_size']} pixels"
+    return (photographs if section["name"] == "folder" else section["name"]) + (
+        ", shuffled labels" * section["shuffle_labels"]
+    )
+
+
+def _optimizers(root: Path) -> Iterator[Row]:
+    """Claim 4, which optimizers show the effect at which learning rate; claim 8, networks of unlike learning rates."""
+    for name, (config, summary, frames, *_) in finished(root, "optimizers").items():
+        bound, of_networks = summary["random"]["mean_angle"] - FALL, networks(config)
+        largest = max(config["learning_rates"])
+        for row in frames["control"].to_dict("records"):
+            optimizer, rate = row["optimizer"], row["learning_rate"]
+            shows = optimizer in ADAPTIVE or rate == largest
+            if math.isclose(rate, USUAL_RATE) or (rate == largest and optimizer not in ADAPTIVE):
+                said = f"{optimizer} at learning rate {rate:g} {'shows' if shows else 'does not show'} the fall"
+                low, high = (0, bound) if shows else (bound, 90)
+                size = f"first update {row['first_update']:.2g} of the weights"
+                yield Row(4, said, _angle(row), "degrees", low, high, of_networks, name, size)
+        for row in summary["unlike"]:
+            if row["optimizer"] in ADAPTIVE:
+                rates = row["learning_rates"]
+                said = (
+                    f"{row['optimizer']}: the angle between networks of two learning rates exceeds that within either "
+                    f"({len(rates)} rates from {min(rates):g} to {max(rates):g})"
+                )
+                yield Row(8, said, _interval(row), "degrees", 0, 90, of_networks, name)
+
+
+def _updates(root: Path) -> Iterator[Row]:
+    """Claim 5, update vectors are alike; claim 6, after a large step adversarial directions are like them."""
+    for name, (config, summary, *_) in finished(root, "updates").items():
+        bound, of_networks = summary["random"]["mean_angle"] - FALL, networks(config)
+        below = f"{FALL:.0f} degrees or more below random"
+        for row in summary["table"]:
+            kind, *architectures = row["what"].split(".")
+            of = " and ".join(architectures)
+            if kind == "adversarial":
+                said = f"{of}: after a large step, adversarial directions are to the update vectors {below}"
+            else:
+                said = f"update vectors {kind} {of} are {below}"
+            yield Row(6 if kind == "adversarial" else 5, said, _angle(row), "degrees", 0, bound, of_networks, name)
+
+
+def _long_term(root: Path) -> Iterator[Row]:
+    """Claim 7: two learning rates, the same accuracy, other angles."""
+    runs = sorted(finished(root, "long-term/*").values(), key=lambda run: run.config["optimizer"]["learning_rate"])
+    if len(runs) == 2:
+        low, high = (run.config["optimizer"]["learning_rate"] for run in runs)
+        slow, fast = (run.arrays["trajectory"] for run in runs)
+        rates = f"at learning rates {low:g} and {high:g}"
+        epochs = slow["step"][-1] / runs[0].summary["steps_per_epoch"]
+        told = (
+            f"{networks(runs[0].config)}, of each rate",
+            "long-term",
+            f"mean over the last {LATE:.0%} of {epochs:.0f} epochs",
+        )
+        angle, accuracy = late_difference(slow, fast, "angle"), late_difference(slow, fast, "accuracy")
+        yield Row(7, f"the angles {rates} differ by 10 degrees or more", angle, "degrees", 10, 90, *told)
+        yield Row(7, f"the accuracies {rates} differ by 0.05 or less", accuracy, "", -0.05, 0.05, *told)
+
+
+def late_difference(slow: Trajectory, fast: Trajectory, name: str) -> Interval:
+    """By how much a measure of two long runs differs in their last part: the size of it, by a jackknife over networks.
+
+    Args:
+      slow, fast: of the same steps.
+      name: of a measure of networks or of pairs.
+    """
+    late = slow["step"] >= slow["step"][-1] * (1 - LATE)
+    counts = len(slow["model"]), len(fast["model"])
+    mean = lambda run, kept: np.nanmean(trajectory.select(run, np.flatnonzero(kept))[name][:, late])
+    estimate = lambda kept: np.abs(mean(slow, kept[: counts[0]]) - mean(fast, kept[counts[0] :]))
+    return stats.jackknife_ci(estimate, np.repeat([0, 1], counts))

@@ -1,0 +1,176 @@
+"""The page: the claims, what lies beyond the paper, and the command, time and figure of every run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from jtrans import stats
+from jtrans.experiments.reproduce import claims, runs
+from jtrans.experiments.reproduce.runs import Run
+from jtrans.harness import experiment, folder, tables
+from jtrans.population import trajectory
+from jtrans.population.trajectory import SUCCESS
+
+PAGE, FIGURES = "reproduction.md", "reproduction"
+TEXT = """# The early-transferability paper, reproduced
+
+`make reproduce` writes this page from the results of the runs below, and from nothing else. Where BenShmuel (2022), \
+[arXiv 2206.04472](https://arxiv.org/abs/2206.04472), shows a pair of networks, these are populations: all pairs are \
+measured, with 95 % intervals over networks. All runs took {minutes:.0f} minutes on {devices}. What is smaller than in \
+the paper is marked as reduced. Angles are folded into [0, 90] degrees.
+
+## Claims
+
+{overview}
+
+Each row names a range for the measured quantity. The claim *holds* where the whole 95 % interval lies in the range, \
+and *does not hold* where the whole interval lies outside; otherwise it stays *open*. The accuracy is at chance within \
+{points:.0f} points of it (for more than ten classes, within half of it). The lowest angle is that of the step with \
+the lowest mean before the accuracy leaves chance, and its interval is the one at that step.
+
+{claims}
+
+## What the angle means for an attack
+
+FGSM along another network's direction, along the attacked network's own, and along random signs: of the images that \
+the attacked network classifies rightly, the share that the attack makes it get wrong [95 % interval].
+
+{attacks}
+
+## Directions without a small subspace
+
+Mean angles in degrees [95 % interval] once a few directions are projected out: random ones, training images, or \
+directions fitted on other networks than those measured. Each run has a row at its lowest angle at chance and one at \
+its last step. The attacks, bounded in L2, are counted as above.
+
+{decomposition}
+
+## Runs
+
+With {versions}.
+
+{runs}
+"""
+WHOLE = ("nothing", 0)
+# Subspaces that are projected out, by name and number of directions.
+SUBSPACES = {
+    WHOLE: "whole",
+    ("random", 10): "off random directions, 10",
+    ("mean_image", 1): "off the mean image, 1",
+    ("training_images", 1): "off training images, 1",
+    ("training_images", 10): "off training images, 10",
+    ("gradients", 10): "off other networks' gradients, 10",
+    ("updates", 1): "off other networks' updates, 1",
+    ("updates", 10): "off other networks' updates, 10",
+}
+
+
+def text(listed: Sequence[Run], table: pandas.DataFrame, workdir: Path) -> str:
+    """The page in Markdown.
+
+    Args:
+      listed: the runs, all of them finished in their folders in `workdir`.
+      table: as `claims.table` gives it.
+    """
+    minutes = {run.name: seconds(workdir / run.name) / 60 for run in listed}
+    environment = folder.read_summary(workdir / listed[0].name)
+    return TEXT.format(
+        minutes=sum(minutes.values()),
+        devices=" and ".join(environment["devices"]),
+        overview=overview(table),
+        points=100 * trajectory.at_chance(0.5),
+        claims=_markdown(_claims(table)),
+        attacks=_markdown(_attacks(workdir)),
+        decomposition=_markdown(_decompositions(workdir)),
+        versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
+        runs="\n\n".join(_section(run, minutes[run.name]) for run in listed),
+    )
+
+
+def seconds(path: Path) -> float:
+    """How long the runs at or below a folder took, as their summaries say."""
+    finished = (summary.parent for summary in sorted(path.rglob(folder.SUMMARY)))
+    return sum(folder.read_summary(run)["seconds"] for run in finished if not experiment.maker(run).holds_runs)
+
+
+def overview(table: pandas.DataFrame) -> str:
+    """The claims as a list, each with its verdicts counted."""
+    lines = []
+    for number, claim in claims.CLAIMS.items():
+        verdicts = table["verdict"][table["claim"] == number]
+        lines.append(f"{number}. {claim} *Rows: {len(verdicts)} ({claims.counted(verdicts) or 'not run'}).*")
+    return "\n".join(lines)
+
+
+def _markdown(rows: Iterator[Mapping[str, str]]) -> str:
+    frame = pandas.DataFrame(rows)
+    return tables.markdown(list(frame), frame.itertuples(index=False, name=None))
+
+
+def _claims(table: pandas.DataFrame) -> Iterator[dict[str, str]]:
+    """A row for each claim that a run measures; a run's name is a link to the heading of that name."""
+    for row in table.itertuples():
+        of_range, digits = (1, 1) if row.unit == "degrees" else (2, 3)
+        bounds = {"mean": row.measured, "low": row.measured_low, "high": row.measured_high}
+        measured = f"{stats.interval_text(bounds, digits)} {row.unit}".rstrip() + (f" ({row.note})" if row.note else "")
+        yield {
+            "claim": str(row.claim),
+            "what is claimed": row.statement,
+            "range": f"{row.range_low:.{of_range}f} to {row.range_high:.{of_range}f}",
+            "measured [95 % interval]": measured,
+            "verdict": f"**{row.verdict}**",
+            "networks": row.networks,
+            "command": f"[{row.run}](#{row.run.split('/')[0]})",
+        }
+
+
+def _attacks(workdir: Path) -> Iterator[dict[str, str]]:
+    """FGSM from network to network, at the lowest angle at chance and at the end of each run."""
+    finished = claims.finished(workdir, "case-*", "conv-b", "vgg11", "data/*", "long-term/*")
+    for name, results in finished.items():
+        for key, said in (("lowest_at_chance", "lowest angle at chance"), ("last", "last step")):
+            moment = results.summary[key]
+            yield {
+                "run": name,
+                "moment": f"{said}, step {moment['step']}",
+                "angle, degrees": stats.interval_text(moment["angle"], 1),
+                "accuracy": stats.interval_text(moment["accuracy"], 2),
+                **{f"FGSM along {whose}": stats.interval_text(moment[rate], 2) for rate, whose in SUCCESS.items()},
+            }
+
+
+def _decompositions(workdir: Path) -> Iterator[dict[str, str]]:
+    """Each decomposition at the measured step of its lowest angle at chance, and at its last."""
+    for name, results in claims.finished(workdir, "decompose-*").items():
+        table = results.tables["decompose"]
+        whole = table[table["subspace"] == WHOLE[0]]
+        at_chance = trajectory.steps_at_chance(whole["accuracy"].to_numpy(), results.summary["chance"])
+        lowest = whole["step"].iloc[np.nanargmin(whole["angle"].iloc[:at_chance])]
+        for step in sorted({lowest, table["step"].max()}):
+            rows = table[table["step"] == step].set_index(["subspace", "rank"])
+            yield {
+                "run": name,
+                "step": str(step),
+                "accuracy": _cell(rows, WHOLE, "accuracy", 3),
+                **{title: _cell(rows, subspace, "angle", 1) for subspace, title in SUBSPACES.items()},
+                "attack along whole": _cell(rows, WHOLE, "off", 2),
+                "along what is left off 10 updates": _cell(rows, ("updates", 10), "off", 2),
+                "along what they hold": _cell(rows, ("updates", 10), "inside", 2),
+            }
+
+
+def _cell(rows: pandas.DataFrame, subspace: tuple[str, int], name: str, digits: int) -> str:
+    return tables.cells(rows.loc[[subspace]], name, digits)[0] if subspace in rows.index else "-"
+
+
+def _section(run: Run, minutes: float) -> str:
+    """A run's heading, command and figure."""
+    command = f"```\n{runs.shown(run)}\n```"
+    return f"### {run.name}\n\n{run.shows} {minutes:.1f} minutes.\n\n{command}\n\n![{run.shows}]({figure(run)})"
+
+
+def figure(run: Run) -> str:
+    """Where a run's figure lies, beside the page."""
+    return f"{FIGURES}/{run.name}.png"

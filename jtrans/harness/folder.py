@@ -1,6 +1,7 @@
 """A work directory: claimed by one run at a time, its files written whole or not at all, and read back."""
 
 import contextlib
+import csv
 import fcntl
 import hashlib
 import io
@@ -266,12 +267,13 @@ def read_table(path: Path) -> pandas.DataFrame:
       InputError: the file is missing or damaged, or has no rows.
     """
     try:
-        table = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        with path.open(newline="") as file:  # not by pandas, which takes rows that differ in length
+            header, *rows = csv.reader(file, strict=True)
+    except (OSError, ValueError, csv.Error) as error:
         raise _unreadable(path, error) from error
-    if table.empty or table.index.dtype == object:
-        raise _unreadable(path, "it has no rows" if table.empty else "its rows differ in length")
-    return table.apply(_typed)
+    if not rows or {len(row) for row in rows} != {len(header)}:
+        raise _unreadable(path, "its rows differ in length" if rows else "it has no rows")
+    return pandas.DataFrame(rows, columns=header, dtype=str).apply(_typed)
 
 
 def _typed(column: pandas.Series) -> pandas.Series:

@@ -20,7 +20,6 @@ from jtrans.harness import fields, folder
 from jtrans.harness.fields import Field
 from jtrans.population import devices
 
-
 FILES = "files"  # the key of the summary that names the files of tables and arrays
 
 

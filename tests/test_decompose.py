@@ -12,6 +12,7 @@ from jtrans.data import Split
 from jtrans.experiments import decompose, early
 from jtrans.experiments.decompose import findings, removal, subspaces
 from jtrans.harness import cli, experiment
+from jtrans.harness.fields import defaults
 from jtrans.models import Model, layers
 from jtrans.models.modules import Convolution
 from jtrans.population import observe, trajectory
@@ -304,6 +305,17 @@ def test_enough_is_the_rank_from_which_on_every_mean_angle_is_near_random():
     ]
 
 
+def test_a_single_pair_has_counts_and_a_figure_without_intervals():
+    pair = lambda angle: removal.Measured(np.array([angle]), *np.full((4, 2), 0.5))
+    found = {(s, "nothing", 0): pair(20.0) for s in (0, 1)} | {(s, "updates", 1): pair(80.0 + 9 * s) for s in (0, 1)}
+    table = findings.tabulate(found)
+    summary = findings.summarize(table, DIMENSION, 10)
+    ends = [(row["mean"], row["low"], row["high"]) for row in summary["enough"]]
+    assert ends == [(None, None, None), (1, 1, 1)]
+    config = defaults(decompose.FIELDS).to_dict()
+    assert findings.draw(experiment.Results(config, summary, {"decompose": table}, {}))
+
+
 def test_lost_networks_are_counted_and_in_no_mean():
     accuracy = np.array([0.5, np.nan, 0.7, 0.6])
     table = findings.tabulate({(0, "nothing", 0): measurement(80.0)._replace(accuracy=accuracy)})
@@ -312,8 +324,8 @@ def test_lost_networks_are_counted_and_in_no_mean():
 
 
 def test_convolutional_networks(tmp_path):
-    sizes = "--config.widths.conv_a=(2,2,2,2)"
-    arguments = ["--config.models=('conv_a',)", sizes, "--config.data.image_size=32", "--config.steps=(0,1)"]
+    sizes = "--config.widths.lenet=(2,2,4,4)"
+    arguments = ["--config.models=('lenet',)", sizes, "--config.data.image_size=16", "--config.steps=(0,1)"]
     assert run(tmp_path, *arguments) == 0
     assert "updates" in set(experiment.read(tmp_path).tables["decompose"]["subspace"])
 

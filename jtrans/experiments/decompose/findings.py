@@ -58,8 +58,8 @@ def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict
     Returns:
       The law of random angles, `chance`, and in `enough` for each step and subspace the smallest measured number of
       directions from which on the mean angle is within `NEAR` degrees of the random mean, by the mean and by both ends
-      of its interval: `{mean, low, high}`; None where that is more than was measured. Steps at which no network has a
-      direction are left out.
+      of its interval, where there is one: `{mean, low, high}`; None where that is more than was measured. Steps at
+      which no network has a direction are left out.
     """
     random = stats.random_angle(dimension).mean()
     enough = []
@@ -69,7 +69,8 @@ def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict
             angle = pandas.concat([whole, rows]).set_index("rank")
             # The upper end of the angle gives the fewest directions.
             ends = {"mean": "angle", "low": "angle_high", "high": "angle_low"}
-            counts = {end: fewest(angle[column], random - NEAR) for end, column in ends.items()}
+            bounds = {end: angle[column].fillna(angle["angle"]) for end, column in ends.items()}
+            counts = {end: fewest(bound, random - NEAR) for end, bound in bounds.items()}
             enough.append({"step": int(step), "subspace": subspace, **counts})
     law = {"dimension": dimension, "mean_angle": random}
     return {"random": law, "chance": 1 / num_classes, "near": NEAR, "enough": enough}

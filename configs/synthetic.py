@@ -1,10 +1,11 @@
-"""The synthetic experiment: transferability, adversarial and of knowledge, as a source drifts away from its target.
+"""The synthetic experiment: adversarial and knowledge transferability while the source drifts away from the target.
 
     python experiments/synthetic.py --config=configs/synthetic.py
 
-Ten problems, each with its own target and sources of three widths; a minute on 2 cores.
-Add `--config.problem=PATH.npz` to measure a given problem instead; `jtrans.synthetic.load` says what it holds.
-Expect tau1 and tau2 to fall and the transfer loss and the gradient matching distance to rise with the drift.
+Ten problems, each with its own target and sources of three widths; one minute on 2 cores.
+To measure a given problem instead, add `--config.problem=PATH.npz`; the docstring of `load` in the experiment describes
+the file.
+Expect tau1 and tau2 to fall, and the transfer loss and the gradient matching distance to rise, with increasing drift.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
     python experiments/sweep.py --config=configs/long_term_reduced.py --config.data.dir=DIRECTORY \
         --sweep="optimizer.learning_rate=1e-3,1e-2"
 
-DIRECTORY is a TFDS data directory that holds cifar10. Thirty epochs of 15 steps. Expect early transferability
-for the larger learning rate, and none for the smaller.
+DIRECTORY is a TFDS data directory that holds cifar10. Thirty epochs of 15 steps. Expect early transferability for the
+larger learning rate, and none for the smaller.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 A run's folder stands for all networks saved in it (`--config.save_networks`, or `networks/LABEL` in a folder of
 `knowledge.py`). ARCHITECTURE=FILE.npz is a PyTorch state dict, saved by `numpy.savez(FILE, **arrays)`; its widths and
 pixel range are fields of this config. The images are scikit-learn's digits, unless the `data` fields name others. All
-networks must have been trained on their classes, in the same order, at their image size.
+networks must have been trained on the same classes, in the same order, at the same image size.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,7 @@
     python experiments/synthetic.py --config=configs/synthetic.py
 
 Ten problems, each with its own target and sources of three widths; one minute on 2 cores.
-To measure a given problem instead, add `--config.problem=PATH.npz`; the docstring of `load` in the experiment describes
-the file.
+To measure a given problem instead, add `--config.problem=PATH.npz` (see the docstring of `load` in the experiment).
 Expect tau1 and tau2 to fall, and the transfer loss and the gradient matching distance to rise, with increasing drift.
 """
 

@@ -12,16 +12,15 @@ reproduce: .venv/base
 	.venv/bin/python experiments/reproduce.py --config=configs/reproduce.py --workdir=runs/reproduction \
 	  --config.data_dir="$(DATA)" --config.images_dir="$(IMAGES)"
 
+PYTEST = python -m pytest -n 2 --dist loadgroup
+
 test: .venv/dev
-	.venv/bin/python -m pytest -n 2 -m "not slow"
+	.venv/bin/$(PYTEST) -m "not slow"
 
 # The inner loop: no notebooks, and of the experiments only those that take seconds.
+MINUTES = control decompose early knowledge matrix notebooks penalty report reproduce runs sweep synthetic
 quick: .venv/dev
-	.venv/bin/python -m pytest -n 2 -m "not slow" --ignore=tests/test_early.py --ignore=tests/test_synthetic.py \
-	  --ignore=tests/test_runs.py --ignore=tests/test_sweep.py --ignore=tests/test_notebooks.py \
-	  --ignore=tests/test_control.py --ignore=tests/test_decomposition.py --ignore=tests/test_knowledge.py \
-	  --ignore=tests/test_matrix.py --ignore=tests/test_penalty.py --ignore=tests/test_reproduce.py \
-	  --ignore=tests/test_report.py
+	.venv/bin/$(PYTEST) -m "not slow" $(MINUTES:%=--ignore=tests/test_%.py)
 
 static: .venv/dev
 	.venv/bin/ruff format --check .
@@ -32,8 +31,10 @@ check: static test
 
 # Everything, the long tests and the oldest versions that pyproject.toml allows included.
 check-all: static .venv-oldest/dev
-	.venv/bin/python -m pytest -n 2
-	.venv-oldest/bin/python -m pytest -n 2 -m "not slow"
+	.venv/bin/$(PYTEST)
+	.venv-oldest/bin/$(PYTEST) -m "not slow"
+
+PIP = $(@D)/bin/pip install --quiet --disable-pip-version-check
 
 # The first Python that is new enough: what .python-version selects (pyenv, uv), else any on the PATH.
 define make_environment
@@ -45,9 +46,11 @@ define make_environment
 	  echo "jtrans: no Python 3.12 or newer; python3 is $$(python3 --version 2>&1 | head -n 1); install one and run make again" >&2; \
 	  exit 1; \
 	fi; \
-	echo "making $(@D) with $$("$$found" --version)"; "$$found" -m venv $(@D)
-	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $(1)
-	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	echo "1 of 3: making $(@D) with $$("$$found" --version), a few seconds"; "$$found" -m venv $(@D)
+	@echo "2 of 3: installing $$(grep -c == $(1)) packages from $(1), about a minute (longer on a slow connection)"
+	@$(PIP) -r $(1)
+	@echo "3 of 3: installing jtrans itself, a few seconds"
+	@$(PIP) --no-deps --editable .
 	@touch $@
 endef
 

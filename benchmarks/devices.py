@@ -17,25 +17,24 @@ def serve(options: argparse.Namespace) -> None:
     """In a process of its own: the seconds of so many steps, for each line that comes in."""
     import numpy as np
 
-    from jtrans import models, population, runtime, training
+    from jtrans import models, training
     from jtrans.data import Split
+    from jtrans.harness import runtime
+    from jtrans.population import engine
 
     runtime.prepare()
     rng, shape = np.random.default_rng(0), (32, 32, 3)
     draw = lambda n: Split(rng.integers(256, size=(n, *shape), dtype=np.uint8), rng.integers(2, size=n))
-    model, optimizer = models.build(options.model, shape, 2), training.OPTIMIZERS["adam"](1e-3)
-    placements, keys = [population.place(model, shape, 200, options.networks)], population.keys(0)
-    run = population.trajectory(
-        [model],
-        optimizer,
-        population.initialize([model], optimizer, keys.init, placements),
-        placements,
-        keys,
-        draw(4 * options.batch),
-        draw(200),
+    population = engine.build(
+        models=[models.build(options.model, shape, 2)],
+        optimizer=training.OPTIMIZERS["adam"](1e-3),
+        keys=engine.keys(0),
+        train=draw(4 * options.batch),
+        test=draw(200),
+        num_networks=options.networks,
         batch_size=options.batch,
-        num_steps=10**6,
     )
+    run = engine.trajectory(population, engine.initialize(population), 10**6)
     next(run)
     next(run)
     for _ in sys.stdin:

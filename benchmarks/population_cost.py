@@ -3,8 +3,9 @@
     python benchmarks/population_cost.py [--networks=64,256,512] [--steps=49] [--repeats=5]
 
 FC shallow on the digits of configs/digits.py, measured before training and after every step, without attacks. It is
-`early.measure` itself with a clock on its parts; each M has a process of its own, one after the other. The table is
-Markdown: medians and ranges over the steps but the first two, which compile, and over repeats of what a run does once.
+the experiment `early` itself with a clock on its parts; each M has a process of its own, one after the other. The table
+is Markdown: medians and ranges over the steps but the first two, which compile, and over repeats of what a run does
+once.
 """
 
 import argparse
@@ -22,15 +23,18 @@ from pathlib import Path
 
 import jax
 
-from jtrans import devices, early, findings, plots, population, results, runtime
+from jtrans import files
+from jtrans.experiments import early
+from jtrans.harness import experiment, folder, runtime
+from jtrans.population import devices, engine, trajectory
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits.py"
-PROGRAMS = {"training": ("epoch_order", "one_step"), "directions": ("look",), "comparison": ("comparison",)}
+PROGRAMS = {"training": ("epoch_order", "_one_step"), "directions": ("_look",), "comparison": ("_compare",)}
 ONCE = {
-    "intervals": ((findings, "curves"),),
-    "npz and CSV files": ((results, "write_trajectory"),),
-    "figure": ((plots, "early"), (results, "write_figure")),
-    "batch overlap": ((population, "batch_overlap"),),
+    "intervals": ((trajectory, "curves"),),
+    "npz and CSV files": ((files, "write_npz"), (folder, "write_table")),
+    "figure": ((early, "draw"), (folder, "write_figure")),
+    "batch overlap": ((engine, "batch_overlap"),),
 }
 
 
@@ -54,10 +58,10 @@ def clock_programs(seconds: dict[str, float]) -> None:
 
 def clock_steps(seconds: dict[str, list[float]]) -> None:
     """From now on a trajectory's steps leave the seconds of their parts; what no program takes is the host's."""
-    make, of_programs = population.trajectory, defaultdict(float)
+    make, of_programs = engine.trajectory, defaultdict(float)
     clock_programs(of_programs)
 
-    def trajectory(*arguments, **options):
+    def clocked(*arguments, **options):
         run = make(*arguments, **options)
         while True:
             of_programs.clear()
@@ -71,7 +75,7 @@ def clock_steps(seconds: dict[str, list[float]]) -> None:
             seconds["to the host"].append(whole - sum(of_programs.values()))
             yield step
 
-    population.trajectory = trajectory
+    engine.trajectory = clocked
 
 
 def clock_calls(module, name: str, repeats: int, seconds: list[float]) -> None:
@@ -100,7 +104,7 @@ def measure(networks: int, steps: int, repeats: int) -> dict[str, str]:
     for module, name in sum(ONCE.values(), ()):
         clock_calls(module, name, repeats, calls[name])
     with tempfile.TemporaryDirectory() as workdir:
-        early.measure(config, Path(workdir))
+        experiment.run(early.EXPERIMENT._replace(figures=early.draw), config, workdir)
     peak_bytes, _ = devices.memory()
 
     seconds = {part: taken[2:] for part, taken in each_step.items()}

@@ -1,4 +1,4 @@
-"""Peak memory of the process that trains and measures networks, by their number, those at a time, and test images.
+"""Peak memory of the process that trains and measures networks, by their number, those at once, and test images.
 
 python benchmarks/population_memory.py [--model=conv_b] [--batch=128]
 """
@@ -10,11 +10,13 @@ import time
 
 import numpy as np
 
-from jtrans import devices, models, population, runtime, training
+from jtrans import models, training
 from jtrans.data import Split
+from jtrans.harness import runtime
+from jtrans.population import devices, engine
 
 SHAPE = (32, 32, 3)
-# Networks, how many at a time (0: by jtrans's own rule), test images.
+# Networks, how many at once (0: by jtrans's own rule), test images.
 CASES = ((2, 0, 200), (8, 0, 200), (8, 0, 2000), (32, 0, 200))
 
 
@@ -23,20 +25,25 @@ def measure(name: str, batch: int, networks: int, size: int, examples: int) -> N
     runtime.prepare()
     rng = np.random.default_rng(0)
     draw = lambda n: Split(rng.integers(256, size=(n, *SHAPE), dtype=np.uint8), rng.integers(2, size=n))
-    model, optimizer = models.build(name, SHAPE, 2), training.OPTIMIZERS["adam"](1e-3)
-    block = population.block_size(examples, networks, np.prod(SHAPE))
-    placement = population.place(model, SHAPE, max(batch, block), networks, size=size)
-    keys = population.keys(0)
-    groups = population.initialize([model], optimizer, keys.init, [placement])
+    population = engine.build(
+        models=[models.build(name, SHAPE, 2)],
+        optimizer=training.OPTIMIZERS["adam"](1e-3),
+        keys=engine.keys(0),
+        train=draw(4 * batch),
+        test=draw(examples),
+        num_networks=networks,
+        batch_size=batch,
+        group_size=size,
+    )
+    groups = engine.initialize(population)
     started = time.perf_counter()
-    for _ in population.trajectory(
-        [model], optimizer, groups, [placement], keys, draw(4 * batch), draw(examples), batch_size=batch, num_steps=1
-    ):
+    for _ in engine.trajectory(population, groups, 1):
         pass
     seconds = time.perf_counter() - started
     peak, _ = devices.memory()
+    at_once = population.placements[0].size
     print(
-        f"{name} {networks:3} networks, {placement.size} at a time, {examples:4} test images: {peak / 2**30:5.2f} GiB, "
+        f"{name} {networks:3} networks, {at_once} at once, {examples:4} test images: {peak / 2**30:5.2f} GiB, "
         f"{seconds:6.1f} s",
         flush=True,
     )

@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtrans import devices, models, population, runtime, training
+from jtrans import models, training
 from jtrans.data import Split
+from jtrans.harness import runtime
+from jtrans.population import engine, observe
 
 PEER = Path(__file__).with_name("pytorch_peer.py")
 ROWS = ",".join(
@@ -88,10 +90,10 @@ class Peer:
 
 
 def check(peer: Peer, model, name: str, optimizer, batch: int, size: int) -> None:
-    """Nothing, if one step from the same weights on the same batch gives the same angles."""
+    """Check that one step from the same weights on the same batch gives the same angles."""
     images, labels = peer.train.images[:batch], peer.train.labels[:batch]
     step = jax.jit(jax.vmap(partial(training.train_step, model, optimizer), (0, None, None, None)))
-    look = jax.jit(partial(population.observe, model))
+    look = jax.jit(partial(observe.observe, model))
     networks = peer.networks(name, optimizer)
     count = len(jax.tree.leaves(networks)[0])
     groups = [jax.tree.map(lambda leaf, i=i: leaf[i : i + size], networks) for i in range(0, count, size)]
@@ -109,22 +111,21 @@ def measure(python: str, style: str, rounds: int, peak: float, name: str, networ
     """One row of the table."""
     model = models.build(name, SHAPE, CLASSES)
     optimizer = training.OPTIMIZERS["adam"](LEARNING_RATE)
-    placement = population.place(model, SHAPE, max(batch, NUM_TEST), networks)
     with tempfile.TemporaryDirectory() as directory:
         peer = Peer(python, style, Path(directory), name, networks, batch)
-        peer.step()
-        check(peer, model, name, optimizer, batch, placement.size)
-        run = population.trajectory(
-            [model],
-            optimizer,
-            [devices.split(peer.networks(name, optimizer), placement)],
-            [placement],
-            population.keys(0),
-            peer.train,
-            peer.test,
+        population = engine.build(
+            models=[model],
+            optimizer=optimizer,
+            keys=engine.keys(0),
+            train=peer.train,
+            test=peer.test,
+            num_networks=networks,
             batch_size=batch,
-            num_steps=10**6,
         )
+        peer.step()
+        check(peer, model, name, optimizer, batch, population.placements[0].size)
+        groups = engine.split(population, [peer.networks(name, optimizer)])
+        run = engine.trajectory(population, groups, 10**6)
         ours, theirs = [], []
         for number in range(rounds + 2):  # the first two compile
             started = time.perf_counter()

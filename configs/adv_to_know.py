@@ -2,10 +2,10 @@
 
     python experiments/knowledge.py --config=configs/adv_to_know.py
 
-Sources of each architecture on all of CIFAR-10, a ResNet18 on STL-10 as the reference; TFDS fetches both sets the first
-time (`pip install jtrans[prepare]`). The paper's recipe: SGD along a cosine over 100 epochs, crops and flips, pixels in
-[-1, 1]; attacks with epsilon 0.1 in units of pixels in [0, 1]. For an accelerator: 100 epochs of 30 networks.
-`configs/adv_to_know_reduced.py` is the form for 2 cores.
+Sources of each architecture, trained on all of CIFAR-10, and a ResNet18 on STL-10 as the reference. TFDS downloads both
+sets the first time (`pip install jtrans[prepare]`). Training follows the paper: SGD with a cosine schedule over 100
+epochs, random crops and flips, pixels in [-1, 1]. Attacks have epsilon 0.1 for pixels in [0, 1]. For an accelerator:
+30 networks, 100 epochs each. `configs/adv_to_know_reduced.py` is a version for 2 cores.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/knowledge.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/knowledge/`)."""
     config = defaults(knowledge.FIELDS)
     config.models = ("fcnet", "lenet", "alexnet", "resnet18", "resnet50")
     config.source.name, config.target.name = "cifar10", "stl10"

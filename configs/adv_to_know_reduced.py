@@ -3,10 +3,9 @@
     python experiments/knowledge.py --config=configs/adv_to_know_reduced.py \
         --config.source.dir=DIRECTORY --config.target.dir=DIRECTORY
 
-DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet of which twelve,
-the vehicles, are taken; any other set can be named (`--config.target.name`, `--config.target.classes`). Three seeds,
-two epochs on 8,000 images, a ResNet18 of a quarter of its widths as a source and as the reference, attacks of 20
-steps.
+DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet, of which the
+twelve vehicles are used; `--config.target.name` and `--config.target.classes` select another set. Three seeds, two
+epochs on 8,000 images, a ResNet18 with a quarter of its widths as a source and as the reference, attacks with 20 steps.
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +30,7 @@ VEHICLES = (
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/knowledge.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/knowledge/`)."""
     config = defaults(knowledge.FIELDS)
     config.models = ("fcnet", "lenet", "alexnet", "resnet18")
     config.widths.resnet18 = (16, 32, 64, 128)

@@ -1,17 +1,19 @@
-"""The cases of BenShmuel (2022), Table 5, on CIFAR-10's cats and dogs, 16 networks for the paper's one pair.
+"""The cases of BenShmuel (2022), Table 5, on CIFAR-10's cats and dogs, with 16 networks instead of the paper's pair.
 
     python experiments/early.py --config=configs/cases.py:1 --config.data.dir=DIRECTORY
+    jtrans early --config=cases:1 --config.data.dir=DIRECTORY
 
-takes a case from 1 to 8; DIRECTORY is a TFDS data directory that holds cifar10 (left out: TFDS's default one, where
-the set is downloaded and prepared the first time, which takes `pip install jtrans[prepare]`).
-Fifty steps of cases 1 to 5 take 0.8, 1.3, 0.2, 0.8 and 1.6 minutes on 2 cores, and decoding cats and dogs ten seconds
-the first time. Expect 89.2 degrees before training. Cases 1, 3 and 4 then fall by 42, 41 and 55 degrees while the
-accuracy is within 0.05 of chance; case 5 falls by 13, and case 2 by 2.5, since its large batches teach something in a
-few steps.
+The cases are 1 to 8. DIRECTORY is a TFDS data directory that holds cifar10. Without it TFDS uses its default directory,
+where it downloads and prepares the set the first time (`pip install jtrans[prepare]`).
+Fifty steps of cases 1 to 5 take 0.8, 1.3, 0.2, 0.8 and 1.6 minutes on 2 cores; decoding the images takes ten seconds
+the first time. Expect an angle of 89.2 degrees before training. While the accuracy is within 0.05 of chance, the angle
+falls by 42, 41 and 55 degrees in cases 1, 3 and 4, by 13 in case 5, and by only 2.5 in case 2, where the large batches
+raise the accuracy within a few steps.
 
-The convolutional cases 6 to 8 are for an accelerator. Reduced by `--config.num_networks=8 --config.num_steps=20
---config.num_examples=100` (case 7: 4 networks of each, 15 steps), they take four to ten minutes on 2 cores. Expect 58
-degrees after the first step of case 6 and 73 after that of case 7; case 8 starts at 86 and falls to 74 at step 12.
+The convolutional cases 6 to 8 are for an accelerator. With `--config.num_networks=8 --config.num_steps=20
+--config.num_examples=100` (case 7: 4 networks of each architecture, 15 steps), they take four to ten minutes on 2
+cores. Expect 58 degrees after the first step of case 6 and 73 after that of case 7; case 8 starts at 86 and falls to 74
+at step 12.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +35,7 @@ CASES = {  # models, learning rate, batch size
 
 
 def get_config(case: str = "1") -> ConfigDict:
-    """The settings of one case; the fields not named here have their defaults (`jtrans/experiments/early.py`).
+    """The settings of one case; all other fields have their defaults (`jtrans/experiments/early.py`).
 
     Raises:
       InputError: there is no such case.

@@ -2,9 +2,9 @@
 
     python experiments/control.py --config=configs/control.py --config.data.dir=DIRECTORY
 
-DIRECTORY is a TFDS data directory that holds cifar10. FC deep at half its width, so that 960 networks, four for each of
-240 settings, take eight minutes on 2 cores. One file for each optimizer and batch size is kept, so that a run that was
-stopped goes on with the next.
+DIRECTORY is a TFDS data directory that holds cifar10. Four networks (FC deep with half its widths) for each of 240
+settings; 960 networks take eight minutes on 2 cores. Each optimizer and batch size has a file of results, from which a
+stopped run resumes.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/control.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/control.py`)."""
     config = defaults(control.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("cat", "dog")

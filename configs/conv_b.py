@@ -2,9 +2,9 @@
 
     python experiments/early.py --config=configs/conv_b.py --config.data.dir=DIRECTORY
 
-DIRECTORY is a TFDS data directory that holds cifar10. The paper does not give the learning rate and batch size.
-Eight networks, 28 pairs; eight minutes on 2 cores. Expect 89.1 degrees before training, 75 after the first step and 47
-after the second, while the accuracy is at chance.
+DIRECTORY is a TFDS data directory that holds cifar10. The paper does not state the learning rate and batch size.
+Eight networks, 28 pairs; eight minutes on 2 cores. Expect angles of 89.1 degrees before training, 75 after the first
+step and 47 after the second, while the accuracy is at chance.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/early.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/early.py`)."""
     config = defaults(early.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("cat", "dog")

@@ -1,9 +1,9 @@
-"""Taking the early part out of adversarial directions: which small subspace holds it, and whether attacks need it.
+"""Removing a small subspace from adversarial directions: is early transferability inside it, and do attacks need it?
 
     python experiments/decompose.py --config=configs/decompose.py --config.data.dir=DIRECTORY
 
-DIRECTORY is a TFDS data directory that holds cifar10. FC deep at half its width, 16 networks measured and 8 more from
-which the subspaces are fitted.
+DIRECTORY is a TFDS data directory that holds cifar10. FC deep with half its widths: 16 networks are measured, and the
+subspaces are fitted on 8 others.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/decompose.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/decompose/`)."""
     config = defaults(decompose.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("cat", "dog")

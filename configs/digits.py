@@ -1,10 +1,11 @@
 """Early transferability on handwritten digits: real images, offline.
 
     python experiments/early.py --config=configs/digits.py
+    jtrans early --config=digits
 
 Sixteen deep fully-connected networks, 120 pairs; half a minute on 2 cores.
-Expect 88.6 degrees before training and about 37 after the first step, while the accuracy stays at 0.10 for some five
-steps; the angle then climbs to about 70, and falls again as the networks learn.
+Expect an angle of 88.6 degrees before training and about 37 after the first step; the accuracy stays at 0.10 for about
+five steps. The angle then rises to about 70, and falls again as the networks learn.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/early.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/early.py`)."""
     config = defaults(early.FIELDS)
     config.data.name = "digits"
     config.models = ("mlp_deep",)

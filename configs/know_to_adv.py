@@ -2,9 +2,9 @@
 
     python experiments/knowledge.py --config=configs/know_to_adv.py
 
-ResNet18 sources on four classes of CIFAR-10 each, with 0, 25, 50, 75 and 100 % animals; the reference is a ResNet18 on
-STL-10's vehicles. Otherwise as `configs/adv_to_know.py`. For an accelerator; `configs/know_to_adv_reduced.py` is the
-form for 2 cores.
+ResNet18 sources, each trained on four classes of CIFAR-10 with 0, 25, 50, 75 or 100 % animals; the reference is a
+ResNet18 trained on STL-10's vehicles. Otherwise as `configs/adv_to_know.py`. For an accelerator;
+`configs/know_to_adv_reduced.py` is a version for 2 cores.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ MIXTURES = (
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/knowledge.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/knowledge/`)."""
     config = defaults(knowledge.FIELDS)
     config.models, config.mixtures = ("resnet18",), MIXTURES
     config.source.name, config.target.name = "cifar10", "stl10"

@@ -1,11 +1,11 @@
-"""From knowledge to adversarial transferability, reduced for 2 cores: five mixtures of CIFAR-10, Tiny ImageNet after.
+"""From knowledge to adversarial transferability, reduced for 2 cores: five mixtures of CIFAR-10 to Tiny ImageNet.
 
     python experiments/knowledge.py --config=configs/know_to_adv_reduced.py \
         --config.source.dir=DIRECTORY --config.target.dir=DIRECTORY
 
-DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet of which twelve,
-the vehicles, are taken; any other set can be named. Three seeds, ResNet18 of a quarter of its widths, one epoch on
-6,000 images of each mixture, attacks of 20 steps.
+DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet, of which the
+twelve vehicles are used; any other set can be named. Three seeds, ResNet18 with a quarter of its widths, one epoch on
+6,000 images of each mixture, attacks with 20 steps.
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +37,7 @@ VEHICLES = (
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/knowledge.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/knowledge/`)."""
     config = defaults(knowledge.FIELDS)
     config.models, config.mixtures = ("resnet18",), MIXTURES
     config.widths.resnet18 = (16, 32, 64, 128)

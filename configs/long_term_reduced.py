@@ -1,10 +1,10 @@
-"""Long-term transferability, reduced for 2 cores: a conv B of an eighth of its widths, 2,000 training images.
+"""Long-term transferability, reduced for 2 cores: conv B with an eighth of its widths, 2,000 training images.
 
     python experiments/sweep.py --config=configs/long_term_reduced.py --config.data.dir=DIRECTORY \
         --sweep="optimizer.learning_rate=1e-3,1e-2"
 
-DIRECTORY is a TFDS data directory that holds cifar10. Thirty epochs of 15 steps; the larger learning rate shows early
-transferability, the smaller does not.
+DIRECTORY is a TFDS data directory that holds cifar10. Thirty epochs of 15 steps. Expect early transferability for the
+larger learning rate, and none for the smaller.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/early.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/early.py`)."""
     config = defaults(early.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("airplane", "automobile")

@@ -1,8 +1,8 @@
-"""The four optimizers over a range of learning rates (BenShmuel 2022, section 4.4), 16 networks for each setting.
+"""The four optimizers over a range of learning rates (BenShmuel 2022, section 4.4), 16 networks per setting.
 
     python experiments/control.py --config=configs/optimizers.py --config.data.dir=DIRECTORY
 
-DIRECTORY is a TFDS data directory that holds cifar10. FC deep at half its width.
+DIRECTORY is a TFDS data directory that holds cifar10. FC deep with half its widths.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/control.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/control.py`)."""
     config = defaults(control.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("cat", "dog")

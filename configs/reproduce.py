@@ -2,9 +2,8 @@
 
     make reproduce DATA=DIRECTORY IMAGES=FOLDER
 
-DATA is a TFDS data directory that holds cifar10; IMAGES a folder of photographs in two classes, each a folder of its
-own, for VGG11 (left out, so is VGG11). Seventy minutes on 2 cores; finished runs are kept, and the same command resumes
-after a stop.
+DATA is a TFDS data directory that holds cifar10; IMAGES is a folder with two folders of photographs, one per class, for
+VGG11, which is skipped without it. Seventy minutes on 2 cores. Finished runs are kept, and stopped runs resume.
 """
 
 from ml_collections import ConfigDict
@@ -14,5 +13,5 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/reproduce/`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/reproduce/`)."""
     return defaults(reproduce.FIELDS)

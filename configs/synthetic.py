@@ -1,11 +1,10 @@
-"""The synthetic experiment: transferability, adversarial and of knowledge, as a source drifts away from its target.
+"""The synthetic experiment: adversarial and knowledge transferability while the source drifts away from the target.
 
     python experiments/synthetic.py --config=configs/synthetic.py
 
-Ten problems, each with its own target and sources of three widths; a minute on 2 cores.
-`--config.problem=PATH.npz` measures a given problem instead; `jtrans.experiments.synthetic.problem.load` lists its
-arrays.
-Expect tau1 and tau2 to fall and the transfer loss and the gradient matching distance to rise with the drift.
+Ten problems, each with its own target and sources of three widths; one minute on 2 cores.
+To measure a given problem instead, add `--config.problem=PATH.npz` (see the docstring of `load` in the experiment).
+Expect tau1 and tau2 to fall, and the transfer loss and the gradient matching distance to rise, with increasing drift.
 """
 
 from ml_collections import ConfigDict

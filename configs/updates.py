@@ -2,10 +2,10 @@
 
     python experiments/updates.py --config=configs/updates.py --config.data.dir=DIRECTORY
 
-DIRECTORY is a TFDS data directory that holds cifar10. Sixteen shallow and sixteen deep networks, each on a batch of its
-own, where the paper shows one pair of each kind; half a minute on 2 cores. Expect angles between update vectors of 42
-to 57 degrees within networks and of 52 to 58 between them, and of 29 to 42 degrees to the adversarial directions after
-the large step, where random directions have 89.2.
+DIRECTORY is a TFDS data directory that holds cifar10. Sixteen shallow and sixteen deep networks, each with its own
+batch, instead of the paper's one pair of each kind; half a minute on 2 cores. Random directions are 89.2 degrees apart.
+Expect angles between update vectors of 42 to 57 degrees within a network and 52 to 58 between networks, and of 29 to 42
+degrees between update vectors and adversarial directions after the large step.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/updates.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/updates.py`)."""
     config = defaults(updates.FIELDS)
     config.data.name = "cifar10"
     config.data.classes = ("cat", "dog")

@@ -2,8 +2,8 @@
 
     python experiments/early.py --config=configs/vgg11_imagenet.py --config.data.dir=DIRECTORY
 
-DIRECTORY is a TFDS data directory that holds imagenet2012 (its archives have to be fetched by hand, see
-tensorflow.org/datasets/catalog/imagenet2012). The paper does not give the learning rate and batch size.
+DIRECTORY is a TFDS data directory that holds imagenet2012, whose archives must be downloaded by hand (see
+tensorflow.org/datasets/catalog/imagenet2012). The paper does not state the learning rate and batch size.
 For an accelerator: each network has 129 million parameters.
 """
 
@@ -15,7 +15,7 @@ from jtrans.harness.fields import defaults
 
 
 def get_config() -> ConfigDict:
-    """The settings; the fields not named here have their defaults (`jtrans/experiments/early.py`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/early.py`)."""
     config = defaults(early.FIELDS)
     config.data.name = "imagenet2012"
     config.data.classes = ("n01443537", "n01484850")

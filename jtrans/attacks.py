@@ -1,10 +1,10 @@
-"""Attacks: directions turned into bounded perturbed inputs.
+"""Attacks: adversarial directions turned into bounded perturbations of inputs.
 
-An attack is a function `(f, x, y, key) -> adversarial x`, of a pure `f: [N, ...] -> [N, K]`, inputs `[N, ...]`, the
-labels `[N]` to move away from (true ones, or `own_prediction`), and a key that is only needed for a random start (one,
-or one for each example). Epsilon is in the units of `x`: [0, 1] pixels, where the network itself maps them to its own
-range. What comes back is floats: rounding them to pixel values would undo part of the attack. Where the network gives
-no direction (its gradient is zero or not finite), the input comes back as it is.
+An attack is a function `(f, x, y, key) -> adversarial x` of a pure function `f: [N, ...] -> [N, K]`, inputs `[N, ...]`,
+the labels `[N]` to move away from (true labels, or `own_prediction`), and a key, or one key per example, which only a
+random start needs. Epsilon is in the units of `x`: for images pixels in [0, 1], which the network itself normalises.
+Adversarial inputs are floats: rounding them to 8-bit pixels would undo part of the attack. Where the gradient is zero
+or not finite, the input is returned unchanged.
 """
 
 import math
@@ -20,55 +20,56 @@ from jtrans.jacobian import Function
 
 Attack = Callable[[Function, jax.Array, jax.Array, jax.Array | None], jax.Array]
 Bounds = tuple[float, float] | None
-# Success is counted among these images.
+# The sets of images over which success rates are computed.
 DENOMINATORS = ("all images", "those the target gets right", "those both networks get right")
 
 
 class Success(NamedTuple):
-    """How often attacks work, `[..., 3]`, among each of `DENOMINATORS`.
+    """Success rates of attacks, `[..., 3]`, over each set of images in `DENOMINATORS`.
 
     Attributes:
-      rate: the share of those images that the attacked network gets wrong under attack; NaN where there is none.
-      count: how many images those are; those at which the attacked network's outputs are not finite are left out.
+      rate: the share of these images that the attacked network misclassifies under attack; NaN if there are none.
+      count: the number of these images; images at which the attacked network's outputs are not finite are left out.
     """
 
     rate: np.ndarray
-    count: np.ndarray  # type: ignore[assignment]  # in the place of the tuple's method, which nobody needs here
+    count: np.ndarray  # type: ignore[assignment]  # replaces `tuple.count`, which is not needed here
 
 
 def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Whether each label is predicted: `[N]`, 1 or 0, and NaN where the logits `[N, K]` are not finite."""
+    """`[N]`: 1 where the label is predicted, else 0; NaN where the logits `[N, K]` are not finite."""
     predicted = (logits.argmax(-1) == labels).astype(jnp.float32)
     return jnp.where(jnp.isfinite(logits).all(-1), predicted, jnp.nan)
 
 
 def success(attacked: np.ndarray, clean_target: np.ndarray, clean_source: np.ndarray) -> Success:
-    """How often attacks work, from what the networks make of N images, each `[..., N]` as `right` gives it.
+    """Success rates of attacks on N images, from outputs of `right`, each `[..., N]`.
 
     Args:
-      attacked: whether the attacked network, the target, still gives the label of the adversarial image.
-      clean_target, clean_source: whether it, and the network that the attack was made on, give that of the clean image.
+      attacked: whether the attacked network, the target, predicts the label of the adversarial image.
+      clean_target, clean_source: whether the target, and the network that the attack was computed on, predict the label
+        of the clean image.
     """
     attacked, target, source = np.broadcast_arrays(attacked, clean_target, clean_source)
     finite = ~np.isnan(attacked) & ~np.isnan(target)
     counted = finite[..., None, :] & np.stack([finite, target == 1, (target == 1) & (source == 1)], axis=-2)
     count = counted.sum(-1)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as documented
         return Success(((attacked == 0)[..., None, :] & counted).sum(-1) / count, count)
 
 
 def flipped(attacked: jax.Array, clean: jax.Array) -> jax.Array:
-    """The share of the images that a network gets right which it then gets wrong; NaN where there is none.
+    """The share of correctly classified images whose adversarial images are misclassified; NaN if there are none.
 
     Args:
-      attacked, clean: `[..., N]` as `right` gives them, of the adversarial and of the clean images.
+      attacked, clean: `[..., N]`, outputs of `right` for the adversarial and the clean images.
     """
     counted = (clean == 1) & ~jnp.isnan(attacked)
     return (counted & (attacked == 0)).sum(-1) / counted.sum(-1)
 
 
 def own_prediction(f: Function, x: jax.Array) -> jax.Array:
-    """The class `[N]` that `f` gives each input."""
+    """The class `[N]` that `f` predicts for each input."""
     return f(x).argmax(-1)
 
 
@@ -76,9 +77,9 @@ def fgsm(epsilon: float, *, random_start: bool = False, bounds: Bounds = (0, 1))
     """The fast gradient sign method (Goodfellow et al. 2015): one step of L-inf PGD, of size epsilon.
 
     Args:
-      epsilon: the largest change of an input value, in the units of the input.
-      random_start: begin at a uniformly random point of the ball (as Liang et al. 2021 do), not at `x`.
-      bounds: the range of valid inputs; None for no such range.
+      epsilon: the largest change of any input value, in the units of the input.
+      random_start: start at a uniformly random point of the ball (as Liang et al. 2021 do) instead of `x`.
+      bounds: the range of valid inputs; None: unbounded.
 
     >>> import jax.numpy as jnp
     >>> x, y = jnp.array([[0.25, 0.75]]), jnp.array([0])
@@ -99,40 +100,41 @@ def pgd(
 ) -> Attack:
     """Projected gradient ascent on the cross entropy (Madry et al. 2018).
 
-    The result lies in the ball and in the bounds exactly, rounding included.
+    The result lies exactly in the ball and in the bounds, despite rounding.
 
     Args:
       epsilon: the ball's radius, in the units of the input.
       steps: the number of steps.
-      step_size: the length of each, in the same units.
+      step_size: the length of each step, in the units of the input.
       norm: `linf` (steps along the sign of the gradient) or `l2` (along the gradient).
-      random_start: begin at a uniformly random point of the ball, example i's from `fold_in(key, i)`.
-      bounds: the range of valid inputs; None for no such range.
+      random_start: start at a uniformly random point of the ball; example i uses `fold_in(key, i)`.
+      bounds: the range of valid inputs; None: unbounded.
 
     Raises:
-      ValueError: an unknown norm, a negative epsilon; and when it runs, a random start without a key.
+      ValueError: the norm is unknown or epsilon negative. The attack raises it for a random start without a key.
     """
     if norm not in _BALLS:
         raise ValueError(f"norm: got {norm!r}; it takes {' or '.join(_BALLS)}")
     if epsilon < 0:
         raise ValueError(f"epsilon: got {epsilon}; it takes 0 or more")
-    project, draw, along = _BALLS[norm]
+    project, random_offset, step_direction = _BALLS[norm]
 
     def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
         start = x
         if random_start:
-            offset = jax.vmap(lambda k: draw(k, x.shape[1:], x.dtype))(directions.example_keys(key, len(x)))
+            keys = directions.example_keys(key, len(x))
+            offset = jax.vmap(lambda k: random_offset(k, x.shape[1:], x.dtype))(keys)
             start = project(x + epsilon * offset, x, epsilon, bounds)
 
         def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            adversarial, directed = carry
+            adversarial, has_gradient = carry
             gradient = _finite(directions.loss_gradient(f, adversarial, y))
-            ahead = adversarial + step_size * along(gradient)
-            return project(ahead, x, epsilon, bounds), directed | (_sums(jnp.abs(gradient)) > 0)
+            stepped = adversarial + step_size * step_direction(gradient)
+            return project(stepped, x, epsilon, bounds), has_gradient | (_sums(jnp.abs(gradient)) > 0)
 
-        adversarial, directed = loops.repeat(steps, step, (start, jnp.zeros(len(x), bool)))
-        # A random start alone is no attack.
-        return jnp.where(_per_example(directed, x), adversarial, x)
+        adversarial, has_gradient = loops.repeat(steps, step, (start, jnp.zeros(len(x), bool)))
+        # A random start without any gradient step is not an attack.
+        return jnp.where(_per_example(has_gradient, x), adversarial, x)
 
     return attack
 
@@ -140,11 +142,11 @@ def pgd(
 def mi_fgsm(epsilon: float, steps: int, step_size: float, *, decay: float = 1.0, bounds: Bounds = (0, 1)) -> Attack:
     """Momentum iterative FGSM in L-inf (Dong et al. 2018), without a random start.
 
-    Each gradient is divided by its L1 norm, added to `decay` times the sum before, and the step goes along the sign.
+    The momentum is `decay` times the previous momentum plus the gradient divided by its L1 norm; steps follow its sign.
 
     Args:
       epsilon, steps, step_size, bounds: as `pgd`.
-      decay: the share of the earlier gradients that is kept.
+      decay: the factor on the previous momentum.
     """
 
     def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -161,14 +163,14 @@ def mi_fgsm(epsilon: float, steps: int, step_size: float, *, decay: float = 1.0,
 
 
 def virtual(epsilon: float, *, level: int = 0, bounds: Bounds = None) -> Attack:
-    """The virtual adversarial attack (Liang et al. 2021): epsilon along the Jacobian's right singular vector.
+    """The virtual adversarial attack (Liang et al. 2021): a step of epsilon along the Jacobian's right singular vector.
 
-    It takes no account of the labels. The vector's sign is arbitrary.
+    The labels are ignored. The sign of the vector is arbitrary.
 
     Args:
       epsilon: the L2 length of the perturbation, in the units of the input.
       level: 0 for the largest singular value.
-      bounds: the range of valid inputs; None for no such range.
+      bounds: the range of valid inputs; None: unbounded.
     """
 
     def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -179,8 +181,8 @@ def virtual(epsilon: float, *, level: int = 0, bounds: Bounds = None) -> Attack:
     return attack
 
 
-# By the name in a config, made from epsilon, the number of steps and the number of values of an input. `NAME_liang` are
-# the forms in the official code of Liang et al. (2021). The virtual attack has FGSM's length in L2.
+# The attacks by config name, built from epsilon, the number of steps and the input dimension. `NAME_liang` are the
+# variants in the official code of Liang et al. (2021). The virtual attack has the same L2 length as FGSM.
 BY_NAME: dict[str, Callable[[float, int, int], Attack]] = {
     "fgsm": lambda epsilon, steps, dimension: fgsm(epsilon),
     "pgd": lambda epsilon, steps, dimension: pgd(epsilon, steps, 2.5 * epsilon / steps),
@@ -192,7 +194,7 @@ BY_NAME: dict[str, Callable[[float, int, int], Attack]] = {
 
 
 def _finite(vectors: jax.Array) -> jax.Array:
-    """Each example's vector; zero in the place of one that is not finite, which has no direction."""
+    """The vectors, with zero in place of each that is not finite and so has no direction."""
     return jnp.where(jnp.isfinite(vectors).all(axis=tuple(range(1, vectors.ndim)), keepdims=True), vectors, 0)
 
 
@@ -201,7 +203,7 @@ def _within(x: jax.Array, bounds: Bounds) -> jax.Array:
 
 
 def _project_linf(adversarial: jax.Array, x: jax.Array, epsilon: float, bounds: Bounds) -> jax.Array:
-    """Into the ball around x, to the last bit: `x +- epsilon` is rounded towards x."""
+    """Project onto the L-inf ball around x, exact to the last bit: `x +- epsilon` is rounded towards x."""
     radius = np.asarray(epsilon, x.dtype)
     radius = radius if radius <= epsilon else np.nextafter(radius, np.asarray(0, x.dtype))
     high, low = (jnp.where(_rounded_out(x, r), jnp.nextafter(x + r, x), x + r) for r in (radius, -radius))
@@ -209,15 +211,15 @@ def _project_linf(adversarial: jax.Array, x: jax.Array, epsilon: float, bounds: 
 
 
 def _rounded_out(x: jax.Array, r: np.ndarray) -> jax.Array:
-    """Whether `x + r` was rounded away from x: the sign of its rounding error, which Knuth's two-sum gives exactly."""
+    """Whether `x + r` was rounded away from x: the sign of its rounding error, exact by Knuth's two-sum."""
     total = x + r
-    back = total - x
-    error = (x - (total - back)) + (r - back)
+    rounded_r = total - x
+    error = (x - (total - rounded_r)) + (r - rounded_r)
     return error * np.sign(r) < 0
 
 
 def _project_l2(adversarial: jax.Array, x: jax.Array, epsilon: float, bounds: Bounds) -> jax.Array:
-    """Into the ball around x; the radius leaves room for the rounding of `x + delta` in every input value."""
+    """Project onto the L2 ball around x; the radius leaves room for the rounding of `x + delta` in every value."""
     delta = adversarial - x
     size = np.prod(x.shape[1:])
     largest = jnp.max(jnp.abs(x)) + epsilon
@@ -239,7 +241,7 @@ def _uniform_in_ball(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array
 
 def _along_gradient(gradient: jax.Array) -> jax.Array:
     unit = directions.normalize(gradient).reshape(gradient.shape)
-    return jnp.where(gradient == 0, 0, unit)  # where there is no gradient there is no step, rather than NaN
+    return jnp.where(gradient == 0, 0, unit)  # a zero gradient gives a zero step, not NaN
 
 
 def _sums(x: jax.Array) -> jax.Array:
@@ -247,7 +249,7 @@ def _sums(x: jax.Array) -> jax.Array:
 
 
 def _nonzero(x: jax.Array) -> jax.Array:
-    """1 in place of 0, for a division whose numerator is 0 too."""
+    """`x` with 1 in place of 0, as the divisor of a numerator that is 0 too."""
     return jnp.where(x == 0, 1, x)
 
 

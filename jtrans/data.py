@@ -1,7 +1,7 @@
-"""Named sources of images -> `Dataset(train, test)`: uint8 images, integer labels, class names.
+"""Image data sets by name, as `Dataset(train, test)`: uint8 images, integer labels, class names.
 
-A source lists its classes and splits and reads one image; everything after that (choosing classes, the test split,
-scaling, the cache) is the same for all of them.
+A source lists its classes and splits and reads one image. The rest is common to all sources: choosing classes, the test
+split, scaling, the cache.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 from jtrans import files
 from jtrans.errors import InputError, one_line
 
-CACHE_VERSION = 2  # of decoded images: one more whenever decoding, scaling or the choice of test images changes
-TEST_SHARE = 5  # where a source has no test split, one image in five of each class is held out
-NOISE_IMAGES = {"train": 10_000, "test": 2_000}  # as many as two classes of CIFAR-10 have
+CACHE_VERSION = 2  # of decoded images: raised whenever decoding, scaling or the choice of test images changes
+TEST_SHARE = 5  # without a test split, one image in five of each class is held out
+NOISE_IMAGES = {"train": 10_000, "test": 2_000}  # as in two classes of CIFAR-10
 SPLIT_FOLDERS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 
 
@@ -39,7 +39,7 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """What networks train on and what they are measured on, which share no image.
+    """The images to train on and the images to measure on, which are disjoint.
 
     `origin` says in words where the test images come from.
     """
@@ -59,8 +59,8 @@ class Records(NamedTuple):
 
 
 class Source(NamedTuple):
-    """`mode` is PIL's name for the pixels ("L" or "RGB"); `fingerprint` changes whenever the images do, and is empty
-    where reading is too quick for a cache to pay."""
+    """`mode` is PIL's pixel format ("L" or "RGB"); `fingerprint` changes whenever the images do, and is empty if
+    reading is so fast that a cache would save nothing."""
 
     class_names: tuple[str, ...]
     splits: Mapping[str, Records]
@@ -69,7 +69,7 @@ class Source(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a source may want to know, as `load` is given it; the key is of its own."""
+    """The arguments of `load` that a source may need; `key` is for the source alone."""
 
     key: jax.Array
     directory: str
@@ -86,33 +86,33 @@ def load(
     image_size: int = 32,
     shuffle_labels: bool = False,
 ) -> Dataset:
-    """The named data set, its images square and its labels numbered in the order of `classes`.
+    """Load the named data set, with square images and with labels numbered in the order of `classes`.
 
-    The test images are the split `test`, else `validation`, else a fixed fifth of each class of `train`. Images
-    are scaled so that they cover the square and are then cropped at the centre. Decoded images are kept in
-    `$JTRANS_CACHE` (default `~/.cache/jtrans`).
+    The test images are the split `test`, else `validation`, else a fixed fifth of each class of `train`. Images are
+    scaled to cover the square, then cropped at the centre. Decoded images are cached in `$JTRANS_CACHE` (default
+    `~/.cache/jtrans`).
 
-    Images of 16 bits a channel are scaled to 8 bits, 65535 to 255. Transparency is ignored: a transparent pixel has
-    the colour that its file stores for it. So is a rotation that the file's metadata ask for. Of several frames the
-    first is read. Images whose label names no class (-1 where labels are withheld) are left out and counted.
+    Images with 16 bits per channel are scaled to 8 bits, 65535 to 255. Transparency is ignored: a transparent pixel has
+    the colour stored in its file. Rotations in the file's metadata are ignored too. Of an image with several
+    frames the first is read. Images whose label is not a class (-1 where labels are withheld) are left out and counted.
 
     In a folder of images, a folder named `train`, `test`, `validation` or `val` (the same as `validation`) is a split
-    if it holds folders, and a class if it holds images. Files that are not in a format that Pillow reads are left out
-    and counted, except hidden files.
+    if it holds folders, and a class if it holds images. Files in formats that Pillow cannot read are left out and
+    counted; hidden files are ignored.
 
     Args:
       name: `digits` (scikit-learn's handwritten digits), `noise` (uniform random pixels, arbitrary labels), `folder`
-        (folders of images named by class, inside folders named by split or not), or any image classification set of
-        TensorFlow Datasets.
+        (folders of images named by class, optionally inside folders named by split), or any image classification set
+        of TensorFlow Datasets.
       key: draws the noise and the shuffled labels; unused otherwise.
       directory: the folder of images; for TensorFlow Datasets the data directory, or one prepared data set.
-      classes: names of the classes to keep; all when empty.
+      classes: names of the classes to keep; all if empty.
       image_size: the images' height and width in pixels.
-      shuffle_labels: permute the labels within each split, so that they carry no meaning.
+      shuffle_labels: permute the labels within each split, so that they carry no information.
 
     Raises:
-      InputError: an absent or unreadable data set, directory or file, an unknown, repeated or empty class, fewer than
-        two classes, or an image that does not decode or whose range is unknown (floats, 32-bit integers).
+      InputError: a data set, directory or file is missing or unreadable; a class is unknown, repeated or empty; there
+        are fewer than two classes; an image cannot be decoded, or its range is unknown (floats, 32-bit integers).
     """
     noise_key, *label_keys = jax.random.split(key, 3)
     read = SOURCES.get(name, partial(_tensorflow_datasets, name))
@@ -130,29 +130,29 @@ def load(
 
 
 def balanced(split: Split, count: int, field: str) -> Split:
-    """The first `count` images, taking the classes in turn, so that no class has more than one image over another.
+    """The first `count` images, taking the classes in turn, so that class sizes differ by at most one.
 
     Args:
-      field: the config's field that asks for so many.
+      field: the config field that `count` comes from, for the error message.
 
     Raises:
-      InputError: the split does not hold that many.
+      InputError: the split has fewer class-balanced images than `count`.
     """
     order = np.argsort(split.labels, kind="stable")
     sizes = np.bincount(split.labels)
-    rank = np.empty_like(order)
-    rank[order] = np.concatenate([np.arange(size) for size in sizes])
-    turn = np.lexsort((split.labels, rank))
-    most = int(sizes.min() * len(sizes))
-    if count > most:
-        raise InputError(f"{field}: got {count}; the class-balanced images are {most}, so at most that")
-    return Split(split.images[turn[:count]], split.labels[turn[:count]])
+    rank_in_class = np.empty_like(order)
+    rank_in_class[order] = np.concatenate([np.arange(size) for size in sizes])
+    alternating = np.lexsort((split.labels, rank_in_class))
+    available = int(sizes.min() * len(sizes))
+    if count > available:
+        raise InputError(f"{field}: got {count}; the class-balanced images are {available}, so at most {available}")
+    return Split(split.images[alternating[:count]], split.labels[alternating[:count]])
 
 
 def digest(dataset: Dataset) -> str:
     """The SHA-256, as 64 hexadecimal digits, of the class names and of both splits' images and labels.
 
-    It depends on the arrays' values, shapes and data types, not on their layout in memory or byte order.
+    It depends on the arrays' values, shapes and data types, not on their memory layout or byte order.
     """
     sha = hashlib.sha256(repr(tuple(map(str, dataset.class_names))).encode())
     for array in map(np.asarray, (*dataset.train, *dataset.test)):
@@ -162,21 +162,21 @@ def digest(dataset: Dataset) -> str:
 
 
 def check_digest(path: Path, there: str, here: str) -> None:
-    """Check that what stands at `path` was made from the same data, by `digest`.
+    """Check that the file at `path` was made from the current data: `there` and `here` are the digests of the two.
 
     Raises:
-      InputError: it was made from other data, or does not say from which.
+      InputError: it was made from other data, or does not record from which.
     """
     if there != here:
-        what = f"SHA-256 {there[:12]}... there, {here[:12]}... now" if there else "it does not say which"
-        what = f"was made from other images ({what}); put them back, or name another directory"
+        what = f"SHA-256 {there[:12]}... there, {here[:12]}... now" if there else "it does not record which"
+        what = f"was made from other images ({what}); restore those images, or use another directory"
         raise InputError(f"--workdir: {path} {what}")
 
 
-def _check_classes(chosen: Sequence[str], known: Sequence[str]) -> None:
+def _check_classes(chosen: Sequence[str], available: Sequence[str]) -> None:
     for c in chosen:
-        if c not in known:
-            raise InputError(f"data.classes: unknown class {c!r}; the classes are {_listed(known, 20)}")
+        if c not in available:
+            raise InputError(f"data.classes: unknown class {c!r}; the classes are {_listed(available, 20)}")
     if len(set(chosen)) < len(chosen):
         raise InputError(f"data.classes: got {', '.join(chosen)}; each class may be named once")
     if len(chosen) < 2:
@@ -185,23 +185,23 @@ def _check_classes(chosen: Sequence[str], known: Sequence[str]) -> None:
         )
 
 
-def _listed(names: Sequence[str], most: int) -> str:
-    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+def _listed(names: Sequence[str], limit: int) -> str:
+    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 
 def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str) -> Dataset:
     if not source.fingerprint:
         return _decode(source, classes, image_size)
-    facts = (CACHE_VERSION, PIL.__version__, source.fingerprint, classes, image_size)
-    wanted = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
+    identity = (CACHE_VERSION, PIL.__version__, source.fingerprint, classes, image_size)
+    identity_digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:20]
     root = files.cache()
-    path = root / f"{name.replace('/', '-')}-{wanted}.npz"
+    path = root / f"{name.replace('/', '-')}-{identity_digest}.npz"
     try:
-        with np.load(path) as kept:
-            train, test = (Split(kept[f"{part}_images"], kept[f"{part}_labels"]) for part in ("train", "test"))
-            return Dataset(train, test, classes, str(kept["origin"]))
+        with np.load(path) as cached:
+            train, test = (Split(cached[f"{part}_images"], cached[f"{part}_labels"]) for part in ("train", "test"))
+            return Dataset(train, test, classes, str(cached["origin"]))
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        dataset = _decode(source, classes, image_size)  # not there yet, or damaged
+        dataset = _decode(source, classes, image_size)  # not cached yet, or damaged
     arrays = {
         f"{part}_{field}": array
         for part, split in (("train", dataset.train), ("test", dataset.test))
@@ -209,10 +209,10 @@ def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str
     }
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, suffix=".partial") as partial:  # gone in the end, come what may
-            np.savez(Path(partial) / path.name, origin=dataset.origin, **arrays)
-            os.replace(Path(partial) / path.name, path)
-    except OSError as error:  # the cache saves time, nothing else: the run goes on without it
+        with tempfile.TemporaryDirectory(dir=root, suffix=".partial") as temporary:  # removed after errors, too
+            np.savez(Path(temporary) / path.name, origin=dataset.origin, **arrays)
+            os.replace(Path(temporary) / path.name, path)
+    except OSError as error:  # the cache only saves time: the run continues without it
         print(f"note: decoded images are not cached in {root} ({one_line(error)})")
     return dataset
 
@@ -223,16 +223,16 @@ def _decode(source: Source, classes: tuple[str, ...], image_size: int) -> Datase
     train = _members(source, "train", classes)
     _check_filled(train, classes, "train")
     for part in ("test", "validation"):
-        # A test split whose labels are withheld (ImageNet's) has none of any class.
+        # A test split whose labels are withheld (ImageNet's) has no image of any class.
         if part in source.splits and any(map(len, test := _members(source, part, classes))):
             _check_filled(test, classes, part)
             origin = f"the split {part!r}"
             break
     else:
         part, origin = "train", f"a fixed 1/{TEST_SHARE} of each class of the split 'train'"
-        order = [np.random.default_rng(0).permutation(members) for members in train]
-        test = [np.sort(members[: len(members) // TEST_SHARE]) for members in order]
-        train = [np.sort(members[len(members) // TEST_SHARE :]) for members in order]
+        shuffled = [np.random.default_rng(0).permutation(members) for members in train]
+        test = [np.sort(members[: len(members) // TEST_SHARE]) for members in shuffled]
+        train = [np.sort(members[len(members) // TEST_SHARE :]) for members in shuffled]
         _check_filled(test, classes, f"train's test share of 1/{TEST_SHARE}")
     return Dataset(
         _read(source, "train", train, image_size), _read(source, part, test, image_size), tuple(classes), origin
@@ -263,7 +263,7 @@ def _read(source: Source, part: str, members: Sequence[np.ndarray], image_size: 
     for row, index in enumerate(indices[order]):
         try:
             image = _eight_bit(records.read(int(index))).convert(source.mode)
-        except Exception as error:  # whatever the decoder of a damaged file can end in
+        except Exception as error:  # decoders may raise anything on a damaged file
             what = f"{records.describe(int(index))} of {part} does not decode ({one_line(error)})"
             raise InputError(f"data.dir: {what}; replace it with an 8-bit image, or remove it") from error
         image = PIL.ImageOps.fit(image, (image_size, image_size), PIL.Image.Resampling.BICUBIC)
@@ -272,15 +272,15 @@ def _read(source: Source, part: str, members: Sequence[np.ndarray], image_size: 
 
 
 def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Grey of 16 bits scaled to 8 bits, which `convert` would clip; images of 8 bits as they are.
+    """16-bit grey images scaled to 8 bits, which `convert` would clip; 8-bit images unchanged.
 
     Raises:
-      ValueError: floats or other integers, for which Pillow does not tell which values are black and white.
+      ValueError: floats or other integers, for which Pillow does not give the values of black and white.
     """
-    image.load()  # some formats have their mode only now
+    image.load()  # some formats set the mode only here
     if image.mode[0] not in "IF":  # "I;16", "I;16B", "I" and "F" are the modes of more than 8 bits
         return image
-    if isinstance(image, TiffImageFile):  # Pillow leaves 12 bits and white zeros as they are
+    if isinstance(image, TiffImageFile):  # Pillow rescales neither 12-bit images nor those where 0 is white
         bits, zero = image.tag_v2.get(BITSPERSAMPLE), image.tag_v2.get(PHOTOMETRIC_INTERPRETATION)
         full_range = image.mode != "I" and bits == (16,) and zero == 1  # "I" is signed here; 1: zero is black
     else:
@@ -291,10 +291,10 @@ def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _digits(wanted: Wanted) -> Source:
-    import sklearn.datasets  # half a second that other sources need not pay
+    import sklearn.datasets  # takes half a second, so only for this source
 
     bunch = sklearn.datasets.load_digits()
-    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # the set counts dark cells, 0 to 16
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # the values are counts from 0 to 16
     records = Records(lambda: bunch.target, lambda i: PIL.Image.fromarray(pixels[i]))
     return Source(tuple(map(str, bunch.target_names)), {"train": records}, "L")
 
@@ -315,10 +315,10 @@ def _folder(wanted: Wanted) -> Source:
     root = Path(wanted.directory)
     try:
         if not wanted.directory or not root.is_dir():
-            what = f"no directory {wanted.directory!r}; name a folder whose folders are the classes"
+            what = f"no directory {wanted.directory!r}; name a folder that holds one folder per class"
             raise InputError(f"data.dir: {what}")
         return _folder_source(root, wanted.classes)
-    except OSError as error:  # a link that leads nowhere, a lack of permission
+    except OSError as error:  # a broken link, or no permission
         what = f"{error.filename} cannot be read ({error.strerror})"
         raise InputError(f"data.dir: {what}; make it readable or remove it") from error
 
@@ -327,7 +327,7 @@ def _folder_source(root: Path, classes: Sequence[str]) -> Source:
     folders = {part: _folders(path) for part, path in _splits(root).items()}
     names = tuple(sorted(set().union(*folders.values())))
     if not names:
-        raise InputError(f"data.dir: no class folder in {root}; it takes one folder of images a class")
+        raise InputError(f"data.dir: no class folder in {root}; it takes one folder of images per class")
     entries = [
         (part, number, path)
         for part, of_class in folders.items()
@@ -350,7 +350,7 @@ def _folder_source(root: Path, classes: Sequence[str]) -> Source:
 
 
 def _splits(root: Path) -> dict[str, Path]:
-    """The folder of each split; `root` itself is `train` where there are no splits."""
+    """The folder of each split; without folders of splits `root` itself is `train`."""
     folders = _folders(root)
     names = [name for name in SPLIT_FOLDERS if name in folders and _holds_folders(folders[name])]
     if not names:
@@ -375,7 +375,7 @@ def _holds_folders(folder: Path) -> bool:
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    # `stat` raises where a link leads nowhere; `is_dir` would say no, and a class would be missing.
+    # `stat` raises on a broken link, for which `is_dir` returns False: a class would be missing without an error.
     return {path.name: path for path in _entries(root) if stat.S_ISDIR(path.stat().st_mode)}
 
 
@@ -388,13 +388,13 @@ def _is_image(path: Path) -> bool:
 
 
 def _fingerprint(root: Path, paths: Sequence[Path]) -> str:
-    """Changes whenever a file does, or its path below `root`, which names its split and class."""
+    """Changes whenever a file changes, or its path below `root`, which names its split and class."""
 
-    def facts(path: Path) -> tuple:
-        status = path.stat()  # of all these, files that swap names may differ in the inode alone
+    def identity(path: Path) -> tuple:
+        status = path.stat()  # two files that swap names may differ in nothing but the inode
         return str(path.relative_to(root)), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
-    return hashlib.sha256(repr([facts(path) for path in sorted(paths)]).encode()).hexdigest()
+    return hashlib.sha256(repr([identity(path) for path in sorted(paths)]).encode()).hexdigest()
 
 
 def _tensorflow_datasets(name: str, wanted: Wanted) -> Source:
@@ -418,7 +418,7 @@ def _tensorflow_datasets(name: str, wanted: Wanted) -> Source:
         def labels() -> np.ndarray:
             try:
                 return np.fromiter((rows[i]["label"] for i in range(len(rows))), np.int64, len(rows))
-            except Exception as error:  # whatever the reader of a missing or damaged file can end in
+            except Exception as error:  # readers may raise anything on a missing or damaged file
                 what = f"{part} of {name!r} in {builder.data_dir} cannot be read ({one_line(error)})"
                 raise InputError(f"data.dir: {what}; prepare it again") from error
 
@@ -436,7 +436,7 @@ def _tensorflow_datasets(name: str, wanted: Wanted) -> Source:
 
 
 def _prepared(name: str, directory: str):
-    """The builder of an already prepared data set, or None. Needs no TensorFlow and no network."""
+    """The builder of a data set that is already prepared, or None. Needs neither TensorFlow nor the internet."""
     import tensorflow_datasets as tfds
 
     if directory and not Path(directory).is_dir():
@@ -449,12 +449,12 @@ def _prepared(name: str, directory: str):
     path = newest.parent if newest.is_file() else newest
     builder = tfds.builder_from_directory(path)
     if builder.name != name.split("/")[0]:
-        raise InputError(f"data.name: got {name!r}, but {path} holds {builder.name!r}; name that")
+        raise InputError(f"data.name: got {name!r}, but {path} holds {builder.name!r}; use that name")
     return builder
 
 
 def _prepare(name: str, directory: str):
-    """Download and prepare a data set: the one place that needs TensorFlow and a network."""
+    """Download and prepare a data set: the only function that needs TensorFlow and the internet."""
     import tensorflow_datasets as tfds
 
     where = directory or "the default data directory"
@@ -463,16 +463,16 @@ def _prepare(name: str, directory: str):
     except tfds.core.registered.DatasetNotFoundError as error:
         what = f"{name!r} is none of {', '.join(SOURCES)}, nor prepared in {where}, nor known to TensorFlow Datasets"
         raise InputError(f"data.name: {what}; see tensorflow.org/datasets/catalog") from error
-    if importlib.util.find_spec("tensorflow") is None:  # said before a download that could not be used
+    if importlib.util.find_spec("tensorflow") is None:  # checked before a download that would be useless
         what = f"{name!r} is not in {where}, and preparing it needs TensorFlow"
         raise InputError(f"data.dir: {what}; install jtrans[prepare], or name a directory that holds it")
     try:
         builder.download_and_prepare()
-    except Exception as error:  # whatever a download can end in
-        what = f"{name!r} is not in {where} and could not be fetched ({one_line(error)[:200]})"
+    except Exception as error:  # downloads may raise anything
+        what = f"{name!r} is not in {where} and could not be downloaded ({one_line(error)[:200]})"
         raise InputError(f"data.dir: {what}; name a directory that holds it") from error
     return builder
 
 
-# By name; every other name is one of TensorFlow Datasets.
+# By name; all other names are those of TensorFlow Datasets.
 SOURCES: Mapping[str, Callable[[Wanted], Source]] = {"digits": _digits, "noise": _noise, "folder": _folder}

@@ -1,6 +1,6 @@
-"""Adversarial directions: where in input space a network is easiest to fool.
+"""Adversarial directions: the directions in input space along which a network is easiest to fool.
 
-A direction's length and overall sign carry no meaning here; `normalize` gives the unit vector.
+The length and overall sign of a direction carry no meaning; `normalize` gives the unit vector.
 Every `f` is a pure function from inputs `[N, ...]` to logits `[N, K]`.
 """
 
@@ -12,26 +12,26 @@ from jtrans.jacobian import Function
 
 
 def normalize(vectors: jax.Array) -> jax.Array:
-    """Each example's vector at unit length.
+    """Each example's vector scaled to unit length.
 
     Args:
       vectors: `[N, ...]`, any scale that float32 can hold.
 
     Returns:
-      `[N, D]`, flattened; NaN where the vector is zero or not finite, since neither has a direction.
+      `[N, D]`, flattened; NaN where the vector is zero or not finite and so has no direction.
     """
     flat = vectors.reshape(len(vectors), -1)
-    # Squares of small gradients underflow float32: bring the largest entry to 1 before taking the norm.
+    # Squares of small gradients underflow in float32: scale the largest entry to 1 before taking the norm.
     flat = flat / jnp.max(jnp.abs(flat), axis=1, keepdims=True)
     return flat / jnp.linalg.norm(flat, axis=1, keepdims=True)
 
 
 def loss_cotangent(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The direction, among the logits, in which each example's cross entropy grows.
+    """The direction in logit space along which each example's cross entropy grows.
 
-    The gradient of the cross entropy is `softmax(logits) - onehot(label)`. Divided by the probability of a wrong class
-    it becomes `softmax over the other classes - onehot(label)`: the same direction, but without the cancellation that
-    costs a confident network in float32 its direction. For two classes it is the gradient of the margin.
+    The gradient of the cross entropy is `softmax(logits) - onehot(label)`. Divided by the total probability of the
+    other classes, it is `softmax over the other classes - onehot(label)`: the same direction, but without the float32
+    cancellation that destroys it for a confident network. For two classes it is the gradient of the margin.
 
     Args:
       logits: `[N, K]`, K at least 2.
@@ -45,14 +45,14 @@ def loss_cotangent(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     if logits.shape[-1] < 2:
         raise ValueError(f"logits: got {logits.shape[-1]} class; a cross entropy takes 2 or more")
-    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    return jax.nn.softmax(jnp.where(own, -jnp.inf, logits)) - own
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return jax.nn.softmax(jnp.where(is_label, -jnp.inf, logits)) - is_label
 
 
 def loss_gradient(f: Function, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The direction of the gradient of each example's own cross entropy with respect to the input.
+    """The direction of each example's input gradient, that is, of the gradient of its cross entropy.
 
-    This is the adversarial direction of BenShmuel (2022), section 3.1, up to a positive scale for each example.
+    This is the adversarial direction of BenShmuel (2022), section 3.1, up to a positive factor per example.
 
     Args:
       f: `[N, ...] -> [N, K]` logits; example i's logits depend on example i alone.
@@ -74,23 +74,23 @@ def loss_gradient(f: Function, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def margin_gradient(f: Function, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The gradient of the logit margin, the largest other logit less the label's, with respect to the input.
+    """The input gradient of the logit margin, the largest other logit minus the label's logit.
 
-    For two classes it has the direction of `loss_gradient`; for more it points at the nearest other class alone.
+    For two classes it has the direction of `loss_gradient`; for more it depends on the likeliest other class alone.
 
     Args, returns: as `loss_gradient`.
     """
     logits, pull_back = jax.vjp(f, x)
-    own = jax.nn.one_hot(y, logits.shape[-1])
-    nearest = jax.nn.one_hot(jnp.where(own == 1, -jnp.inf, logits).argmax(-1), logits.shape[-1])
-    (gradient,) = pull_back(nearest - own)
+    is_label = jax.nn.one_hot(y, logits.shape[-1])
+    is_likeliest_other = jax.nn.one_hot(jnp.where(is_label == 1, -jnp.inf, logits).argmax(-1), logits.shape[-1])
+    (gradient,) = pull_back(is_likeliest_other - is_label)
     return gradient
 
 
 def singular_vector(f: Function, x: jax.Array, *, level: int = 0) -> jax.Array:
     """The Jacobian's right singular vector: the virtual adversarial attack in the limit of small perturbations.
 
-    Liang et al. (2021); `jacobian.top_singular_triple` says what is guaranteed. The sign is arbitrary.
+    Liang et al. (2021); for its accuracy see `jacobian.top_singular_triple`. The sign is arbitrary.
 
     Args:
       f: `[N, ...] -> [N, K]`.
@@ -107,39 +107,39 @@ def project_off(vectors: jax.Array, basis: jax.Array) -> jax.Array:
     """Each example's vector without its component in a subspace.
 
     Args:
-      vectors: `[N, ...]`, of D values each.
-      basis: `[K, D]`, orthonormal rows that span the subspace, in the order in which the vectors flatten.
+      vectors: `[N, ...]`, D values each.
+      basis: `[K, D]`, orthonormal rows that span the subspace, in the order of the flattened vectors.
 
     Returns:
-      Shaped like `vectors`, at right angles to the basis and shorter by what was taken out.
+      Shaped like `vectors`, orthogonal to the basis, not rescaled.
     """
     flat = vectors.reshape(len(vectors), -1)
-    inside = jnp.matmul(jnp.matmul(flat, basis.T, precision="highest"), basis, precision="highest")
-    return (flat - inside).reshape(vectors.shape)
+    component = jnp.matmul(jnp.matmul(flat, basis.T, precision="highest"), basis, precision="highest")
+    return (flat - component).reshape(vectors.shape)
 
 
 def example_keys(key: jax.Array, count: int) -> jax.Array:
-    """The key of each example: `fold_in(key, i)`, so that nothing drawn depends on the batch size.
+    """The key of each example, `fold_in(key, i)`, so that random draws do not depend on the batch size.
 
     Args:
-      key: one key, or already a key for each example, which are given back.
+      key: one key, or one per example, which is returned as it is.
       count: the number of examples.
 
     Raises:
       ValueError: `key` is None.
     """
     if key is None:
-        raise ValueError("key: got None; whatever is random takes a key, as jax.random.key(0)")
+        raise ValueError("key: got None; random draws take a key, such as jax.random.key(0)")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)  # made by jax.random.PRNGKey
     return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
 def random(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Directions drawn uniformly, the baseline of every other: example i's from `fold_in(key, i)`.
+    """Uniformly random directions, the baseline for all others; example i uses `fold_in(key, i)`.
 
     Args:
-      key: a PRNG key, or one for each example.
+      key: a PRNG key, or one per example.
       x: `[N, ...]` inputs, for their shape.
 
     Returns:

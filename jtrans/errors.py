@@ -1,18 +1,18 @@
-"""The errors that end an experiment in one line."""
+"""The errors that end an experiment with a one-line message."""
 
 
 class InputError(ValueError):
     """A setting, file or argument that cannot be used.
 
-    The message is one line: the field, what was given, and what would do. Experiments print it and exit with
-    status 2, so it is raised before any compute.
+    The message is one line: the field, what was given, and what is accepted. Experiments print it and exit with status
+    2, so it is raised before any computation.
     """
 
 
-class Interrupted(Exception):  # noqa: N818 (nothing is wrong)
-    """A run was asked to stop, and did; the message says what to do to go on."""
+class Interrupted(Exception):  # noqa: N818 (not an error)
+    """A run stopped on request; the message says how to resume it."""
 
 
 def one_line(text: object) -> str:
-    """`text` with every run of white space, line breaks included, as one space."""
+    """`text` with each sequence of white space, including line breaks, replaced by one space."""
     return " ".join(str(text).split())

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read whole or refused in one line; the folder of what can be made again."""
+"""Files: written atomically, and read completely or refused with a one-line error; the cache folder."""
 
 import contextlib
 import io
@@ -19,12 +19,12 @@ def cache() -> Path:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all.
+    """Write a file atomically: it appears complete or not at all.
 
     Raises:
       InputError: it cannot be written.
     """
-    # A name of its own: others may write a file of this name at the same time, of which one then stays.
+    # A unique name, since another process may write the same file at the same time; the last one replaces it.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with partial.open("xb") as file:
@@ -40,13 +40,13 @@ def write(path: Path, content: bytes) -> None:
 
 
 def cannot_write(path: Path, error: Exception) -> InputError:
-    """The error for a work directory that cannot take a file any more."""
+    """The error for a file that cannot be written in a work directory."""
     what = f"{path} cannot be written ({one_line(error)[:200]})"
-    return InputError(f"--workdir: {what}; nothing that was there is lost: make room, and run the same command again")
+    return InputError(f"--workdir: {what}; existing files are intact: make room, and run the same command again")
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name as one compressed npz file.
+    """Write named arrays to one compressed npz file.
 
     Raises:
       InputError: it cannot be written.
@@ -60,27 +60,27 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
     """The arrays of an npz file, by name.
 
     Raises:
-      InputError: it is missing, damaged or no npz file, or holds something else than arrays.
+      InputError: it is missing, damaged or not an npz file, or holds something other than arrays.
     """
     try:
         with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):  # which NumPy would take for a single array, or for a pickle
+            if not zipfile.is_zipfile(file):  # NumPy would read it as a single array or a pickle
                 raise ValueError("it is no zip archive, or was cut off")
             file.seek(0)
             arrays = dict(np.load(file))
         if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f"{others[0]!r} is no array")
-    except Exception as error:  # whatever NumPy and zipfile make of it
+            raise ValueError(f"{others[0]!r} is not an array")
+    except Exception as error:  # NumPy and zipfile may raise anything on a damaged file
         what = f"{str(path)!r} is no npz file that can be read ({one_line(error)[:200]})"
         raise InputError(f"{what}; it takes plain arrays, saved by numpy.savez") from error
     return arrays
 
 
 def read_numbers(path: Path | str) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, by name, all of them of real numbers.
+    """The arrays of an npz file, by name, which must hold real numbers.
 
     Raises:
-      InputError: as `read_npz`, or an array holds something else.
+      InputError: as `read_npz`, or an array does not hold real numbers.
     """
     arrays = read_npz(path)
     for name, array in arrays.items():

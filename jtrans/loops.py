@@ -1,8 +1,7 @@
-"""Loops that run in Python on concrete arrays, and inside the compiled program where they are traced.
+"""Loops that run in Python on concrete arrays, and as compiled loops on traced ones.
 
-Two ways, because either alone fails: a compiled loop makes a convolution on a CPU 30 times slower than the same call
-from Python (jax-ml/jax#12868), and a Python loop under `jit` is unrolled, so that neither its memory nor its compile
-time is bounded.
+Neither form alone is enough: a compiled loop makes a convolution on a CPU 30 times slower than the same call from
+Python (jax-ml/jax#12868), and a Python loop under `jit` is unrolled, so its memory and compile time grow without bound.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ import numpy as np
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether some leaf stands for an array that is not known yet (inside `jit`, `vmap` or `grad`)."""
+    """Whether any leaf is a tracer, as inside `jit`, `vmap` or `grad`."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
@@ -40,64 +39,64 @@ def in_batches(
     whole: Sequence[Any] = (),
     **static: Hashable,
 ) -> tuple[Any, Any]:
-    """A function of N examples, on `batch_size` of them at a time.
+    """Apply a function of N examples in batches.
 
     Args:
       function: `(*networks, *whole, *arrays, **static) -> (total, each)`, pytrees: `total` is a sum over the examples,
-        `each` has one row an example.
-      batch_size: at most so many examples are in memory at once.
-      arrays: pytrees of arrays with the leading axis N, the first of them an array.
-      networks: pure functions of the first array. Where they are named, `function` is compiled, once for the same
-        objects (a bound method is a new one each time it is named); None for one that `repeat`s, which would be traced.
-      whole: pytrees of arrays that every batch takes as they are.
-      static: whatever else `function` depends on.
+        `each` has one row per example.
+      batch_size: the largest number of examples in memory at once.
+      arrays: pytrees of arrays with the leading axis N; the first is an array.
+      networks: pure functions of the first array. If given, `function` is compiled, once for the same function objects
+        (each access to a bound method makes a new object). None if `function` calls `repeat`, which would be traced.
+      whole: pytrees of arrays that are passed to every batch unsplit.
+      static: further arguments of `function`.
 
     Returns:
-      `(total, each)` of all N examples; the same, but for rounding, whatever the batch size.
+      `(total, each)` over all N examples; up to rounding, the batch size does not matter.
 
     Raises:
-      ValueError: there are no examples.
+      ValueError: N is 0.
     """
     count = len(jax.tree.leaves(arrays)[0])
     if count == 0:
         raise ValueError("x: got no examples; it takes one or more")
     step: Callable = partial(function, *(networks or ()), *whole, **static)
-    part = lambda start, stop: jax.tree.map(lambda a: a[start:stop], arrays)
+    batch_of = lambda start, stop: jax.tree.map(lambda a: a[start:stop], arrays)
     if is_traced((arrays, whole)):
         if count <= batch_size:
             return step(*arrays)
-        full = count - count % batch_size
-        batches = jax.tree.map(lambda a: a[:full].reshape(-1, batch_size, *a.shape[1:]), arrays)
+        in_full_batches = count - count % batch_size
+        batches = jax.tree.map(lambda a: a[:in_full_batches].reshape(-1, batch_size, *a.shape[1:]), arrays)
         _, (totals, rows) = jax.lax.scan(lambda _, batch: (None, step(*batch)), None, batches)
         total = jax.tree.map(lambda t: t.sum(0), totals)
-        parts = [(total, jax.tree.map(lambda r: r.reshape(full, *r.shape[2:]), rows))]
-        parts += [step(*part(full, count))] if full < count else []
+        results = [(total, jax.tree.map(lambda r: r.reshape(in_full_batches, *r.shape[2:]), rows))]
+        results += [step(*batch_of(in_full_batches, count))] if in_full_batches < count else []
     else:
         if networks is not None:
-            step = partial(_compiled(function, networks, static, (*whole, *part(0, batch_size))), *whole)
+            step = partial(_compiled(function, networks, static, (*whole, *batch_of(0, batch_size))), *whole)
         starts = range(0, count, batch_size)
-        # Waiting for each batch keeps one of them in memory, where dispatch would run ahead.
-        parts = [jax.block_until_ready(step(*part(s, min(s + batch_size, count)))) for s in starts]
-    totals, rows = zip(*parts, strict=True)
+        # Asynchronous dispatch would hold several batches in memory; waiting for each keeps one.
+        results = [jax.block_until_ready(step(*batch_of(s, min(s + batch_size, count)))) for s in starts]
+    totals, rows = zip(*results, strict=True)
     return jax.tree.map(lambda *t: sum(t), *totals), jax.tree.map(lambda *r: jnp.concatenate(r), *rows)
 
 
 def unstack(tree: Any) -> list[Any]:
-    """The members `[...]` of a pytree of arrays `[M, ...]`, as of networks trained side by side."""
+    """The M members `[...]` of a pytree of arrays `[M, ...]`, such as networks trained together."""
     count = len(jax.tree.leaves(tree)[0])
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
 
 
 class _Program(NamedTuple):
-    """A compiled function of networks, with the operations and the constants that it was compiled from."""
+    """A compiled function of networks, with the program text and the marks of the constants it was compiled from."""
 
     run: Callable
     text: str
     marks: list[Any]
 
 
-# The latest, by function, static arguments, shapes and the networks' identities; one goes with the first of its
-# networks, whose arrays it holds.
+# The most recent programs, by function, static arguments, networks' ids and shapes. A program holds its networks'
+# arrays, so it is dropped when one of these networks is deleted.
 _programs: OrderedDict[Hashable, _Program] = OrderedDict()
 PROGRAMS = 8
 
@@ -105,16 +104,16 @@ PROGRAMS = 8
 def _compiled(
     function: Callable, networks: Sequence[Callable], static: Mapping[str, Hashable], arguments: Sequence[Any]
 ) -> Callable:
-    """`function` of these networks as a compiled program: the one that is there, while it still computes the same.
+    """`function` of these networks as a compiled program, from the cache while that still computes the same.
 
-    A network may have been changed in place, as by training: all is traced each time, which takes far less than
-    compiling.
+    A network may have been changed in place, for example by training, so every call traces it: that takes far less
+    time than compiling.
     """
-    # By a new function, since JAX keeps the traces of the same one.
+    # A new lambda each time, since JAX caches traces by function object.
     traced = jax.make_jaxpr(lambda *arguments: function(*networks, *arguments, **static))(*arguments)
-    text = re.sub("0x[0-9a-f]+", "", str(traced.jaxpr))  # where a function stands in memory says nothing
+    text = re.sub("0x[0-9a-f]+", "", str(traced.jaxpr))  # without memory addresses
     constants = list(_constants(traced))
-    if is_traced(constants):  # a network that is itself being transformed
+    if is_traced(constants):  # a network that is itself being traced
         return partial(function, *networks, **static)
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(arguments))
     key = function, tuple(static.items()), tuple(map(id, networks)), shapes
@@ -124,10 +123,10 @@ def _compiled(
         return program.run
     try:
         references = [weakref.ref(f, lambda _: _programs.pop(key, None)) for f in networks]
-    except TypeError:  # an object without weak references, whose end would not be noticed
+    except TypeError:  # no weak references: its deletion would go unnoticed
         return jax.jit(partial(function, *networks, **static))
     run = jax.jit(lambda *arguments: function(*(reference() for reference in references), *arguments, **static))
-    if "callback" not in text:  # what the host computes cannot be seen to have changed
+    if "callback" not in text:  # a change of what the host computes would go unnoticed
         _programs[key] = _Program(run, text, list(map(_mark, constants)))
         while len(_programs) > PROGRAMS:
             _programs.popitem(last=False)
@@ -135,7 +134,7 @@ def _compiled(
 
 
 def _constants(jaxpr: Any) -> Iterator[Any]:
-    """The constants of a traced program, those of the programs in it included."""
+    """The constants of a traced program and of its inner programs."""
     yield from getattr(jaxpr, "consts", ())
     for equation in jaxpr.eqns:
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
@@ -144,7 +143,7 @@ def _constants(jaxpr: Any) -> Iterator[Any]:
 
 
 def _mark(constant: Any) -> Any:
-    """What tells a constant from others, without keeping it alive: one of JAX's arrays never changes."""
+    """What identifies a constant without keeping it alive; for a JAX array, which is immutable, a weak reference."""
     if isinstance(constant, jax.Array):
         return weakref.ref(constant)
     array = np.asarray(constant)
@@ -152,7 +151,7 @@ def _mark(constant: Any) -> Any:
 
 
 def _are_same(marks: Sequence[Any], constants: Sequence[Any]) -> bool:
-    """Whether these are the constants that were marked."""
+    """Whether the marks are those of these constants."""
 
     def is_same(mark: Any, constant: Any) -> bool:
         if isinstance(mark, weakref.ref):

@@ -1,8 +1,8 @@
-"""Measures of transfer between two networks: what a notebook imports.
+"""Measures of transfer between two networks, for use in notebooks and scripts.
 
-A network is any pure function `f: [N, ...] -> [N, K]` whose example i depends on input i alone; source and target may
-have different numbers of outputs. Arguments go source first. All of it can be `jit`ted, `vmap`ped over networks and,
-but for the singular vectors, differentiated.
+A network is any pure function `f: [N, ...] -> [N, K]` whose output i depends on input i alone; source and target may
+have different numbers of outputs. The source is the first argument. All measures except `success_matrix` can be
+`jit`ted, `vmap`ped over networks and, unless they use singular vectors, differentiated.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from jtrans.jacobian import Function, SingularTriple
 
 
 class Transferability(NamedTuple):
-    """How the source's attacks work on the target (Liang et al. 2021).
+    """How well the source's attacks transfer to the target (Liang et al. 2021).
 
     Attributes:
-      tau1: how strongly, relative to the target's own best attack: the mean of `tau1_per_example`. In [0, 1] for the
-        linearised attack.
-      tau2: how alike the two networks' outputs move, whatever the input, in [0, 1].
-      tau1_tau2: both in one, tau2 with each example weighted by its tau1.
-      tau1_per_example: `[N]`; NaN for an example at which the source's attack does not move the source, or the target's
-        own not the target, or outputs are not finite. Those are left out of the other three.
+      tau1: the effect of the source's attack on the target, divided by the effect of the target's own attack: the mean
+        of `tau1_per_example`. In [0, 1] for the linearised attack.
+      tau2: how well the two networks' output changes are aligned across inputs, in [0, 1].
+      tau1_tau2: both combined: tau2 with each example weighted by its tau1.
+      tau1_per_example: `[N]`; NaN where the source's attack has no effect on the source, the target's own attack has
+        none on the target, or outputs are not finite. Such examples are left out of the other three.
     """
 
     tau1: jax.Array
@@ -37,15 +37,15 @@ class Transferability(NamedTuple):
 
 
 class SuccessMatrix(NamedTuple):
-    """How often attacks made on S sources work on T targets.
+    """Success rates of attacks computed on S sources against T targets.
 
     Attributes:
       rate, count: `[S, T, 3]`, as in `attacks.Success`.
-      unmoved: `[S]`, the number of images that the attack on each source left as they are, as without a direction.
+      unmoved: `[S]`, the number of images that the attack on each source left unchanged, as for a zero gradient.
     """
 
     rate: np.ndarray
-    count: np.ndarray  # type: ignore[assignment]  # in the place of the tuple's method, which nobody needs here
+    count: np.ndarray  # type: ignore[assignment]  # replaces `tuple.count`, which is not needed here
     unmoved: np.ndarray
 
 
@@ -53,11 +53,11 @@ def angles(u: jax.Array, v: jax.Array, *, fold: bool = True) -> jax.Array:
     """The angle between each pair of vectors, in degrees.
 
     Computed as `2 atan2(|a - b|, |a + b|)` of the unit vectors, which is accurate near 0, 90 and 180 degrees alike;
-    in float32, `arccos` of the cosine is 0.03 degrees off near 0.
+    the `arccos` of a float32 cosine has an error of 0.03 degrees near 0.
 
     Args:
       u, v: `[N, ...]`, the same shape.
-      fold: give `min(angle, 180 - angle)`, in [0, 90] (BenShmuel 2022, section 3.1), rather than [0, 180].
+      fold: return `min(angle, 180 - angle)`, in [0, 90] (BenShmuel 2022, section 3.1), instead of [0, 180].
 
     Returns:
       `[N]`; NaN where either vector is zero or not finite.
@@ -91,37 +91,37 @@ def transferability(
     level: int = 0,
     batch_size: int | None = None,
 ) -> Transferability:
-    """tau1, tau2 and their combination, from the source to the target. The other direction is another call.
+    """tau1, tau2 and their combination, for attacks from the source on the target.
 
-    Without `attack` it is the linearised virtual attack: the source's right singular vector at `level`, and the change
-    of an output is the Jacobian's product with it. With `attack`, each network is attacked at its own prediction, and
-    the change of an output is a difference. The denominator of tau1 is always the target's own best attack: its largest
-    singular value, or the same attack made on it.
+    Without `attack`, the attack is linearised: its direction is the source's right singular vector at `level`, and a
+    network's output change is its Jacobian times this vector. With `attack`, each network is attacked away from its own
+    prediction, and the output change is a finite difference. The denominator of tau1 is always the effect of the
+    target's own attack: its largest singular value, or its output change under the same attack computed on it.
 
     Args:
       f_source, f_target: `[N, ...] -> [N, K]`.
       x: `[N, ...]`; with an attack, in the units of its epsilon.
       attack: one of `jtrans.attacks`, or any `(f, x, y, key) -> adversarial x`; it gets a batch, and as `key` an array
-        of one key an example (None where there is none).
-      key: for an attack that starts at random; example i's draws come from `fold_in(key, i)`, for both networks.
+        with one key per example (None without `key`).
+      key: for an attack with a random start; example i uses `fold_in(key, i)`, for both networks.
       level: the source's singular vector, 0 for the largest singular value; only without `attack`.
-      batch_size: how many examples are in memory at once; chosen from the sizes when None. The result does not depend
-        on it, but for rounding.
+      batch_size: the number of examples in memory at once; None: chosen from the sizes. Up to rounding, the result does
+        not depend on it.
 
     Raises:
-      ValueError: `level` with an attack, no such level, or a random attack without a key.
+      ValueError: `level` is given with an attack, or there is no such level; a random attack has no key.
 
-    The source's attack along the first input moves the target by 1, whose own along the second would move it by 4:
+    The source's attack, along the first input, changes the target by 1; the target's own, along the second, by 4:
 
     >>> import jax.numpy as jnp
     >>> source, target = (lambda x, row=row: x @ jnp.diag(jnp.array(row)) for row in ([3.0, 2.0], [1.0, 4.0]))
-    >>> found = transferability(source, target, jnp.ones((5, 2)))
-    >>> round(float(found.tau1), 3), round(float(found.tau2), 3)
+    >>> scores = transferability(source, target, jnp.ones((5, 2)))
+    >>> round(float(scores.tau1), 3), round(float(scores.tau2), 3)
     (0.25, 1.0)
     """
     x = jnp.asarray(x)
     if attack is not None and level:
-        raise ValueError(f"level: got {level} together with an attack; it chooses among the linearised attacks alone")
+        raise ValueError(f"level: got {level} together with an attack; it is for the linearised attack only")
     keys = None if key is None else directions.example_keys(key, len(x))
 
     size = batch_size or _batch_size(f_source, f_target, x)
@@ -134,12 +134,12 @@ def transferability(
 
 
 def taus(own: jax.Array, across: jax.Array, best: jax.Array) -> Transferability:
-    """The same from the attacks' effects, where those are at hand.
+    """As `transferability`, from the output changes that the attacks cause.
 
     Args:
-      own: `[N, K_S]`, the source's change under its own attack.
-      across: `[N, K_T]`, the target's change under the source's attack.
-      best: `[N]`, the length of the target's change under its own best attack.
+      own: `[N, K_S]`, the source's output change under its own attack.
+      across: `[N, K_T]`, the target's output change under the source's attack.
+      best: `[N]`, the norm of the target's output change under its own attack.
     """
     return _from_moments(*_moments(own, across, best))
 
@@ -154,22 +154,22 @@ def success_matrix(
     key: jax.Array | None = None,
     batch_size: int = 256,
 ) -> SuccessMatrix:
-    """How often an attack made on each source is one on each target too: away from the true labels.
+    """How often an attack computed on each source, away from the true labels, also succeeds on each target.
 
     Args:
-      sources, targets: S and T functions `[N, ...] -> [N, K]` to logits; compiled ones (`jax.jit`) go faster.
+      sources, targets: S and T functions `[N, ...] -> [N, K]` to logits; compiled ones (`jax.jit`) are faster.
       x: `[N, ...]`, in the units of the attack's epsilon.
       y: `[N]` integer labels in `[0, K)`.
-      attack: as in `transferability`; each source is attacked once, for all targets.
-      key: for an attack that starts at random; example i's draws come from `fold_in(key, i)`, for every source.
-      batch_size: how many examples are in memory at once.
+      attack: as in `transferability`; it is computed once per source, for all targets.
+      key: for an attack with a random start; example i uses `fold_in(key, i)`, for every source.
+      batch_size: the number of examples in memory at once.
 
     Returns:
-      SuccessMatrix, among each of `attacks.DENOMINATORS`: all images, those that the target gets right without the
-      attack, those that both get right. Images at which the target's outputs are not finite are in none of them.
+      SuccessMatrix, over each of `attacks.DENOMINATORS`: all images, those that the target classifies correctly without
+      the attack, those that both do. Images at which the target's outputs are not finite are in none of them.
 
     Raises:
-      ValueError: a random attack without a key.
+      ValueError: a random attack has no key.
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     keys = None if key is None else directions.example_keys(key, len(x))
@@ -181,7 +181,7 @@ def success_matrix(
     def perturbed(f: Function, x: jax.Array, y: jax.Array, keys: jax.Array | None) -> jax.Array:
         adversarial = attack(f, x, y, keys)
         finite = jnp.isfinite(adversarial).all(axis=tuple(range(1, x.ndim)), keepdims=True)
-        return jnp.where(finite, adversarial, x)  # an attack of the user's own may give NaN
+        return jnp.where(finite, adversarial, x)  # a user-defined attack may return NaN
 
     clean_target, rates, counts, unmoved = np.array([right(f, x) for f in targets]), [], [], []
     for f in sources:
@@ -199,8 +199,8 @@ def gradient_matching_distance(
 ) -> jax.Array:
     """How far the target's Jacobian is from a fixed linear map of the source's.
 
-    `min_A sqrt(E_x |J_T(x) - A J_S(x)|_F^2)`, Liang et al. (2021). The best A comes from a first pass over the
-    examples, the distance from a second: the difference of moments would lose a small distance to rounding.
+    `min_A sqrt(E_x |J_T(x) - A J_S(x)|_F^2)`, Liang et al. (2021). A first pass over the examples gives the best A, a
+    second the distance: computed as a difference of moments, a small distance would be lost to rounding.
 
     Args:
       f_source, f_target: `[N, ...] -> [N, K]`.
@@ -221,7 +221,7 @@ def gradient_matching_distance(
 
 
 def jacobian_matching_distance(source: jax.Array, target: jax.Array) -> jax.Array:
-    """`gradient_matching_distance` from Jacobians `[N, K_S, D]` and `[N, K_T, D]`, where those are at hand."""
+    """`gradient_matching_distance` from given Jacobians `[N, K_S, D]` and `[N, K_T, D]`."""
     with jax.default_matmul_precision("highest"):
         target_scale = transfer.power_of_two(target)
         source, target = source / transfer.power_of_two(source), target / target_scale
@@ -255,45 +255,46 @@ def _outputs(f_source: Function, f_target: Function, x: jax.Array):
 
 def _linearised_effects(f_source: Function, f_target: Function, x: jax.Array, *, level: int):
     source: SingularTriple = jacobian.top_singular_triple(f_source, x, level=level)
-    best = jacobian.top_singular_triple(f_target, x).s
-    _, across = jax.jvp(f_target, (x,), (source.v,))
-    return _moments(source.s[:, None] * source.u, across, best)
+    target_best = jacobian.top_singular_triple(f_target, x).s
+    _, target_change = jax.jvp(f_target, (x,), (source.v,))
+    return _moments(source.s[:, None] * source.u, target_change, target_best)
 
 
 def _finite_effects(f_source: Function, f_target: Function, x: jax.Array, attack: Attack, keys: jax.Array | None):
     source, target = f_source(x), f_target(x)
     from_source = attack(f_source, x, source.argmax(-1), keys)
     from_target = attack(f_target, x, target.argmax(-1), keys)
-    own, across = f_source(from_source) - source, f_target(from_source) - target
-    return _moments(own, across, jnp.linalg.norm(f_target(from_target) - target, axis=1))
+    source_change, target_change = f_source(from_source) - source, f_target(from_source) - target
+    return _moments(source_change, target_change, jnp.linalg.norm(f_target(from_target) - target, axis=1))
 
 
-def _moments(own: jax.Array, across: jax.Array, best: jax.Array):
-    """The sums over examples that the taus are made of, and each example's ratio."""
-    length = jnp.linalg.norm(across, axis=1)
-    finite = jnp.isfinite(own).all(1) & jnp.isfinite(length) & jnp.isfinite(best)
-    defined = finite & (jnp.linalg.norm(own, axis=1) > 0) & (best > 0)
-    ratio = jnp.where(defined, length / jnp.where(defined, best, 1), jnp.nan)
-    source = jnp.where(defined[:, None], directions.normalize(own), 0)
-    # An attack that leaves the target where it is has no direction there, and counts as one that agrees with nothing.
-    target = jnp.where((defined & (length > 0))[:, None], directions.normalize(across), 0)
-    weight = jnp.where(defined, ratio, 0)
-    alike = jnp.einsum("nk,nl->kl", source, target, precision="highest")
+def _moments(source_change: jax.Array, target_change: jax.Array, target_best: jax.Array):
+    """The sums over examples from which the taus follow, and tau1 of each example."""
+    effect = jnp.linalg.norm(target_change, axis=1)
+    finite = jnp.isfinite(source_change).all(1) & jnp.isfinite(effect) & jnp.isfinite(target_best)
+    defined = finite & (jnp.linalg.norm(source_change, axis=1) > 0) & (target_best > 0)
+    tau1 = jnp.where(defined, effect / jnp.where(defined, target_best, 1), jnp.nan)
+    source = jnp.where(defined[:, None], directions.normalize(source_change), 0)
+    # Without an effect on the target there is no direction to align: the example adds 0 to the alignment.
+    target = jnp.where((defined & (effect > 0))[:, None], directions.normalize(target_change), 0)
+    weight = jnp.where(defined, tau1, 0)
+    alignment = jnp.einsum("nk,nl->kl", source, target, precision="highest")
     weighted = jnp.einsum("n,nk,nl->kl", weight, source, target, precision="highest")
-    return (defined.sum(), weight.sum(), alike, weighted), ratio
+    return (defined.sum(), weight.sum(), alignment, weighted), tau1
 
 
-def _from_moments(moments, ratio: jax.Array) -> Transferability:
-    count, ratios, alike, weighted = moments
-    return Transferability(ratios / count, jnp.linalg.norm(alike / count), jnp.linalg.norm(weighted / count), ratio)
+def _from_moments(moments, tau1: jax.Array) -> Transferability:
+    count, tau1_sum, alignment, weighted = moments
+    tau2, tau1_tau2 = jnp.linalg.norm(alignment / count), jnp.linalg.norm(weighted / count)
+    return Transferability(tau1_sum / count, tau2, tau1_tau2, tau1)
 
 
 def _jacobian_sizes(f_source: Function, f_target: Function, x: jax.Array):
-    """How large each example's Jacobians are, within a few powers of two, from one backward pass each: two of `[N]`."""
+    """The scales of each example's two Jacobians, to a few powers of two, by one backward pass each: two of `[N]`."""
 
     def size(f: Function) -> jax.Array:
         outputs, pull_back = jax.vjp(f, x)
-        weights = np.random.default_rng(0).normal(size=outputs.shape[1])  # in which no two outputs cancel
+        weights = np.random.default_rng(0).normal(size=outputs.shape[1])  # random, so that outputs do not cancel
         (gradient,) = pull_back(jnp.broadcast_to(jnp.asarray(weights, outputs.dtype), outputs.shape))
         return jnp.abs(gradient).reshape(len(x), -1).max(1)
 
@@ -315,18 +316,18 @@ def _scaled_residual(
 
 
 def _matching_moments(source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # Products of each example, then their sum: one contraction over both axes would first transpose the Jacobians.
-    across, own = (jnp.einsum("nkd,nld->nkl", of, source).sum(0) for of in (target, source))
-    return across, own
+    # Products per example, then their sum: one contraction over both axes would first transpose the Jacobians.
+    across, gram = (jnp.einsum("nkd,nld->nkl", left, source).sum(0) for left in (target, source))
+    return across, gram
 
 
 def _matching_matrix(moments: tuple[jax.Array, jax.Array]) -> jax.Array:
     """`E[J_T J_S^T] (E[J_S J_S^T])^+`."""
-    across, own = moments
-    # With the source's outputs at one scale, so that the small ones are not cut as rounding of the large ones.
-    size = jnp.sqrt(jnp.diagonal(own))
+    across, gram = moments
+    # Scale the source's outputs to equal size, so that `pinv` does not cut small ones off as rounding errors.
+    size = jnp.sqrt(jnp.diagonal(gram))
     inverse = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)[None]
-    return (across * inverse) @ jnp.linalg.pinv(own * inverse * inverse.T, hermitian=True) * inverse
+    return (across * inverse) @ jnp.linalg.pinv(gram * inverse * inverse.T, hermitian=True) * inverse
 
 
 def _matching_residual(matrix: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:

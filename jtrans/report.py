@@ -6,100 +6,71 @@ python -m jtrans.report runs/digits runs/matrix --out=report.html
 import argparse
 import base64
 import contextlib
-import html
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from jtrans import findings, plots, results, settings, transfer_findings
+import jinja2
+
+from jtrans import files
 from jtrans.errors import InputError, one_line
+from jtrans.experiments import early
+from jtrans.harness import cli, experiment, fields, folder
+from jtrans.harness.experiment import Results
 
-# What a run shows, in words, by a file that only its kind of run leaves; the first that is there decides.
-TELLERS: dict[str, Callable[[Path], str]] = {
-    results.TRAJECTORY: lambda folder: findings.describe(results.read_summary(folder)),
-    results.CONTROL_TABLE: lambda folder: findings.describe_control(results.read_table(folder / results.CONTROL_TABLE)),
-    results.DECOMPOSE_TABLE: lambda folder: findings.describe_decomposition(
-        results.read_table(folder / results.DECOMPOSE_TABLE)
-    ),
-    results.UPDATES_TABLE: lambda folder: findings.describe_updates(
-        results.read_table(folder / results.UPDATES_TABLE), results.read_summary(folder)
-    ),
-    results.TYPICAL_TABLE: lambda folder: findings.describe_random_angles(
-        results.read_table(folder / results.TYPICAL_TABLE),
-        results.read_table(folder / results.UNLIKELY_TABLE),
-        results.read_summary(folder),
-    ),
-    results.SYNTHETIC_TABLE: lambda folder: transfer_findings.describe_synthetic(results.read_summary(folder)),
-    results.PENALTY_TABLE: lambda folder: transfer_findings.describe_penalty(
-        results.read_table(folder / results.PENALTY_TABLE)
-    ),
-    results.KNOWLEDGE_TABLE: lambda folder: "\n\n".join(
-        [
-            transfer_findings.describe_knowledge(results.read_summary(folder)),
-            transfer_findings.describe_matrix(results.read_table(folder / results.MATRIX_TABLE)),
-        ]
-    ),
-    results.MATRIX_TABLE: lambda folder: transfer_findings.describe_matrix(
-        results.read_table(folder / results.MATRIX_TABLE)
-    ),
-}
 ENVIRONMENT = ("devices", "versions", "git_commit", "seconds")  # of a summary: what the numbers were made with
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222; }
-h2 { border-top: 1px solid #ccc; padding-top: 1.5rem; margin-top: 2.5rem; overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; display: block; margin: 1rem auto; }
-pre, .table { overflow-x: auto; background: #f6f6f4; padding: 0.75rem; font-size: 0.8rem; line-height: 1.4; }
-.table { max-height: 28rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { text-align: left; padding: 0.1rem 0.75rem 0.1rem 0; white-space: nowrap; }
-th { position: sticky; top: -0.75rem; background: #f6f6f4; }
-summary { cursor: pointer; padding: 0.3rem 0; }
-a { color: #0b57a4; overflow-wrap: anywhere; }
-"""
 
 
-def tell(folder: Path) -> str:
-    """What a finished run shows, in words.
+class Image(NamedTuple):
+    """A PNG file in base64, and what it shows."""
 
-    Raises:
-      InputError: the folder holds no such run.
-    """
-    for name, teller in TELLERS.items():
-        if (folder / name).exists():
-            try:
-                return teller(folder)
-            except KeyError as error:
-                raise InputError(
-                    f"{folder}: another version of jtrans made it, without {error}; run it again"
-                ) from error
-    raise InputError(f"{folder}: it holds no finished run; name a run's folder, or one with such folders in it")
+    content: str
+    alt: str
+
+
+class Table(NamedTuple):
+    """A CSV file in base64, its name, and its columns and rows."""
+
+    content: str
+    name: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+class Section(NamedTuple):
+    """What the page shows of a run; of the config and the environment the values by dotted name."""
+
+    label: str
+    about: str
+    figures: Sequence[Image]
+    words: str
+    tables: Sequence[Table]
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
-    """The folders of the finished runs: each folder itself, or else the runs at any depth below it, by name.
+    """The folders of the finished runs, each folder itself or at any depth below it, by name.
 
     Raises:
       InputError: a folder holds none.
     """
-    found = []
-    for folder in folders:
-        own = (
-            [folder]
-            if _is_run(folder)
-            else sorted(p.parent for p in folder.rglob(results.SUMMARY) if _is_run(p.parent))
-        )
-        if not own:
-            raise InputError(f"{folder}: no finished run is there; name a run's folder, or one with such folders in it")
-        found += own
-    return list(dict.fromkeys(found))
+    runs = []
+    for path in folders:
+        inside = path.rglob(folder.SUMMARY) if os.path.isdir(path) else ()
+        below = sorted(summary.parent for summary in inside if _is_run(summary.parent))
+        if not below:
+            raise InputError(f"{path}: no finished run is there; name a run's folder, or one with such folders in it")
+        runs += below
+    return list(dict.fromkeys(runs))
 
 
-def _is_run(folder: Path) -> bool:
+def _is_run(path: Path) -> bool:
     """Whether it holds a finished run with a figure: the networks that a run trains for itself have none."""
-    return (folder / results.SUMMARY).is_file() and (folder / "figure.png").is_file()
+    return (path / folder.SUMMARY).is_file() and any(path.glob("*.png"))
 
 
 def page(folders: Sequence[Path]) -> str:
@@ -108,48 +79,57 @@ def page(folders: Sequence[Path]) -> str:
     The page can be mailed: it does not show where on the machine the folders lie.
 
     Raises:
-      InputError: names a folder that is damaged.
+      InputError: a folder is damaged, or an earlier version of jtrans made it; it names the folder.
     """
-    labels = _labels(folders)
-    parts = []
-    for i, (folder, label) in enumerate(zip(folders, labels, strict=True)):
-        with _naming(folder):
-            parts.append(_section(folder, label, f"run-{i}"))
-    links = "".join(f'<li><a href="#run-{i}">{_text(label)}</a></li>' for i, label in enumerate(labels))
-    together = _together(folders, labels)  # of a single run too, whose arrays are read for it
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # Without an icon of its own a page makes browsers ask for one.
-        f'<link rel="icon" href="data:,"><title>jtrans: {len(folders)} runs</title><style>{STYLE}</style></head><body>'
-        f"<h1>jtrans: transfer of adversarial directions</h1>"
-        + (f"<ul>{links}</ul>{together}" if len(folders) > 1 else "")
-        + "".join(parts)
-        + "</body></html>\n"
+    sections: list[Section] = []
+    early_runs: dict[str, Results] = {}
+    alike = set()
+    for path, label in zip(folders, _labels(folders), strict=True):
+        with _naming(path):
+            maker, results = experiment.maker(path), experiment.read(path)
+            about = cli.about(maker)
+            sections.append(_section(path, label, about, maker.tell(results), results))
+            if maker.name == early.NAME:
+                alike.add((results.summary["random"]["dimension"], results.summary["chance"]))
+                if len(early_runs) < early.MOST_CURVES:
+                    early_runs[label] = results
+                    early.overlay({label: results})  # alone, so that an error names its folder
+    overlay = _overlay(early_runs) if len(early_runs) > 1 and len(alike) == 1 else None
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("jtrans", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
+    templates.filters["cell"] = _cell
+    return templates.get_template("report.html.jinja").render(sections=sections, overlay=overlay)
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
     """The folders relative to the nearest one that holds them all."""
-    absolute = [Path(os.path.abspath(folder)) for folder in folders]
-    common = os.path.commonpath([folder.parent for folder in absolute])
-    return [folder.relative_to(common).as_posix() for folder in absolute]
+    absolute = [Path(os.path.abspath(path)) for path in folders]
+    common = os.path.commonpath([path.parent for path in absolute])
+    return [path.relative_to(common).as_posix() for path in absolute]
 
 
-def _section(folder: Path, label: str, anchor: str) -> str:
-    summary = results.read_summary(folder)
-    config = {name: _without_place(value) for name, value in settings.flat(results.read_config(folder)).items()}
-    environment = settings.flat({name: summary[name] for name in ENVIRONMENT if name in summary})
-    return "\n".join(
-        [
-            f'<section id="{anchor}"><h2>{_text(label)}</h2>',
-            *(_image(path.read_bytes(), f"{path.stem} of {folder.name}") for path in sorted(folder.glob("*.png"))),
-            f"<pre>{_text(tell(folder))}</pre>",
-            *(_numbers(path) for path in sorted(folder.glob("*.csv"))),
-            _details(f"config, {len(config)} fields", _table(("field", "value"), config.items())),
-            _details("environment", _table(("", ""), environment.items())),
-            "</section>",
-        ]
+def _section(path: Path, label: str, about: str, words: str, results: Results) -> Section:
+    environment = {name: results.summary[name] for name in ENVIRONMENT if name in results.summary}
+    return Section(
+        label=label,
+        about=about,
+        figures=[Image(_base64(png.read_bytes()), f"{png.stem} of {path.name}") for png in sorted(path.glob("*.png"))],
+        words=words,
+        tables=[
+            Table(
+                _base64((path / f"{stem}.csv").read_bytes()),
+                f"{stem}.csv",
+                list(table),
+                list(table.itertuples(index=False, name=None)),
+            )
+            for stem, table in results.tables.items()
+        ],
+        config={name: _without_place(value) for name, value in fields.flat(results.config).items()},
+        environment=fields.flat(environment),
     )
 
 
@@ -165,58 +145,26 @@ def _without_place(value: Any) -> Any:
     return f"{name}{equals}…/{Path(path).name}" if os.path.isabs(path) else value
 
 
-def _together(folders: Sequence[Path], labels: Sequence[str]) -> str:
-    """Early runs that can be compared, in one figure."""
-    runs, alike = {}, set()
-    for folder, label in zip(folders, labels, strict=True):
-        if (folder / results.TRAJECTORY).exists():
-            with _naming(folder):
-                runs[label] = _, _, summary = results.read(folder)
-                alike.add((summary["random"]["dimension"], summary["chance"]))
-                if len(runs) <= plots.MOST_CURVES:
-                    plots.overlay({label: runs[label]})  # alone, so that an error names its folder
-    if len(runs) < 2 or len(alike) > 1:
-        return ""
-    chosen = dict(list(runs.items())[: plots.MOST_CURVES])
-    return _image(results.drawn(plots.overlay(chosen), "png"), f"{len(chosen)} runs in one figure")
+def _overlay(runs: Mapping[str, Results]) -> Image:
+    return Image(_base64(folder.drawn(early.overlay(runs), "png")), f"{len(runs)} runs in one figure")
 
 
 @contextlib.contextmanager
-def _naming(folder: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     """Turns the errors that a damaged folder causes into one line that names it."""
     try:
         yield
-    except InputError:
-        raise
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {one_line(error)[:200]}"
-        raise InputError(f"{folder}: damaged, or another version of jtrans made it ({reason}); run it again") from error
+        raise InputError(f"{path}: damaged, or another version of jtrans made it ({reason}); run it again") from error
 
 
-def _numbers(path: Path) -> str:
-    content = path.read_bytes()
-    columns = results.read_table(path)
-    rows = list(zip(*(column.tolist() for column in columns.values()), strict=True))
-    link = f'<a download="{_text(path.name)}" href="data:text/csv;base64,{_base64(content)}">the file</a>'
-    title = f"{path.name}, {len(rows)} rows of {len(columns)} columns"
-    return _details(title, link + _table(tuple(columns), rows))
-
-
-def _image(content: bytes, alt: str) -> str:
-    return f'<img alt="{_text(alt)}" src="data:image/png;base64,{_base64(content)}">'
-
-
-def _details(title: str, inside: str) -> str:
-    return f"<details><summary>{_text(title)}</summary>{inside}</details>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    line = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
-    body = "".join(line((_number(cell) for cell in row), "td") for row in rows)
-    return f'<div class="table"><table>{line(head, "th")}{body}</table></div>'
-
-
-def _number(value: Any) -> str:
+def _cell(value: Any) -> str:
+    """A value of a table, a config or an environment."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -224,10 +172,6 @@ def _number(value: Any) -> str:
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -241,19 +185,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="a run's folder, or one with such folders in it")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     given = parser.parse_args(argv)
-    if given.out.exists() and not given.out.is_file() and not given.out.is_dir():
-        parser.error(f"--out: {given.out} is no regular file; name one, as report.html")
-    if given.out.is_dir():
-        parser.error(f"--out: {given.out} is a directory; name a file, as {given.out / 'report.html'}")
-    if not given.out.parent.is_dir():
-        parser.error(f"--out: {given.out} cannot be written; there is no directory {given.out.parent}")
+    out = given.out
+    if os.path.isdir(out):
+        parser.error(f"--out: {out} is a directory; name a file, as {out / 'report.html'}")
+    if os.path.exists(out) and not os.path.isfile(out):
+        parser.error(f"--out: {out} is no regular file; name one, as report.html")
+    if not os.path.isdir(out.parent):
+        parser.error(f"--out: {out} cannot be written; there is no directory {out.parent}")
     try:
         folders = find(given.folders)
         content = page(folders).encode()
-        results.write(given.out.resolve(), content)  # a link stays one
     except InputError as error:
         parser.error(str(error))
-    print(f"{given.out}: {len(folders)} runs, {len(content) / 1e6:.1f} MB, nothing to load")
+    try:
+        files.write(Path(os.path.realpath(out)), content)  # a link stays one
+    except InputError as error:
+        parser.error(str(error).replace("--workdir", "--out", 1))
+    print(f"{out}: {len(folders)} run{'s' * (len(folders) > 1)}, {len(content) / 1e6:.1f} MB, nothing to load")
     return 0
 
 

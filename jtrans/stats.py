@@ -1,4 +1,4 @@
-"""Means with confidence intervals over seeds, and the law of the angle between random directions."""
+"""Means with confidence intervals over seeds, and the distribution of the angle between random directions."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ import scipy.stats
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % confidence interval; `low` and `high` are NaN where there is too little to tell."""
+    """A mean and its 95 % confidence interval; `low` and `high` are NaN where there are too few values."""
 
     mean: np.ndarray
     low: np.ndarray
@@ -20,7 +20,7 @@ class Interval(NamedTuple):
 
 
 def plain(interval: Interval) -> dict[str, float]:
-    """A single interval as JSON holds it."""
+    """The interval of a single mean, as plain numbers for JSON."""
     return {bound: float(value) for bound, value in interval._asdict().items()}
 
 
@@ -30,7 +30,7 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def frame(columns: Mapping[str, np.ndarray]) -> Any:
-    """A table by columns as a `pandas.DataFrame` where pandas is installed, else as it is."""
+    """A table by columns as a `pandas.DataFrame` if pandas is installed, else unchanged."""
     try:
         import pandas  # an extra
     except ImportError:
@@ -39,80 +39,79 @@ def frame(columns: Mapping[str, np.ndarray]) -> Any:
 
 
 def cell(table: Mapping[str, np.ndarray], name: str, row: int, digits: int) -> str:
-    """The interval in the columns `NAME_mean`, `NAME_low` and `NAME_high` of a table's row, in words."""
+    """The interval in the columns `NAME_mean`, `NAME_low` and `NAME_high` of a table's row, as text."""
     return interval_text({bound: float(table[f"{name}_{bound}"][row]) for bound in Interval._fields}, digits)
 
 
 def interval_text(interval: dict[str, float], digits: int) -> str:
     """`mean [low, high]`, or the mean alone where there is no interval."""
     mean, low, high = (math.nan if interval[key] is None else interval[key] for key in ("mean", "low", "high"))
-    known = not (math.isnan(low) or math.isnan(high))
-    return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if known else "")
+    has_interval = not (math.isnan(low) or math.isnan(high))
+    return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if has_interval else "")
 
 
 def _student(mean: np.ndarray, standard_error: np.ndarray, freedom: np.ndarray | int) -> Interval:
-    reach = scipy.stats.t.ppf(0.975, freedom) * standard_error  # NaN without a degree of freedom
-    return Interval(mean, mean - reach, mean + reach)
+    margin = scipy.stats.t.ppf(0.975, freedom) * standard_error  # NaN without a degree of freedom
+    return Interval(mean, mean - margin, mean + margin)
 
 
 def mean_ci(values: np.ndarray, axis: int = 0) -> Interval:
     """The mean of independent values and its 95 % interval by Student's t.
 
-    NaN entries are left out: each mean is of the values that are left along the axis, and its interval has one degree
-    of freedom less than there are of these.
+    NaN entries are left out; n remaining values give n - 1 degrees of freedom.
 
     Args:
       values: any shape; independent along `axis`.
       axis: the axis of the seeds.
 
     Returns:
-      Interval of arrays without that axis; no interval (NaN) where a single value is left, no mean (NaN) where none is.
+      Interval of arrays without that axis; its bounds are NaN where n is 1, the mean too where n is 0.
     """
     values = np.asarray(values, np.float64)
     valid, mean = ~np.isnan(values), _mean(values, axis)
     count = valid.sum(axis)
-    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0, where too few are left, is the NaN that is meant
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is NaN, as documented
         variance = np.square(np.where(valid, values - np.expand_dims(mean, axis), 0)).sum(axis) / (count - 1)
         return _student(mean, np.sqrt(variance / count), count - 1)
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean of the values that are not NaN; NaN where there is none."""
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+    """The mean of the values that are not NaN; NaN if there are none."""
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as documented
         return np.nansum(values, axis) / (~np.isnan(values)).sum(axis)
 
 
 def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Interval:
     """The mean over pairs of networks and its 95 % interval by a jackknife over networks.
 
-    Two pairs that share a network are not independent, so the interval must not treat pairs as samples. Leaving out
-    one network at a time (with all its pairs) does not: for the networks of each architecture g,
-    `variance += (n_g - 1) / n_g * sum_i (mean without i - mean of those)^2`. Efron and Stein (1981); Arvesen (1969) for
+    Pairs that share a network are not independent, so networks, not pairs, are the samples. Each network in turn is
+    left out with all its pairs, and the networks of each architecture g add to the variance
+    `(n_g - 1) / n_g * sum_i (mean without i - average of these means)^2`. Efron and Stein (1981); Arvesen (1969) for
     averages over pairs.
 
     Args:
-      values: `[P, ...]`, one row a pair; NaN entries are left out.
-      pair: `[P, 2]`, the two networks of each.
+      values: `[P, ...]`, one row per pair; NaN entries are left out.
+      pair: `[P, 2]`, the two networks of each pair.
       model: `[M]`, the architecture of each network.
 
     Returns:
-      Interval of arrays `[...]`; no interval (NaN) where leaving out some network leaves no pair.
+      Interval of arrays `[...]`; its bounds are NaN where leaving out some network leaves no pair.
     """
     values, pair = np.asarray(values, np.float64), np.asarray(pair)
     flat = values.reshape(len(pair), math.prod(values.shape[1:]))
     valid, mean = ~np.isnan(flat), _mean(flat, 0)
-    centred = np.where(valid, flat - mean, 0)  # so that differences of sums lose no digits
+    centred = np.where(valid, flat - mean, 0)  # so that differences of sums lose no precision
     column = np.broadcast_to(np.arange(len(pair))[:, None], pair.shape)
     entries = np.ones(pair.size, bool), (pair.ravel(), column.ravel())
     includes = scipy.sparse.csr_array(entries, shape=(len(model), len(pair)))
-    # Without network i: all pairs less those that include it.
+    # Without network i: all pairs minus those that include it.
     count = valid.sum(0) - includes @ valid.astype(int)
     without = mean + (centred.sum(0) - includes @ centred) / np.where(count == 0, np.nan, count)
     return _jackknife(mean.reshape(values.shape[1:]), without.reshape(-1, *values.shape[1:]), model)
 
 
 def wilson(successes: np.ndarray, count: np.ndarray) -> Interval:
-    """A share of independent trials and its 95 % interval (Wilson 1927).
+    """The share of successes among independent trials and its 95 % interval (Wilson 1927).
 
     Args:
       successes, count: any shape, the same; each `successes` from 0 to `count`.
@@ -127,19 +126,19 @@ def wilson(successes: np.ndarray, count: np.ndarray) -> Interval:
         spread = z * np.sqrt(z**2 / 4 + successes * (count - successes) / count)
         return successes**2 / count / (successes + z**2 / 2 + spread)  # the smaller root, without cancellation
 
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as documented
         return Interval(successes / count, low(successes), 1 - low(count - successes))
 
 
 def jackknife_ci(estimate: Callable[[np.ndarray], np.ndarray], group: np.ndarray) -> Interval:
-    """Any estimate from independent networks and its 95 % interval, leaving out one network at a time.
+    """Any estimate from independent networks and its 95 % interval by a jackknife, leaving out each network in turn.
 
     Args:
-      estimate: from the networks that are kept, `[M]` of True and False, to an array.
-      group: `[M]`, what each network was drawn from, as its architecture.
+      estimate: maps the networks to use, a boolean mask `[M]`, to an array.
+      group: `[M]`, the group that each network is a sample of, such as its architecture.
 
     Returns:
-      Interval of arrays like the estimate; no interval (NaN) where some network cannot be left out.
+      Interval of arrays like the estimate; its bounds are NaN where some network cannot be left out.
     """
     number = np.arange(len(group))
     without = np.stack([estimate(number != i) for i in number])
@@ -147,19 +146,19 @@ def jackknife_ci(estimate: Callable[[np.ndarray], np.ndarray], group: np.ndarray
 
 
 def _jackknife(whole: np.ndarray, without: np.ndarray, group: np.ndarray) -> Interval:
-    """The interval from the estimates `[M, ...]` without each network."""
-    members = [without[np.asarray(group) == one] for one in np.unique(group)]
-    variance = sum((len(of_group) - 1) * of_group.var(axis=0) for of_group in members)
-    return _student(whole, np.sqrt(variance), sum(len(of_group) - 1 for of_group in members))
+    """The interval from the estimates `[M, ...]`, each without one network."""
+    by_group = [without[np.asarray(group) == label] for label in np.unique(group)]
+    variance = sum((len(estimates) - 1) * estimates.var(axis=0) for estimates in by_group)
+    return _student(whole, np.sqrt(variance), sum(len(estimates) - 1 for estimates in by_group))
 
 
 class Correlation(NamedTuple):
-    """How two quantities go together over few sources.
+    """The correlation of two quantities over few sources.
 
     Attributes:
       statistic: of the sources' means, with its 95 % interval.
-      p_value: of the exact permutation test over sources, two-sided: the share of all pairings with a statistic as far
-        from 0.
+      p_value: of the two-sided exact permutation test over sources: the share of all pairings whose statistic is at
+        least as far from 0.
     """
 
     statistic: Interval
@@ -169,25 +168,25 @@ class Correlation(NamedTuple):
 def correlation(
     first: np.ndarray, second: np.ndarray, rng: np.random.Generator, *, ranks: bool = False, resamples: int = 2000
 ) -> Correlation:
-    """Pearson's correlation, or Spearman's, over sources that were each trained from several seeds.
+    """Pearson's or Spearman's correlation over sources, each trained from several seeds.
 
-    The interval is the bootstrap's, seeds drawn again within each source: it says how far other seeds of the same
-    sources would move the correlation, not other sources, which the permutation test is for.
+    The interval is from a bootstrap over the seeds of each source: it shows how much the correlation varies between
+    seeds of the same sources. It does not cover other sources; the permutation test does.
 
-    A seed where either quantity is NaN is left out of its source's means of both. A source without a seed is left out
-    of the correlation and of its test; so is a draw of seeds in which a source has no value.
+    A seed where either quantity is NaN is left out of both means of its source. A source with no seed left is left out
+    of the correlation and its test. A bootstrap sample in which a source has no value is left out.
 
     Args:
-      first, second: `[S, seeds]`, of S sources; 3 or more, and few enough for all S! pairings.
-      rng: draws the seeds.
-      ranks: Spearman's.
-      resamples: how often seeds are drawn.
+      first, second: `[S, seeds]`, for 3 to 9 sources (the test goes through all S! pairings).
+      rng: draws the bootstrap samples.
+      ranks: compute Spearman's correlation.
+      resamples: the number of bootstrap samples.
 
     Returns:
-      Correlation; all NaN where fewer than 3 sources are left, or either quantity is the same for all that are.
+      Correlation; all NaN if fewer than 3 sources are left, or either quantity is the same for all of them.
 
     Raises:
-      ValueError: the shapes differ, or fewer than 3 sources or more than 9.
+      ValueError: the shapes differ, or S is not 3 to 9.
     """
     first, second = (np.asarray(values, np.float64) for values in (first, second))
     if first.shape != second.shape or first.ndim != 2:
@@ -202,23 +201,23 @@ def correlation(
     if sources < 3 or constant(first_mean) or constant(second_mean):
         return Correlation(Interval(np.nan, np.nan, np.nan), np.nan)
 
-    def size(x: np.ndarray, axis: int) -> np.ndarray:
+    def distance_from_zero(x: np.ndarray, axis: int) -> np.ndarray:
         return np.abs(_correlate(np.moveaxis(x, axis, -1), second_mean, ranks))
 
     test = {"permutation_type": "pairings", "alternative": "greater", "n_resamples": np.inf, "vectorized": True}
-    pairings = scipy.stats.permutation_test((first_mean,), size, **test)
-    drawn = rng.integers(seeds, size=(resamples, sources, seeds))
-    first, second = _mean(both[:, np.arange(sources)[:, None], drawn], -1)
-    again = _correlate(first, second, ranks)
-    # Where a draw makes all sources alike, or leaves one without a value, there is no correlation.
-    again = again[~np.isnan(again)]
-    several = (~np.isnan(both)).sum(-1).max() > 1  # seeds of some source, which can be drawn in more than one way
-    low, high = np.quantile(again, (0.025, 0.975)) if several and len(again) else (np.nan, np.nan)
-    return Correlation(Interval(_correlate(first_mean, second_mean, ranks), low, high), float(pairings.pvalue))
+    permutation = scipy.stats.permutation_test((first_mean,), distance_from_zero, **test)
+    resampled = rng.integers(seeds, size=(resamples, sources, seeds))
+    first, second = _mean(both[:, np.arange(sources)[:, None], resampled], -1)
+    bootstrap = _correlate(first, second, ranks)
+    # NaN where a sample makes all sources equal, or leaves one without a value.
+    bootstrap = bootstrap[~np.isnan(bootstrap)]
+    several_seeds = (~np.isnan(both)).sum(-1).max() > 1  # for some source, so that samples differ
+    low, high = np.quantile(bootstrap, (0.025, 0.975)) if several_seeds and len(bootstrap) else (np.nan, np.nan)
+    return Correlation(Interval(_correlate(first_mean, second_mean, ranks), low, high), float(permutation.pvalue))
 
 
 def constant(values: np.ndarray) -> np.ndarray:
-    """Whether the values along the last axis are all the same, but for rounding."""
+    """Whether the values along the last axis are all the same, up to rounding."""
     return np.ptp(values, axis=-1) <= 1e-12 * np.abs(values).max(-1)
 
 
@@ -227,7 +226,7 @@ def _correlate(x: np.ndarray, y: np.ndarray, ranks: bool) -> np.ndarray:
     undefined = constant(x) | constant(y)
     x, y = (scipy.stats.rankdata(v, axis=-1) if ranks else v for v in (x, y))
     x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as documented
         return np.where(undefined, np.nan, (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1)))
 
 
@@ -235,8 +234,8 @@ def _correlate(x: np.ndarray, y: np.ndarray, ranks: bool) -> np.ndarray:
 class RandomAngle:
     """The folded angle between two independent, uniformly random directions in `dimension` dimensions, in degrees.
 
-    The squared cosine follows Beta(1/2, (dimension - 1) / 2); everything here but the last two methods, which are the
-    approximations of BenShmuel (2022), Appendix A, follows from that exactly.
+    The squared cosine follows Beta(1/2, (dimension - 1) / 2). All methods are exact except the last two, which are the
+    approximations of BenShmuel (2022), Appendix A.
     """
 
     dimension: int
@@ -247,7 +246,7 @@ class RandomAngle:
         return scipy.stats.beta.sf(cosine**2, 0.5, (self.dimension - 1) / 2)
 
     def quantile(self, probability: np.ndarray | float) -> np.ndarray:
-        """The angle that a random pair falls below with the given probability, in degrees."""
+        """The angle below which a random pair falls with the given probability, in degrees."""
         squared = scipy.stats.beta.isf(probability, 0.5, (self.dimension - 1) / 2)
         return np.rad2deg(np.arccos(np.sqrt(squared)))
 
@@ -256,7 +255,7 @@ class RandomAngle:
         return scipy.integrate.quad(self.quantile, 0, 1)[0]
 
     def least(self, count: int, probability: float = 0.5) -> float:
-        """What the smallest of `count` independent angles falls below with the given probability, in degrees."""
+        """The angle below which the least of `count` independent ones falls with the given probability, in degrees."""
         return float(self.quantile(-np.expm1(np.log1p(-probability) / count)))
 
     def typical(self) -> float:
@@ -270,13 +269,13 @@ class RandomAngle:
 
 
 def random_angle(dimension: int) -> RandomAngle:
-    """The exact law of the folded angle between two random directions.
+    """The exact distribution of the folded angle between two random directions.
 
     Raises:
       ValueError: fewer than 2 dimensions, where all directions are parallel.
 
-    >>> law = random_angle(3072)  # a CIFAR image
-    >>> round(law.mean(), 2), round(float(law.quantile(0.01)), 2)
+    >>> angle = random_angle(3072)  # the dimension of a CIFAR image
+    >>> round(angle.mean(), 2), round(float(angle.quantile(0.01)), 2)
     (89.18, 87.34)
     """
     if dimension < 2:

@@ -1,4 +1,4 @@
-"""One network: its optimizer, the order of its batches, one train step."""
+"""Training one network: the optimizer, the order of the batches, augmentation, one train step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ import optax
 
 from jtrans.models import Model, Variables
 
-# With PyTorch's default settings, which differ from optax's for RMSprop: its decay of 0.9 makes the first step three
-# times smaller, and its epsilon stands inside the square root.
+# With PyTorch's default settings. For RMSprop optax's differ: a decay of 0.9, which makes the first step three times
+# smaller, and epsilon inside the square root.
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adam": optax.adam,
     "rmsprop": lambda rate: optax.rmsprop(rate, decay=0.99, eps=1e-8, eps_in_sqrt=False),
@@ -22,26 +22,26 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 def cosine_sgd(
     learning_rate: float, num_steps: int, *, momentum: float = 0.9, weight_decay: float = 1e-4
 ) -> optax.GradientTransformation:
-    """SGD with momentum whose learning rate falls to 0 along a cosine, as Liang et al. (2021) train.
+    """SGD with momentum and a cosine learning rate schedule down to 0, as in Liang et al. (2021).
 
-    With PyTorch's weight decay, which is added to the gradient. The learning rate falls with every step; the official
-    code lowers it once an epoch.
+    Weight decay is added to the gradient, as in PyTorch. The learning rate is lowered after every step; in the official
+    code, once per epoch.
     """
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum))
 
 
 def adjustable(name: str) -> optax.GradientTransformation:
-    """The optimizer of that name with its learning rate in its state, where each network can have its own."""
+    """The named optimizer with the learning rate in its state, so that each network can have its own."""
     return optax.inject_hyperparams(lambda learning_rate: OPTIMIZERS[name](learning_rate))(learning_rate=0.0)
 
 
-# `(model, variables, images in [0, 1], labels, key) -> (loss, variables)`: the loss of a batch, which training lowers.
+# `(model, variables, images in [0, 1], labels, key) -> (loss, variables)`: the loss that training minimises.
 Objective = Callable[[Model, Variables, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Variables]]
 
 
 class Network(NamedTuple):
-    """A network in training: its variables and its optimizer's state, pytrees of arrays."""
+    """A network in training: its variables and optimizer state, pytrees of arrays."""
 
     variables: Variables
     optimizer_state: Any
@@ -54,19 +54,19 @@ def initialize(model: Model, optimizer: optax.GradientTransformation, key: jax.A
 
 
 def with_learning_rate(network: Network, learning_rate: jax.Array) -> Network:
-    """The network with that learning rate; its optimizer is `adjustable`."""
+    """The network with this learning rate; its optimizer must be `adjustable`."""
     state = network.optimizer_state
     return network._replace(optimizer_state=state._replace(hyperparams={"learning_rate": learning_rate}))
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
-    """The order `[num_examples]` in which a network goes through its training images in the given epoch."""
+    """The order `[num_examples]` in which a network is trained on its images in the given epoch."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
 def crop_and_flip(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax.Array:
-    """Images `[B, H, W, C]`, each moved by up to `padding` pixels either way, black beyond its border, and mirrored by
-    the toss of a coin: the usual augmentation for CIFAR.
+    """Images `[B, H, W, C]`, each shifted at random by up to `padding` pixels along each axis, filled with black, and
+    mirrored with probability 1/2: the usual augmentation for CIFAR.
     """
     crop_key, flip_key = jax.random.split(key)
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -85,15 +85,15 @@ def pixels(images: jax.Array) -> jax.Array:
 def cross_entropy(
     model: Model, variables: Variables, images: jax.Array, labels: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, Variables]:
-    """The mean negative log-likelihood of a batch, and the variables after it: the usual objective.
+    """The mean negative log-likelihood of a batch and the updated variables: the usual objective.
 
     Args:
       images: `[B, H, W, C]` in [0, 1].
       labels: `[B]`.
-      key: draws the dropout, where the model has one.
+      key: draws the dropout, if the model has any.
     """
-    logits, moved = model.train(variables, images, key)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), moved
+    logits, updated = model.train(variables, images, key)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
 
 
 def train_step(

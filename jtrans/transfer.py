@@ -1,11 +1,11 @@
-"""Knowledge transfer: a network's last layer fitted again on a new domain, on top of its frozen features."""
+"""Knowledge transfer: a network's last layer refit to a new domain, on its frozen features."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy  # its submodules load when they are first used: `jtrans.metrics` does without their 0.3 s
+import scipy  # its submodules load on first use, which saves `jtrans.metrics` 0.3 s
 
 
 class Head(NamedTuple):
@@ -19,7 +19,7 @@ def fit_head(features: jax.Array, targets: jax.Array) -> Head:
     """The affine map of least squared error, in closed form.
 
     Args:
-      features: `[N, F]`. Where they are redundant, the smallest weights that fit best are given.
+      features: `[N, F]`. If they are linearly dependent, the solution has the smallest norm.
       targets: `[N, K]`.
 
     Returns:
@@ -33,51 +33,51 @@ def fit_head(features: jax.Array, targets: jax.Array) -> Head:
 
 
 def _least_squares(features: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The weights of `fit_head`, and the errors `[N, K]` that are left with its bias."""
+    """The weights of `fit_head`, and the residuals `[N, K]` with its bias."""
     with jax.default_matmul_precision("highest"):
-        # Centred, the bias is no part of the system, which is better conditioned for it.
+        # Centring removes the bias from the system, which is then better conditioned.
         x, y = _centred(features), _centred(targets)
         left, singular, right = jnp.linalg.svd(x, full_matrices=False)
-        # The rounding of the features makes at most this of a singular value of 0, however many examples there are.
+        # Rounding of the features makes a singular value of 0 at most this large, for any number of examples.
         rounding = jnp.finfo(features.dtype).eps * jnp.linalg.norm(features)
-        lengths = jnp.where(singular > rounding, singular, jnp.inf)[:, None]
-        solve = lambda targets: right.T @ ((left.T @ targets) / lengths)
+        divisors = jnp.where(singular > rounding, singular, jnp.inf)[:, None]
+        solve = lambda targets: right.T @ ((left.T @ targets) / divisors)
         weights = solve(y)
-        weights = weights + solve(y - x @ weights)  # one step of refinement takes out the rounding of the first
+        weights = weights + solve(y - x @ weights)  # iterative refinement removes the rounding error of the first solve
         return weights, y - x @ weights
 
 
 def _centred(values: jax.Array) -> jax.Array:
-    """The values less their mean over examples, without the rounding of that mean."""
+    """The values minus their mean over examples; the second time removes the rounding error of the first."""
     values = values - values.mean(0)[None]
     return values - values.mean(0)[None]
 
 
 def power_of_two(values: jax.Array) -> jax.Array:
-    """The power of two near the largest of the values, 1 where all are 0.
+    """The power of two near the largest absolute value, 1 if all values are 0.
 
-    What is divided by it, which is exact, has squares that neither vanish from float32 nor leave it.
+    Division by it is exact, and the squares of the quotients neither underflow nor overflow in float32.
     """
     exponent = jnp.frexp(jax.lax.stop_gradient(jnp.abs(values).max()))[1]
-    return jnp.ldexp(1.0, jnp.clip(exponent, -126, 126))  # itself within float32
+    return jnp.ldexp(1.0, jnp.clip(exponent, -126, 126))  # a normal float32 itself
 
 
 def fit_softmax_head(features: np.ndarray, labels: np.ndarray, num_classes: int, *, weight_decay: float) -> Head:
-    """Softmax regression to convergence: the least mean cross entropy plus `weight_decay / 2 |weights|^2`.
+    """Softmax regression to convergence: minimises the mean cross entropy plus `weight_decay / 2 |weights|^2`.
 
-    The exact form of a head trained by SGD with that weight decay, but that the bias is not decayed. L-BFGS in float64.
+    The optimum of a head trained by SGD with that weight decay, except that the bias is not decayed. L-BFGS in float64.
 
     Args:
       features: `[N, F]`.
       labels: `[N]` integers in `[0, num_classes)`.
-      weight_decay: above 0: without it, classes that can be separated have no minimum.
+      weight_decay: above 0, since separable classes have no minimum without it.
 
     Returns:
       Head of weights `[F, num_classes]` and bias `[num_classes]`, float64.
 
     Raises:
       ValueError: `features` are not finite, or `weight_decay` is not above 0.
-      RuntimeError: no convergence.
+      RuntimeError: the optimizer did not converge.
     """
     if not weight_decay > 0:
         raise ValueError(f"weight_decay: got {weight_decay}; it takes more than 0")
@@ -95,17 +95,17 @@ def fit_softmax_head(features: np.ndarray, labels: np.ndarray, num_classes: int,
 
     start = np.zeros(design.shape[1] * num_classes)
     options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0, "gtol": 1e-7, "maxcor": 30}
-    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    if not np.abs(found.jac).max() <= 1e-5:  # NaN, where the objective left float64, is no convergence either
-        raise RuntimeError(f"features: softmax regression did not converge in {found.nit} iterations; scale them down")
-    rows = found.x.reshape(-1, num_classes)
+    fit = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    if not np.abs(fit.jac).max() <= 1e-5:  # includes NaN, from an overflow
+        raise RuntimeError(f"features: softmax regression did not converge in {fit.nit} iterations; scale them down")
+    rows = fit.x.reshape(-1, num_classes)
     return Head(rows[:-1], rows[-1])
 
 
 def classification(head: Head, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """The head's mean cross entropy in nats, and its accuracy, on features `[N, F]` with labels `[N]`.
+    """The head's mean cross entropy in nats and its accuracy, on features `[N, F]` with labels `[N]`.
 
-    The accuracy is NaN where the cross entropy is not finite.
+    The accuracy is NaN if the cross entropy is not finite.
     """
     logits = np.asarray(features, np.float64) @ head.weights + head.bias
     loss = -scipy.special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()
@@ -114,12 +114,12 @@ def classification(head: Head, features: np.ndarray, labels: np.ndarray) -> tupl
 
 
 def root_mean_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """The square root of the squared error, summed over outputs and averaged over examples (Liang et al. 2021)."""
+    """The root of the squared error, summed over outputs and averaged over examples (Liang et al. 2021)."""
     scale = power_of_two(outputs - targets)
     return scale * jnp.sqrt(jnp.sum(((outputs - targets) / scale) ** 2, axis=1).mean())
 
 
 def transfer_loss(features: jax.Array, targets: jax.Array) -> jax.Array:
     """The error on `targets [N, K]` of the best affine head on `features [N, F]`: low where the features transfer."""
-    _, errors = _least_squares(features / power_of_two(features), targets)
-    return root_mean_squared_error(errors, jnp.zeros_like(errors))
+    _, residuals = _least_squares(features / power_of_two(features), targets)
+    return root_mean_squared_error(residuals, jnp.zeros_like(residuals))

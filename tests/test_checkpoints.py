@@ -5,9 +5,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from jtrans import checkpoints
-from jtrans.checkpoints import Checkpoints
 from jtrans.errors import InputError
+from jtrans.population import checkpoints
+from jtrans.population.checkpoints import Checkpoints
 
 
 def state(step):

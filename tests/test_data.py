@@ -476,7 +476,7 @@ def test_prepared_tfds_sets_are_read_by_name_or_directory_without_tensorflow(sha
     assert named.origin == "the split 'validation'"
     assert np.bincount(named.train.labels).tolist() == [500] * 22
     np.testing.assert_array_equal(named.test.images, direct.test.images)
-    with pytest.raises(InputError, match="holds 'tiny_imagenet22'; name that"):
+    with pytest.raises(InputError, match="holds 'tiny_imagenet22'; use that name"):
         data.load("cifar10", KEY, directory=str(path))
 
 

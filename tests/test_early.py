@@ -15,7 +15,11 @@ import PIL.Image
 import pytest
 from conftest import ROOT
 
-from jtrans import cli, early, findings, plots, results, stats
+from jtrans import stats
+from jtrans.experiments import early
+from jtrans.harness import cli, experiment, folder, runtime
+from jtrans.harness.experiment import Results
+from jtrans.population import trajectory
 
 SMALL = [
     "--config.num_networks=3",
@@ -29,7 +33,11 @@ DIGITS = ROOT / "configs" / "digits.py"
 
 
 def run(workdir, *arguments, config=DIGITS):
-    return cli.run(early.run, ["early.py", f"--config={config}", f"--workdir={workdir}", *arguments])
+    return cli.run(early.EXPERIMENT, ["early.py", f"--config={config}", f"--workdir={workdir}", *arguments])
+
+
+def arrays(workdir):
+    return experiment.read(workdir).arrays["trajectory"]
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +48,14 @@ def finished(tmp_path_factory):
 
 
 def figure(workdir):
-    config, trajectory, summary = results.read(workdir)
-    return plots.early(config, trajectory, summary, findings.curves(trajectory))
+    return early.draw(experiment.read(workdir))["figure"]
 
 
 def test_a_run_leaves_the_files_that_the_readme_names(finished):
     names = {"config.json", "trajectory.npz", "trajectory.csv", "summary.json", "figure.png", "figure.svg"}
     assert {path.name for path in finished.iterdir()} == names | {"checkpoints", ".lock"}
-    with np.load(finished / "trajectory.npz") as arrays:
-        shapes = {name: arrays[name].shape for name in arrays.files}
+    with np.load(finished / "trajectory.npz") as file:
+        shapes = {name: file[name].shape for name in file.files}
     assert shapes == {
         "step": (5,),
         "pair": (3, 2),
@@ -65,25 +72,29 @@ def test_a_run_leaves_the_files_that_the_readme_names(finished):
 
 
 def test_the_table_holds_the_means_and_intervals_of_the_arrays(finished):
-    _, trajectory, _ = results.read(finished)
+    run_arrays = arrays(finished)
     rows = list(csv.DictReader((finished / "trajectory.csv").open()))
-    interval = stats.pair_mean_ci(trajectory.angle, trajectory.pair, trajectory.model)
+    interval = stats.pair_mean_ci(run_arrays["angle"], run_arrays["pair"], run_arrays["model"])
+    loss = stats.mean_ci(run_arrays["loss"])
     for t, row in enumerate(rows):
         assert int(row["step"]) == t
-        assert float(row["angle"]) == pytest.approx(trajectory.angle[:, t].mean())
+        assert float(row["angle"]) == pytest.approx(run_arrays["angle"][:, t].mean())
         assert float(row["angle_low"]) == interval.low[t] <= float(row["angle"]) <= float(row["angle_high"])
-        assert float(row["accuracy_2"]) == trajectory.accuracy[2, t]
+        assert float(row["accuracy_2"]) == run_arrays["accuracy"][2, t]
+        assert [float(row[name]) for name in ("loss", "loss_low", "loss_high")] == [bound[t] for bound in loss]
+        assert float(row["undirected"]) == run_arrays["undirected"][:, t].mean()
 
 
 def test_the_summary_says_what_was_found_and_with_what(finished):
-    config, trajectory, summary = results.read(finished)
+    config, summary, _, _ = experiment.read(finished)
     assert config["num_networks"] == 3
-    angle = trajectory.angle.mean(0)
+    angle = arrays(finished)["angle"].mean(0)
     assert summary["random"]["dimension"] == 64
     assert summary["random"]["mean_angle"] == stats.random_angle(64).mean()
     assert summary["before_training"]["angle"]["mean"] == pytest.approx(angle[0])
     assert summary["lowest"]["step"] == angle.argmin()
     assert summary["undirected"] == 0
+    assert summary["last"]["loss"]["mean"] == pytest.approx(arrays(finished)["loss"][:, -1].mean())
     assert summary["directions"] == 3 * 5 * 40
     assert set(summary["versions"]) >= {"jax", "flax", "numpy"}
     assert set(summary) >= {"devices", "seconds", "git_commit", "batch_overlap"}
@@ -102,10 +113,10 @@ def test_the_figure_can_be_read_without_the_paper(finished):
 def test_attacks_are_reported_with_the_angle(finished, capsys):
     assert run(finished, *SMALL) == 0
     assert "that FGSM changes at step" in capsys.readouterr().out
-    _, trajectory, _ = results.read(finished)
     rows = list(csv.DictReader((finished / "trajectory.csv").open()))
     for t, row in enumerate(rows):
-        assert float(row["success_transferred"]) == pytest.approx(np.nanmean(trajectory.success[:, t, 0, 1]))
+        rates = arrays(finished)["success"][:, t, 0, 1]
+        assert float(row["success_transferred"]) == pytest.approx(np.nanmean(rates))
     *_, panel = figure(finished).axes
     assert "FGSM, epsilon 0.1" in panel.get_ylabel()
     assert len(panel.get_legend().get_texts()) == 3
@@ -122,8 +133,7 @@ def test_fewer_training_images_and_without_their_mean(tmp_path, capsys):
 
 def test_many_epochs_are_counted_in_epochs(tmp_path):
     assert run(tmp_path, *SMALL, "--config.data.num_train=100", "--config.batch_size=50", "--config.num_steps=20") == 0
-    _, _, summary = results.read(tmp_path)
-    assert summary["steps_per_epoch"] == 2
+    assert experiment.read(tmp_path).summary["steps_per_epoch"] == 2
     axes = figure(tmp_path).axes
     assert axes[-1].get_xlabel() == "epochs"
     assert axes[0].get_lines()[0].get_xdata().max() == 10
@@ -147,9 +157,9 @@ def test_two_architectures_kept_examples_and_saved_networks(tmp_path):
 
     models = "--config.models=('mlp_shallow', 'mlp_deep')"
     assert run(tmp_path, *SMALL, models, "--config.keep_examples", "--config.save_networks") == 0
-    _, trajectory, _ = results.read(tmp_path)
-    assert trajectory.angle_examples.shape == (9, 5, 40)
-    np.testing.assert_allclose(trajectory.angle_examples.mean(-1, dtype=np.float64), trajectory.angle)
+    run_arrays = arrays(tmp_path)
+    assert run_arrays["angle_examples"].shape == (9, 5, 40)
+    np.testing.assert_allclose(run_arrays["angle_examples"].mean(-1, dtype=np.float64), run_arrays["angle"])
     saved = ocp.load(tmp_path / "networks")
     assert saved["0"]["params"]["Dense_0"]["kernel"].shape == (3, 32, 64)
     labels = [text.get_text() for text in figure(tmp_path).axes[1].get_legend().get_texts()]
@@ -161,12 +171,13 @@ def test_convolutional_networks_in_groups_by_batch_statistics(tmp_path, capsys):
     flags += ["--config.widths.resnet18=(4, 4, 4, 4)", "--config.data.image_size=32", "--config.num_networks=2"]
     flags += ["--config.num_steps=2", "--config.num_examples=20", "--config.batch_size=8", "--config.group_size=1"]
     assert run(tmp_path / "running", *flags, "--config.save_networks") == 0
-    assert "conv_b: 2 networks, 1 at a time" in capsys.readouterr().out
+    assert "conv_b: 2 networks, 1 at once" in capsys.readouterr().out
     assert run(tmp_path / "batch", *flags, "--config.batch_statistics") == 0
-    running, batch = (results.read(tmp_path / name)[1] for name in ("running", "batch"))
-    assert running.angle.shape == (4, 3)
-    assert np.isfinite(running.angle[:, -1]).all()  # so narrow a network may begin without any direction
-    assert not np.allclose(running.angle[:, -1], batch.angle[:, -1])
+    running, batch = (arrays(tmp_path / name)["angle"] for name in ("running", "batch"))
+    assert running.shape == (4, 3)
+    assert np.isfinite(running[:, -1]).all()  # so narrow a network may begin without any direction
+    assert not np.allclose(running[:, -1], batch[:, -1])
+    assert folder.read_networks(tmp_path / "running")[1]["batch_stats"]
 
 
 @pytest.mark.parametrize("name", ["noise", "digits"])
@@ -185,10 +196,10 @@ def test_tensorboard_events_where_they_are_asked_for(tmp_path, monkeypatch, caps
         events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
         content = content[16 + length :]
     values = [(v.tag, event.step, v.simple_value) for event in events for v in event.summary.value]
-    _, trajectory, _ = results.read(tmp_path / "run")
+    run_arrays = arrays(tmp_path / "run")
     angles = [(step, value) for tag, step, value in values if tag == "angle_degrees"]
-    assert [step for step, _ in angles] == trajectory.step.tolist()
-    np.testing.assert_allclose([value for _, value in angles], trajectory.angle.mean(0), rtol=1e-5)
+    assert [step for step, _ in angles] == run_arrays["step"].tolist()
+    np.testing.assert_allclose([value for _, value in angles], run_arrays["angle"].mean(0), rtol=1e-5)
 
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -201,48 +212,51 @@ def test_what_was_found_is_said_in_words(capsys, tmp_path):
     text = capsys.readouterr().out
     assert "step 0: angle" in text  # a line, since there is no terminal
     assert "before training" in text
-    assert "random pairs fall below" in text
+    assert "of random pairs have an angle below this" in text
     assert "arly transferability" in text
 
 
 def moments(angle, accuracy, classes=2):
-    from jtrans.population import Trajectory
-
+    """The summary of a run of two networks."""
     angle, accuracy = np.array(angle), np.array(accuracy)
     steps = len(angle)
-    trajectory = Trajectory(
-        np.arange(steps),
-        np.array([[0, 1]]),
-        angle[None],
-        np.broadcast_to(accuracy, (2, steps)),
-        np.ones((2, steps)),
-        np.zeros(2, int),
-        np.zeros((2, steps), int),
-        np.array(10),
-    )
-    return findings.summarize(trajectory, findings.curves(trajectory), 3072, classes)
+    run_arrays = {
+        "step": np.arange(steps),
+        "pair": np.array([[0, 1]]),
+        "angle": angle[None],
+        "accuracy": np.broadcast_to(accuracy, (2, steps)),
+        "loss": np.ones((2, steps)),
+        "model": np.zeros(2, int),
+        "undirected": np.zeros((2, steps), int),
+        "num_examples": np.array(10),
+    }
+    return trajectory.summarize(run_arrays, trajectory.curves(run_arrays), 3072, classes)
+
+
+def words(summary):
+    return early.tell(Results({}, summary, {}, {}))
 
 
 def test_the_findings_follow_their_rules():
-    found = moments([89, 88, 87, 60, 50, 40], [0.5, 0.52, 0.5, 0.54, 0.7, 0.5])
-    assert found["first_below_random"]["step"] == 2
-    assert found["lowest_at_chance"]["step"] == 3  # step 5 is at chance again, after it was left
-    assert found["lowest"]["step"] == 5
-    assert found["early_transferability"]
+    summary = moments([89, 88, 87, 60, 50, 40], [0.5, 0.52, 0.5, 0.54, 0.7, 0.5])
+    assert summary["first_below_random"]["step"] == 2
+    assert summary["lowest_at_chance"]["step"] == 3  # step 5 is at chance again, after it was left
+    assert summary["lowest"]["step"] == 5
+    assert summary["early_transferability"]
     never = moments([89, 89, 60], [0.5, 0.6, 0.9])
     assert never["lowest_at_chance"]["step"] in (0, 1)
     assert not never["early_transferability"]
-    assert "No early transferability" in findings.describe(never)
+    assert "No early transferability" in words(never)
     assert moments([89, 89], [0.5, 0.5])["first_below_random"] is None
-    assert "never" in findings.describe(moments([89, 89], [0.5, 0.5]))
-    assert "Early transferability" in findings.describe(found)
+    assert "never" in words(moments([89, 89], [0.5, 0.5]))
+    assert "Early transferability" in words(summary)
 
 
 def test_chance_is_narrow_where_there_are_many_classes():
-    assert [findings.at_chance(1 / k) for k in (2, 10, 20, 100)] == [0.05, 0.05, 0.025, 0.005]
-    found = moments([89, 60, 50], [0.01, 0.014, 0.06], classes=100)
-    assert found["lowest_at_chance"]["step"] == 1
-    assert "(0.010 +- 0.005)" in findings.describe(found)
+    assert [trajectory.at_chance(1 / k) for k in (2, 10, 20, 100)] == [0.05, 0.05, 0.025, 0.005]
+    summary = moments([89, 60, 50], [0.01, 0.014, 0.06], classes=100)
+    assert summary["lowest_at_chance"]["step"] == 1
+    assert "(0.010 +- 0.005)" in words(summary)
 
 
 def test_what_is_nan_is_neither_at_chance_nor_low():
@@ -253,7 +267,7 @@ def test_what_is_nan_is_neither_at_chance_nor_low():
     for accuracy in ([0.5, 0.9, 0.9], [0.5, 0.5, 0.9]):
         undirected = moments([np.nan, np.nan, 60], accuracy)
         assert undirected["early_transferability"] is None
-        assert "No network had a direction while the accuracy was still at chance" in findings.describe(undirected)
+        assert "No network had a direction while the accuracy was still at chance" in words(undirected)
 
 
 def test_a_random_start_off_chance_is_not_learning():
@@ -271,10 +285,11 @@ def changed(**fields):
     """A config file whose fields, of any type, are the defaults but for those given (None: left out)."""
     return f"""
 from ml_collections import ConfigDict
-from jtrans import settings
+from jtrans.experiments import early
+from jtrans.harness.fields import defaults
 
 def get_config():
-    fields = {{**settings.early().to_dict(), **{fields!r}}}
+    fields = {{**defaults(early.FIELDS).to_dict(), **{fields!r}}}
     return ConfigDict({{name: value for name, value in fields.items() if value is not None}})
 """
 
@@ -337,10 +352,7 @@ CONFIGS = [
     (changed(models="mlp_deep"), "models: got 'mlp_deep'; it takes one or two of"),
     (changed(num_steps=2.5), "num_steps: got 2.5"),
     (changed(keep_examples=1), "keep_examples: got 1; it takes True or False"),
-    (
-        "from jtrans import settings\ndef get_config():\n    config = settings.early()\n    config.seed = 'x'\n",
-        "field 'seed'",
-    ),
+    (changed() + "\n\nget_config().seed = 'x'\n", "field 'seed'"),
 ]
 
 
@@ -350,10 +362,24 @@ def test_a_bad_config_file_is_one_line_and_status_2(tmp_path, capsys, text, mess
     assert_one_line(capsys, message)
 
 
-@pytest.mark.parametrize("config", ["nowhere.py", "", ".", str(ROOT / "README.md")])
-def test_a_config_that_is_no_python_file_is_named(tmp_path, capsys, config):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("nowhere.py", "--config: got 'nowhere.py', and there is no such file"),
+        ("", "--config: got ''; it takes"),
+        (".", "--config: got '.'; it takes"),
+        ("digit", "--config: got 'digit'; did you mean digits?"),
+        (str(ROOT / "README.md"), "FILE.py"),
+    ],
+)
+def test_a_config_that_is_no_python_file_is_named(tmp_path, capsys, config, message):
     assert run(tmp_path / "run", config=config) == 2
-    assert_one_line(capsys, "is no Python file")
+    assert_one_line(capsys, message)
+
+
+def test_a_config_that_comes_with_jtrans_is_known_by_its_name(tmp_path, finished):
+    assert run(tmp_path, *SMALL, config="digits") == 0
+    assert (tmp_path / "config.json").read_bytes() == (finished / "config.json").read_bytes()
 
 
 def test_an_unknown_case_is_named(tmp_path, capsys):
@@ -388,11 +414,11 @@ def test_a_workdir_that_cannot_be_used_is_named(tmp_path, capsys):
     assert run(tmp_path / "file") == 2
     assert_one_line(capsys, "--workdir")
     (tmp_path / "other").mkdir()
-    for content in ("[]", "null", "{", '{"mine": 1}'):
-        (tmp_path / "other" / "config.json").write_text(content)
+    for content in (b"[]", b"null", b"{", b'{"mine": 1}', b"\xff\xfe"):
+        (tmp_path / "other" / "config.json").write_bytes(content)
         assert run(tmp_path / "other") == 2
         assert_one_line(capsys, "--workdir")
-        assert (tmp_path / "other" / "config.json").read_text() == content
+        assert (tmp_path / "other" / "config.json").read_bytes() == content
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").write_text("{}")
     assert run(tmp_path / "run") == 2
@@ -461,19 +487,19 @@ def test_attacked_predictions_go_by_the_statistics_of_the_clean_ones(tmp_path):
         "--config.batch_size=8",
     ]
     assert run(tmp_path, *SMALL, *flags, "--config.batch_statistics", "--config.attack.epsilon=1e-7") == 0
-    of_all_images = results.read(tmp_path)[1].success[..., 1:]  # of those that are classified rightly
-    assert np.nanmax(of_all_images) == 0
+    of_right_images = arrays(tmp_path)["success"][..., 1:]  # of those that are classified rightly
+    assert np.nanmax(of_right_images) == 0
 
 
 def test_a_checkout_that_is_not_installed_runs_to_its_end(tmp_path, monkeypatch):
-    version = results.metadata.version
+    version = runtime.metadata.version
 
     def installed(name):
         if name == "jtrans":
-            raise results.metadata.PackageNotFoundError(name)
+            raise runtime.metadata.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(results.metadata, "version", installed)
+    monkeypatch.setattr(runtime.metadata, "version", installed)
     assert run(tmp_path, *SMALL) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["versions"]["jtrans"]
 
@@ -495,5 +521,4 @@ def test_every_case_runs_on_cifar10(shared_data, tmp_path):
     for case in "12345":
         size = ["--config.num_steps=1", "--config.num_networks=2", f"--config.data.dir={shared_data / 'tfds'}"]
         assert run(tmp_path / case, *size, config=f"{ROOT / 'configs' / 'cases.py'}:{case}") == 0
-        _, trajectory, _ = results.read(tmp_path / case)
-        assert abs(trajectory.angle[:, 0].mean() - 89.2) < 1
+        assert abs(arrays(tmp_path / case)["angle"][:, 0].mean() - 89.2) < 1

@@ -53,7 +53,7 @@ def no_arrays(path):
         (single, "no zip archive, or was cut off"),
         (cut, "no zip archive, or was cut off"),
         (flipped, "Bad CRC-32"),
-        (no_arrays, "'a.txt' is no array"),
+        (no_arrays, "'a.txt' is not an array"),
         (lambda path: np.savez(path, a=np.array(["words"])), "holds 'a' of <U5; it takes arrays of real numbers"),
         (lambda path: np.savez(path, a=np.array([1j])), "holds 'a' of complex128; it takes arrays of real numbers"),
         (lambda path: np.savez(path, a=np.array([None])), "Object arrays cannot be loaded"),

@@ -156,5 +156,5 @@ def test_a_level_that_does_not_exist_is_named(level):
 
 
 def test_a_function_of_another_shape_is_named():
-    with pytest.raises(ValueError, match="must give"):
+    with pytest.raises(ValueError, match="must return"):
         jacobian.top_singular_triple(lambda x: x.sum(), jnp.ones((2, 8)))

@@ -1,4 +1,4 @@
-"""Sources, a reference, heads fitted again and attacks, on small data."""
+"""Sources, a reference, new last layers and attacks, on small data."""
 
 import json
 import shutil
@@ -8,28 +8,19 @@ import time
 from functools import partial
 
 import jax
-import knowledge as experiment
 import numpy as np
+import pandas
 import PIL.Image
 import pytest
 from conftest import ROOT
 
-from jtrans import (
-    attacks,
-    cli,
-    data,
-    directions,
-    knowledge,
-    metrics,
-    models,
-    plots,
-    population,
-    results,
-    settings,
-    training,
-    transfer,
-    transfer_findings,
-)
+from jtrans import attacks, data, directions, metrics, models, training, transfer
+from jtrans.experiments import knowledge, matrix
+from jtrans.experiments.knowledge import measures, words
+from jtrans.harness import cli, experiment, fields, folder
+from jtrans.population import engine
+
+pytestmark = pytest.mark.xdist_group("knowledge")  # one worker runs all of them, after the one run that they share
 
 SMALL = [
     "--config.models=('mlp_shallow', 'mlp_deep', 'lenet')",
@@ -58,14 +49,14 @@ def command(workdir, *arguments):
     fields = {flag.partition("=")[0]: flag for flag in (*SMALL, *arguments)}
     config = workdir.parent / "config.py"
     config.write_text(
-        "from jtrans import settings\n\n\ndef get_config():\n    config = settings.knowledge()\n"
-        "    config.models = ()\n    return config\n"
+        "from jtrans.experiments import knowledge\nfrom jtrans.harness.fields import defaults\n\n\n"
+        "def get_config():\n    config = defaults(knowledge.FIELDS)\n    config.models = ()\n    return config\n"
     )
     return ["knowledge.py", f"--config={config}", f"--workdir={workdir}", *fields.values()]
 
 
 def run(workdir, *arguments):
-    return cli.run(experiment.main, command(workdir, *arguments))
+    return cli.run(knowledge.EXPERIMENT, command(workdir, *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -76,40 +67,45 @@ def finished(tmp_path_factory):
 
 
 def test_the_run_leaves_every_source_with_every_measure(finished, capsys):
-    table = results.read_table(finished / "knowledge.csv")
+    table = folder.read_table(finished / "knowledge.csv")
     assert table["source"].tolist() == ["mlp_shallow"] * 2 + ["mlp_deep"] * 2 + ["lenet"] * 2
-    assert set(transfer_findings.KNOWLEDGE) <= set(table)
+    assert set(words.CAPTIONS) <= set(table)
     for name in ("pgd_liang_tau2_S_T", "virtual_tau1_S_T", "cka", "transfer_accuracy", "pgd_liang_success"):
         assert ((table[name] >= 0) & (table[name] <= 1.0001)).all(), name
     assert (table["transfer_accuracy"] > 0.3).all()  # of five digits, from features of five others
     assert (table["reference_accuracy"] > 0.35).all()
     summary = json.loads((finished / "summary.json").read_text())
     assert [row["source"] for row in summary["sources"]] == ["mlp_shallow", "mlp_deep", "lenet"]
-    assert {row["measure"] for row in summary["correlations"]} == set(transfer_findings.KNOWLEDGE)
+    assert {row["measure"] for row in summary["correlations"]} == set(words.CAPTIONS)
     assert run(finished) == 0  # finished: told again
     assert "correlation with the transfer loss" in capsys.readouterr().out
-    config = json.loads((finished / "config.json").read_text())
-    panels = plots.knowledge(config, table, summary).axes
+    panels = knowledge.draw(experiment.read(finished))["figure"].axes
     assert all(axes.get_ylabel() == "transfer loss (nats)" for axes in panels[:-1])
 
 
-def told(change):
-    """Random measures of five sources from three seeds, changed; and of each its summary, line and panel's title."""
+def told(change, seeds=3):
+    """Random measures of five sources, changed; and of each its summary, line and panel's title; and all figures."""
     rng = np.random.default_rng(0)
     sources = [f"source {i}" for i in range(5)]
-    names = ("transfer_loss", "transfer_accuracy", "sgd_accuracy", *transfer_findings.KNOWLEDGE)
-    labels = {"source": np.repeat(sources, 3), "seed": np.tile(np.arange(3), 5), "lost": np.full(15, "", "<U9")}
-    table = labels | {name: rng.random(15) for name in names}
-    change(table)
-    summary = transfer_findings.summarize_knowledge(table, rng)
-    lines = transfer_findings.describe_knowledge(json.loads(json.dumps(summary))).splitlines()
-    config = settings.knowledge().to_dict()
-    titles = {axes.get_xlabel(): axes.get_title() for axes in plots.knowledge(config, table, summary).axes}
-    words = transfer_findings.KNOWLEDGE
-    return table, lambda name: (
-        next(row for row in summary["correlations"] if row["measure"] == name),
-        next(line for line in lines if line.startswith(words[name] + "  ")),
-        titles[words[name]],
+    names = ("transfer_loss", "transfer_accuracy", "sgd_accuracy", *words.CAPTIONS)
+    labels = {"source": np.repeat(sources, seeds), "seed": np.tile(np.arange(seeds), 5), "lost": [""] * 5 * seeds}
+    columns = labels | {name: rng.random(5 * seeds) for name in names}
+    change(columns)
+    table = pandas.DataFrame(columns)
+    attacked = metrics.SuccessMatrix(rng.random((seeds, 1, 1, 3)), np.full((seeds, 1, 1, 3), 4), np.zeros((seeds, 1)))
+    frames = {"knowledge": table, "matrix": matrix.table({"fgsm_liang": attacked}, ["source 0"])}
+    config, summary = fields.defaults(knowledge.FIELDS).to_dict(), folder.plain(words.summarize(table, rng))
+    results = experiment.Results(config, summary, frames, {})
+    lines, figures = knowledge.tell(results).splitlines(), knowledge.draw(results)
+    titles = {axes.get_xlabel(): axes.get_title() for axes in figures["figure"].axes}
+    return (
+        columns,
+        figures,
+        lambda name: (
+            next(row for row in summary["correlations"] if row["measure"] == name),
+            next(line for line in lines if line.startswith(words.CAPTIONS[name] + "  ")),
+            titles[words.CAPTIONS[name]],
+        ),
     )
 
 
@@ -119,7 +115,7 @@ def test_sources_without_a_value_are_left_out_of_the_correlation_and_named():
         table["leep"][:9] = np.nan
         table["parameters"][:] = 7
 
-    table, of = told(change)
+    table, _, of = told(change)
     row, line, title = of("logme")
     assert (row["left_out"], row["missing"]) == (["source 1"], 4)
     of_seeds = [np.where(np.isnan(table["logme"]), np.nan, table[name]) for name in ("logme", "transfer_loss")]
@@ -143,10 +139,21 @@ def test_sources_without_a_value_are_left_out_of_the_correlation_and_named():
 
 
 def test_a_transfer_loss_that_is_the_same_for_every_source_is_told_as_such():
-    _, of = told(lambda table: table["transfer_loss"].fill(0.1))
+    *_, of = told(lambda table: table["transfer_loss"].fill(0.1))
     _, line, title = of("cka")
     assert line.endswith("the transfer loss is the same for every source")
     assert title == "the transfer loss is the same for every source"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_intervals_are_shown_where_there_are_several_seeds(seeds):
+    _, figures, of = told(lambda table: None, seeds)
+    _, line, title = of("cka")
+    for text in (line, title):
+        assert ("[" in text) == (seeds > 1)
+    assert figures["matrix"].get_suptitle().endswith("test images" + "; ±: 95 % interval over 2 seeds" * (seeds > 1))
+    labels = [text.get_text() for text in figures["figure"].axes[-1].get_legend().get_texts()]
+    assert ("95 % interval, 2 seeds" in labels) == (seeds > 1)
 
 
 def test_lost_sources_have_rows_that_say_so_and_the_others_go_on(finished, tmp_path, capsys):
@@ -162,20 +169,20 @@ def test_lost_sources_have_rows_that_say_so_and_the_others_go_on(finished, tmp_p
         "lenet": lambda leaf: leaf * seed(leaf, [0, 1e3]),
     }
     for name, change in spoil.items():
-        (variables,) = results.read_networks(workdir / "networks" / name)
-        results.write_networks(workdir / "networks" / name, [jax.tree.map(change, variables)])
+        (variables,) = folder.read_networks(workdir / "networks" / name)
+        folder.write_networks(workdir / "networks" / name, [jax.tree.map(change, variables)])
         shutil.rmtree(workdir / "refitted" / name)
         (workdir / "attacked" / f"{name}.csv").unlink()
     assert run(workdir) == 0
     said = capsys.readouterr().out
     assert "mlp_deep, seed 1: diverged; it is left out" in said
     assert "left out: mlp_deep, seed 1 (diverged); lenet, seed 0 (dead); lenet, seed 1 (not refitted)" in said
-    table, before = (results.read_table(folder / "knowledge.csv") for folder in (workdir, finished))
+    table, before = (folder.read_table(path / "knowledge.csv") for path in (workdir, finished))
     assert table["lost"].tolist() == ["", "", "", "diverged", "dead", "not refitted"]
-    for name in set(transfer_findings.KNOWLEDGE) - {"parameters"} | {"transfer_loss", "sgd_loss"}:
+    for name in set(words.CAPTIONS) - {"parameters"} | {"transfer_loss", "sgd_loss"}:
         assert np.isnan(table[name][3:]).all(), name
         np.testing.assert_array_equal(table[name][:3], before[name][:3], err_msg=name)
-    matrix = results.read_table(workdir / "matrix.csv")
+    matrix = folder.read_table(workdir / "matrix.csv")
     attacked_by = lambda source, target: (matrix["source"] == source) & (matrix["target"] == target)
     assert (matrix["unmoved"][attacked_by("lenet", "reference")] == 30).all()
     assert (matrix["unmoved"][attacked_by("mlp_deep", "reference")] == 15).all()  # of one seed in two
@@ -193,18 +200,18 @@ def test_a_lost_reference_loses_what_is_measured_against_it_alone(finished, tmp_
     ):
         path.unlink()
     shutil.rmtree(workdir / "refitted")
-    (variables,) = results.read_networks(workdir / "networks" / "reference")
+    (variables,) = folder.read_networks(workdir / "networks" / "reference")
     second = lambda leaf: np.where(np.arange(2).reshape(-1, *[1] * (leaf.ndim - 1)) == 1, np.nan, leaf)
-    results.write_networks(workdir / "networks" / "reference", [jax.tree.map(second, variables)])
+    folder.write_networks(workdir / "networks" / "reference", [jax.tree.map(second, variables)])
     assert run(workdir) == 0
     assert "mlp_deep, seed 1: reference diverged; it is left out" in capsys.readouterr().out
-    table, before = (results.read_table(folder / "knowledge.csv") for folder in (workdir, finished))
+    table, before = (folder.read_table(path / "knowledge.csv") for path in (workdir, finished))
     assert table["lost"].tolist() == ["", "reference diverged"] * 3
     for name in ("transfer_loss", "transfer_accuracy", "logme", "leep", "h_score", "sgd_loss"):
         np.testing.assert_array_equal(table[name], before[name], err_msg=name)
     for name in ("cka", "pgd_liang_tau1_S_T", "virtual_tau2_T_S", "fgsm_liang_success"):
         assert np.isnan(table[name]).tolist() == [False, True] * 3, name
-    matrix, whole = (results.read_table(folder / "matrix.csv") for folder in (workdir, finished))
+    matrix, whole = (folder.read_table(path / "matrix.csv") for path in (workdir, finished))
     among = (matrix["source"] != "reference") & (matrix["target"] != "reference")
     np.testing.assert_array_equal(matrix["target_right"][among], whole["target_right"][among])
 
@@ -223,7 +230,7 @@ def test_class_names_of_any_kind_and_length_stay_in_the_work_directory(tmp_path)
     flags += [f"--config.{s}.{k}" for s in ("source", "target") for k in ("name=folder", f"dir={tmp_path / 'images'}")]
     assert run(tmp_path / "run", *flags) == 0
     assert len(list((tmp_path / "run" / "networks").iterdir())) == 4
-    table = results.read_table(tmp_path / "run" / "knowledge.csv")
+    table = folder.read_table(tmp_path / "run" / "knowledge.csv")
     assert set(table["source"].tolist()) == {"+".join(mixture) for mixture in mixtures}
 
 
@@ -256,7 +263,7 @@ def test_a_run_killed_at_every_stage_ends_with_the_same_numbers(finished, tmp_pa
 def test_taus_and_success_agree_with_float64(finished):
     """PGD and everything after it in NumPy, for one trained source and reference, from the same random start."""
     config = json.loads((finished / "config.json").read_text())
-    of = {name: results.read_networks(finished / "networks" / name)[0] for name in ("mlp_deep", "reference")}
+    of = {name: folder.read_networks(finished / "networks" / name)[0] for name in ("mlp_deep", "reference")}
     layers = {
         name: [
             {k: np.float64(a[1]) for k, a in layer.items()}
@@ -309,32 +316,32 @@ def test_taus_and_success_agree_with_float64(finished):
     ]
     labels = forward("reference", x)[0].argmax(1)
     attack = {"pgd_liang": attacks.pgd(epsilon, 3, 5 * epsilon / 3)}
-    made = [knowledge.attacked(attack, f, images, key) for f in functions]
-    got, under_attack = jax.device_get(knowledge.adversarial(*functions, *made, images, labels))
+    perturbed = [measures.perturb(attack, f, images, key) for f in functions]
+    taus, under_attack = jax.device_get(measures.transferability(functions, perturbed, images, labels))
     for name, value in want.items():
-        assert got[name] == pytest.approx(value, abs=1e-4), name
+        assert taus[name] == pytest.approx(value, abs=1e-4), name
     x32 = images / np.float32(255)
     for across, pair in (("S_T", functions), ("T_S", functions[::-1])):
         linearised = metrics.transferability(*pair, x32)
-        assert got[f"virtual_tau1_{across}"] == pytest.approx(float(linearised.tau1), abs=1e-5)
-        assert got[f"virtual_tau1tau2_{across}"] == pytest.approx(float(linearised.tau1_tau2), abs=1e-5)
+        assert taus[f"virtual_tau1_{across}"] == pytest.approx(float(linearised.tau1), abs=1e-5)
+        assert taus[f"virtual_tau1tau2_{across}"] == pytest.approx(float(linearised.tau1_tau2), abs=1e-5)
         finite = metrics.transferability(*pair, x32, attack=attack["pgd_liang"], key=key)
-        assert got[f"pgd_liang_tau2_{across}"] == pytest.approx(float(finite.tau2), abs=1e-5)
+        assert taus[f"pgd_liang_tau2_{across}"] == pytest.approx(float(finite.tau2), abs=1e-5)
     wrong = forward("reference", from_source)[0].argmax(1) != labels
-    rates = knowledge.success(under_attack, np.arange(12) % 2 == 0)
+    rates = measures.success(under_attack, np.arange(12) % 2 == 0)
     assert rates["pgd_liang_success"] == pytest.approx(wrong.mean())
     assert rates["pgd_liang_success_both"] == pytest.approx(wrong[::2].mean())
 
 
 def test_the_matrix_is_of_the_networks_with_new_heads(finished):
     """Its rows against attacks made by hand; without one, a network has the errors that its test accuracy leaves."""
-    table = results.read_table(finished / "matrix.csv")
+    table = folder.read_table(finished / "matrix.csv")
     names = ["mlp_shallow", "mlp_deep", "lenet", "reference"]
     assert list(dict.fromkeys(table["source"].tolist())) == names
     assert len(table["source"]) == 2 * 16
     config = json.loads((finished / "config.json").read_text())
     section = config["target"]
-    target = data.load("digits", population.keys(0).data, classes=section["classes"], image_size=16)
+    target = data.load("digits", engine.keys(0).data, classes=section["classes"], image_size=16)
     test = data.balanced(target.test, 30, "num_examples")
     x = np.float32(test.images) / 255
     build = partial(models.build, image_shape=(16, 16, 1), num_classes=5)
@@ -346,7 +353,7 @@ def test_the_matrix_is_of_the_networks_with_new_heads(finished):
             for name, model in models_of.items()
         )
         attack = attacks.fgsm(config["attack"]["epsilon"], random_start=True)
-        moved = attack(f, x, test.labels, jax.random.fold_in(population.keys(0).attack, seed))
+        moved = attack(f, x, test.labels, jax.random.fold_in(engine.keys(0).attack, seed))
         right = [np.asarray(h(x).argmax(1)) == test.labels for h in (f, g)]
         wrong = np.asarray(g(moved).argmax(1)) != test.labels
         rates.append([wrong.mean(), wrong[right[1]].mean(), wrong[right[0] & right[1]].mean()])
@@ -354,14 +361,30 @@ def test_the_matrix_is_of_the_networks_with_new_heads(finished):
     (row,) = np.flatnonzero(
         (table["attack"] == "fgsm_liang") & (table["source"] == "mlp_deep") & (table["target"] == "lenet")
     )
-    got = [table[name][row] for name in transfer_findings.RATES]
-    np.testing.assert_allclose(got, np.mean(rates, axis=0), atol=1e-6)
+    found = [table[name][row] for name in matrix.RATES]
+    np.testing.assert_allclose(found, np.mean(rates, axis=0), atol=1e-6)
     assert table["target_right_count"][row] == np.mean(counts)
     assert (table["all_images_low"] <= table["all_images"]).all()
 
 
-def read(folder):
-    return results.read_networks(folder)[0]
+def read(path):
+    return folder.read_networks(path)[0]
+
+
+def test_the_networks_of_a_run_are_attacked_by_matrix(finished, tmp_path):
+    """Hardly moved, those with new last layers err as often as the run says; those before tell other classes apart."""
+    table = folder.read_table(finished / "knowledge.csv")
+    entries = tuple(str(finished / "refitted" / name) for name in ("mlp_deep", "lenet"))
+    flags = ["--config.data.classes=('5', '6', '7', '8', '9')", "--config.data.image_size=16"]
+    flags += ["--config.num_examples=170", "--config.attack.epsilon=1e-9", "--config.attacks=('fgsm',)"]
+    command = ["matrix.py", f"--config={ROOT / 'configs' / 'matrix.py'}", *flags]
+    assert cli.run(matrix.EXPERIMENT, [*command, f"--workdir={tmp_path / 'm'}", f"--config.networks={entries!r}"]) == 0
+    rates = folder.read_table(tmp_path / "m" / "matrix.csv")
+    assert rates["target"][:4].tolist() == [f"{n}/{n}-{i}" for n in ("mlp_deep", "lenet") for i in range(2)]
+    accuracy = table["transfer_accuracy"][2:].to_numpy()
+    np.testing.assert_allclose(1 - rates["all_images"][:4], accuracy, atol=7 / 170)  # 7 more images are counted there
+    entry = (str(finished / "networks" / "lenet"),)
+    assert cli.run(matrix.EXPERIMENT, [*command, f"--workdir={tmp_path / 'n'}", f"--config.networks={entry!r}"]) == 2
 
 
 def test_a_head_trained_by_sgd_comes_to_the_minimum():
@@ -370,10 +393,10 @@ def test_a_head_trained_by_sgd_comes_to_the_minimum():
     variables = model.init(jax.random.key(0))
     rng = np.random.default_rng(0)
     images, labels = rng.integers(256, size=(60, 8, 8, 1), dtype=np.uint8), np.arange(60) % 3
-    features = np.float64(knowledge.see(model, variables, images).features)
+    features = np.float64(measures.outputs(model, variables, images).features)
     optimizer = training.cosine_sgd(1.0, 3000, weight_decay=1e-2)
     head = transfer.Head(np.zeros((12, 3), np.float32), np.zeros(3, np.float32))
-    state, step = optimizer.init(head), jax.jit(partial(knowledge.head_step, model, optimizer))
+    state, step = optimizer.init(head), jax.jit(partial(measures.head_step, model, optimizer))
     for _ in range(3000):
         head, state = step(variables, head, state, images, labels)
     weights, bias = (np.float64(part) for part in head)

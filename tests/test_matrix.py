@@ -6,24 +6,27 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import matrix
 import numpy as np
+import pandas
 import pytest
 import scipy.stats
 from conftest import ROOT
 
-from jtrans import attacks, cli, data, early, metrics, models, plots, results, settings, transfer_findings
+from jtrans import attacks, data, metrics, models
+from jtrans.experiments import early, matrix
+from jtrans.harness import cli, experiment, folder
+from jtrans.harness.fields import defaults
 
 SIZES = ["--config.data.image_size=8", "--config.num_examples=40"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
+    trained = tmp_path_factory.mktemp("trained")
     flags = ["--config.num_networks=2", "--config.num_steps=40", "--config.save_networks", "--config.measure_every=40"]
-    flags += ["--config.widths.mlp_deep=(32, 16)", "--config.attack.epsilon=0.0", f"--workdir={folder / 'run'}", *SIZES]
-    assert cli.run(early.run, ["early.py", f"--config={ROOT / 'configs' / 'digits.py'}", *flags]) == 0
-    describe(folder / "run", class_names=list("0123456789"), image_shape=[8, 8, 1])
+    flags += ["--config.widths.mlp_deep=(32, 16)", "--config.attack.epsilon=0.0", *SIZES]
+    flags.append(f"--workdir={trained / 'run'}")
+    assert cli.run(early.EXPERIMENT, ["early.py", f"--config={ROOT / 'configs' / 'digits.py'}", *flags]) == 0
     # A state dict of another architecture, as a PyTorch user saves it.
     model = models.build("mlp_shallow", (8, 8, 1), 10, widths=(24,))
     layers = model.init(jax.random.key(5))["params"]
@@ -32,8 +35,8 @@ def trained(tmp_path_factory):
         for i, layer in enumerate(layers.values())
         for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
     }
-    np.savez(folder / "theirs.npz", **arrays)
-    return folder
+    np.savez(trained / "theirs.npz", **arrays)
+    return trained
 
 
 @pytest.mark.parametrize("seeds", [None, 4])
@@ -43,19 +46,19 @@ def test_the_table_has_a_row_for_each_attack_source_and_target(seeds):
     count = rng.integers(5, 20, size=(2, *lead, 2, 2, 3))
     successes = rng.integers(count + 1)
     unmoved = rng.integers(5, size=(2, *lead, 2))
-    found = {
+    matrices = {
         name: metrics.SuccessMatrix(successes[i] / count[i], count[i], unmoved[i])
         for i, name in enumerate(("fgsm", "virtual"))
     }
-    table = transfer_findings.matrix(found, names)
+    table = matrix.table(matrices, names)
     ends = ("", "_low", "_high", "_count")
-    columns = [name + end for name in transfer_findings.RATES for end in ends]
-    assert list(table) == ["attack", "source", "target", "unmoved", *columns]
-    rows = itertools.product(enumerate(found), enumerate(names), enumerate(names))
+    columns = [name + end for name in matrix.RATES for end in ends]
+    assert table.columns.tolist() == ["attack", "source", "target", "unmoved", *columns]
+    rows = itertools.product(enumerate(matrices), enumerate(names), enumerate(names))
     for row, ((a, attack), (s, source), (t, target)) in enumerate(rows):
         assert [table[name][row] for name in ("attack", "source", "target")] == [attack, source, target]
         assert table["unmoved"][row] == unmoved[a, ..., s].mean()
-        for k, name in enumerate(transfer_findings.RATES):
+        for k, name in enumerate(matrix.RATES):
             of, among = successes[a, ..., s, t, k], count[a, ..., s, t, k]
             if seeds is None:
                 interval = scipy.stats.binomtest(of, among).proportion_ci(method="wilson")
@@ -65,9 +68,9 @@ def test_the_table_has_a_row_for_each_attack_source_and_target(seeds):
             np.testing.assert_allclose([table[name + end][row] for end in ends], want, rtol=1e-9, atol=1e-12)
 
 
-def describe(folder, **fields):
+def change_summary(run_folder, **fields):
     """Fields of a run's summary, changed, or left out where None."""
-    path = folder / "summary.json"
+    path = run_folder / "summary.json"
     summary = json.loads(path.read_text()) | fields
     path.write_text(json.dumps({name: value for name, value in summary.items() if value is not None}))
 
@@ -83,7 +86,7 @@ def refused(workdir, capsys, entries, *arguments):
 def run(workdir, entries, *arguments):
     flags = [f"--config={ROOT / 'configs' / 'matrix.py'}", f"--workdir={workdir}", f"--config.networks={entries!r}"]
     widths = "--config.widths.mlp_shallow=(24,)"
-    return cli.run(matrix.main, ["matrix.py", *flags, *SIZES, widths, *arguments])
+    return cli.run(matrix.EXPERIMENT, ["matrix.py", *flags, *SIZES, widths, *arguments])
 
 
 def test_the_matrix_of_saved_and_of_pytorchs_networks(trained, tmp_path, capsys):
@@ -101,7 +104,7 @@ def test_the_matrix_of_saved_and_of_pytorchs_networks(trained, tmp_path, capsys)
     assert float(own[0]["target_right"]) > 0.5
 
     # One entry by hand: FGSM from the first network on the second.
-    saved = results.read_networks(trained / "run")[0]
+    saved = folder.read_networks(trained / "run")[0]
     model = models.build("mlp_deep", (8, 8, 1), 10, widths=(32, 16))
     first, second = (partial(model.apply, jax.tree.map(lambda leaf, i=i: leaf[i], saved)) for i in range(2))
     test = data.balanced(data.load("digits", jax.random.key(0), image_size=8).test, 40, "num_examples")
@@ -112,21 +115,20 @@ def test_the_matrix_of_saved_and_of_pytorchs_networks(trained, tmp_path, capsys)
     assert float(row["target_right"]) == pytest.approx(float(wrong[right].mean()))
     assert int(row["target_right_count"]) == int(right.sum())
 
-    config = json.loads((tmp_path / "config.json").read_text())
-    panels = plots.matrix(config, results.read_table(tmp_path / "matrix.csv")).axes
+    panels = matrix.draw(experiment.read(tmp_path))["figure"].axes
     assert [axes.get_title() for axes in panels[:4]] == ["fgsm", "pgd", "mi_fgsm", "virtual"]
 
 
 def test_networks_of_one_name_are_told_apart_by_the_folders_above(trained, tmp_path):
     entries = [tmp_path / name for name in ("a/run", "b/run", "b/seed=0")]
-    for folder in entries:
-        shutil.copytree(trained / "run", folder)
+    for entry in entries:
+        shutil.copytree(trained / "run", entry)
     few = ["--config.num_examples=10", "--config.attacks=('fgsm',)"]
     assert run(tmp_path / "matrix", tuple(map(str, entries)), *few) == 0
-    table = results.read_table(tmp_path / "matrix" / "matrix.csv")
+    table = folder.read_table(tmp_path / "matrix" / "matrix.csv")
     names = [f"{label}/mlp_deep-{i}" for label in ("a/run", "b/run", "seed=0") for i in range(2)]
     assert list(dict.fromkeys(table["source"].tolist())) == names
-    assert len(table["source"]) == len(names) ** 2
+    assert len(table) == len(names) ** 2
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_networks_of_one_name_are_told_apart_by_the_folders_above(trained, tmp_p
 def test_labels_are_the_shortest_that_differ(tmp_path, monkeypatch, entries, labels):
     monkeypatch.chdir(tmp_path)
     labels = tuple(label.format(here=tmp_path.name) for label in labels)
-    assert tuple(settings.network_labels(entries).values()) == labels
+    assert tuple(matrix.labels(entries).values()) == labels
 
 
 @pytest.mark.parametrize(
@@ -185,40 +187,42 @@ def test_networks_of_other_classes_are_refused(trained, tmp_path, capsys, name):
     ],
 )
 def test_a_run_on_other_images_is_refused_before_any_attack(trained, tmp_path, capsys, monkeypatch, fields, message):
-    folder = shutil.copytree(trained / "run", tmp_path / "run")
-    describe(folder, **fields)
+    run_folder = shutil.copytree(trained / "run", tmp_path / "run")
+    change_summary(run_folder, **fields)
     monkeypatch.setattr(matrix.metrics, "success_matrix", None)
-    assert message in refused(tmp_path / "matrix", capsys, (str(folder),))
+    assert message in refused(tmp_path / "matrix", capsys, (str(run_folder),))
 
 
 def only_config(content):
-    return lambda folder: [shutil.rmtree(folder), folder.mkdir(), (folder / "config.json").write_text(content)]
+    return lambda path: [shutil.rmtree(path), path.mkdir(), (path / "config.json").write_text(content)]
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (only_config('{"model_type": "bert"}'), "holds no saved networks; name a run with --config.save_networks"),
-        (only_config('{"models": 3, "widths": null, "data": "x"}'), "holds no saved networks"),
+        (only_config('{"model_type": "bert"}'), "config.json cannot be read (it names no experiment"),
+        (only_config('{"experiment": "control", "models": ["mlp_deep"]}'), "holds no saved networks; name a run with"),
+        (only_config('{"experiment": "x", "models": 3, "widths": null, "data": "x"}'), "holds no saved networks"),
         (only_config("[1, 2]"), "config.json cannot be read (it holds no JSON object)"),
         (only_config("{"), "config.json cannot be read (Expecting"),
-        (lambda folder: shutil.rmtree(folder / "networks"), "holds no saved networks"),  # as of a control run
-        (lambda folder: (folder / "summary.json").write_text("{"), "summary.json cannot be read (Expecting"),
-        (lambda folder: (folder / "summary.json").unlink(), "summary.json cannot be read ([Errno 2]"),
-        (lambda folder: [shutil.rmtree(folder / "networks"), (folder / "networks").mkdir()], "networks cannot be read"),
+        (lambda path: shutil.rmtree(path / "networks"), "holds no saved networks"),  # as of a control run
+        (lambda path: (path / "summary.json").write_text("{"), "summary.json cannot be read (Expecting"),
+        (lambda path: (path / "summary.json").unlink(), "summary.json cannot be read ([Errno 2]"),
+        (lambda path: [shutil.rmtree(path / "networks"), (path / "networks").mkdir()], "networks cannot be read"),
     ],
 )
 def test_a_folder_without_networks_is_named_in_one_line(trained, tmp_path, capsys, damage, message):
-    folder = shutil.copytree(trained / "run", tmp_path / "run")
-    damage(folder)
-    err = refused(tmp_path / "matrix", capsys, (str(folder),))
-    assert f"networks: {folder}" in err
+    run_folder = shutil.copytree(trained / "run", tmp_path / "run")
+    damage(run_folder)
+    err = refused(tmp_path / "matrix", capsys, (str(run_folder),))
+    assert f"networks: {run_folder}" in err
     assert message in err
 
 
 def test_the_top_folder_of_a_knowledge_run_is_refused(trained, tmp_path, capsys):
     """Its config has architectures and widths but no `data`, and its `networks/` holds folders of runs."""
-    config = {**settings.knowledge().to_dict(), "models": ["mlp_deep"]}
+    config = {"experiment": "knowledge", **defaults(matrix.FIELDS).to_dict(), "models": ["mlp_deep"]}
+    del config["data"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     shutil.copytree(trained / "run", tmp_path / "networks" / "mlp_deep")
     message = refused(tmp_path / "matrix", capsys, (str(tmp_path),))
@@ -256,13 +260,17 @@ def success_table(count, attacks=("fgsm", "pgd")):
     columns = {"attack": np.repeat(attacks, count**2), "source": np.tile(np.repeat(names, count), len(attacks))}
     columns |= {"target": np.tile(names, count * len(attacks)), "all_images_count": np.full(rates.size, 200)}
     columns |= {f"target_right{bound}": rates.ravel() for bound in ("", "_low", "_high")}
-    return rates, columns
+    return rates, pandas.DataFrame(columns)
+
+
+def heat_maps(table):
+    return matrix.heat_maps(table, 0.1, defaults(matrix.FIELDS).data.to_dict())
 
 
 @pytest.mark.parametrize("count", [6, 24, 25, 100])
 def test_the_figure_of_many_networks_is_a_heat_map_of_one_size(count):
     rates, table = success_table(count)
-    figure = plots.matrix(settings.matrix().to_dict(), table)
+    figure = heat_maps(table)
     panels = figure.axes[:2]
     for axes, rate in zip(panels, rates, strict=True):
         np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), 100 * rate)
@@ -278,7 +286,7 @@ def test_the_figure_of_many_networks_is_a_heat_map_of_one_size(count):
             assert len(named) in range(5, 9)
             assert not axes.texts
     if count > 24:
-        smallest = plots.matrix(settings.matrix().to_dict(), success_table(25)[1])
+        smallest = heat_maps(success_table(25)[1])
         np.testing.assert_array_equal(figure.get_size_inches(), smallest.get_size_inches())
         assert max(figure.get_size_inches()) < 15
     assert ("±" in figure.get_suptitle()) == (count <= 24)

@@ -51,7 +51,7 @@ def test_shapes_must_agree():
 
 
 def test_importing_metrics_imports_no_flax_tfds_or_matplotlib():
-    heavy = "{'flax', 'tensorflow_datasets', 'matplotlib', 'sklearn', 'scipy.optimize'}"
+    heavy = "{'flax', 'pandas', 'tensorflow_datasets', 'matplotlib', 'sklearn', 'scipy.optimize'}"
     code = f"import sys, jtrans.metrics; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 

@@ -1,14 +1,13 @@
-import csv
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import penalty as experiment
 import pytest
 from conftest import ROOT
 
-from jtrans import cli, models, penalty, plots, results, training
+from jtrans import models, training
+from jtrans.experiments import penalty
+from jtrans.experiments.penalty import Penalty
+from jtrans.harness import cli, experiment
 
 SHAPE = (3, 3, 1)
 MODEL = models.build("mlp_shallow", SHAPE, 3, widths=(8,))
@@ -46,7 +45,7 @@ def test_the_objective_is_the_loss_and_the_mean_cosine_of_input_gradients():
     ]
     unit = [g / np.linalg.norm(g, axis=1, keepdims=True) for g in gradients]
     want = float(negative_log(own, x).mean()) + 0.7 * np.abs((unit[0] * unit[1]).sum(1)).mean()
-    held = penalty.with_surrogate(own, surrogate, jnp.float32(0.7))
+    held = penalty.with_penalty(own, Penalty(surrogate, jnp.float32(0.7)))
     loss, moved = penalty.objective(MODEL)(MODEL, held, x, y, jax.random.key(0))
     assert float(loss) == pytest.approx(want, rel=1e-4)
     assert set(moved) == {"params", penalty.PENALTY}
@@ -59,7 +58,7 @@ def test_a_step_goes_down_the_penalised_loss_and_leaves_the_surrogate():
     images, labels = rng.integers(256, size=(6, *SHAPE), dtype=np.uint8), np.arange(6) % 3
     rate, objective = 1e-4, penalty.objective(MODEL)
     optimizer = training.OPTIMIZERS["sgd"](rate)
-    held = penalty.with_surrogate(own, surrogate, jnp.float32(2.0))
+    held = penalty.with_penalty(own, Penalty(surrogate, jnp.float32(2.0)))
     before = training.Network(held, optimizer.init(own["params"]))
     after = training.train_step(MODEL, optimizer, before, jnp.array(images), labels, jax.random.key(0), objective)
     with jax.enable_x64(True):
@@ -90,20 +89,35 @@ def run(workdir, *arguments):
     )
     config.write_text(text)
     flags = [f"--config={config}", f"--workdir={workdir / 'run'}", *fields.values()]
-    return cli.run(experiment.main, ["penalty.py", *flags])
+    return cli.run(penalty.EXPERIMENT, ["penalty.py", *flags])
 
 
 def test_the_penalty_turns_directions_and_stops_attacks(tmp_path, capsys):
     assert run(tmp_path) == 0
-    rows = list(csv.DictReader((tmp_path / "run" / "penalty.csv").open()))
-    without, strong = ({name: float(value) for name, value in row.items()} for row in rows)
+    results = experiment.read(tmp_path / "run")
+    without, strong = (row for _, row in results.tables["penalty"].iterrows())
+    assert (without["coefficient"], strong["coefficient"]) == (0, 1)
     assert without["angle_high"] < strong["angle_low"] - 3
     assert strong["tau1_high"] < without["tau1_low"]
-    assert "coefficient" in capsys.readouterr().out
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    panels = plots.penalty(config, results.read_table(tmp_path / "run" / "penalty.csv")).axes
+    assert strong["success"] < without["success"]
+    assert min(without["accuracy"], strong["accuracy"]) > 0.8
+    said = capsys.readouterr().out
+    assert "coefficient" in said
+    assert "lost" not in said
+    panels = penalty.EXPERIMENT.figures(results)["figure"].axes
     assert "degrees" in panels[0].get_ylabel()
     assert "coefficient" in panels[-1].get_xlabel()
+
+
+def test_networks_whose_outputs_are_not_finite_are_counted_and_in_no_mean():
+    row = {name: np.float32(0.5) for name in penalty.MEASURES}
+    rows = [row, {name: np.float32(np.nan) for name in row}, row, row]
+    table = penalty.tabulate(rows, (0.0, 1.0))
+    assert table["lost"].tolist() == [1, 0]
+    assert table["angle"].tolist() == [0.5, 0.5]
+    assert np.isnan(table["angle_low"][0])  # one network is left, and has no interval
+    said = penalty.tell(experiment.Results({}, {}, {"penalty": table}, {}))
+    assert "networks lost" in said
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ import pytest
 from conftest import ROOT
 from orbax.checkpoint import v1 as ocp
 
-from jtrans import cli, devices, early, population, results
+from jtrans.experiments import early, random_angles
+from jtrans.harness import cli, experiment, folder
+from jtrans.population import devices, engine, observe
 
 SMALL = [
     "--config.num_networks=3",
@@ -33,14 +35,14 @@ COMMAND = [sys.executable, str(ROOT / "experiments" / "early.py"), CONFIG]
 
 def run(workdir, *arguments):
     """In this process."""
-    return cli.run(early.run, ["early.py", CONFIG, f"--workdir={workdir}", *SMALL, *arguments])
+    return cli.run(early.EXPERIMENT, ["early.py", CONFIG, f"--workdir={workdir}", *SMALL, *arguments])
 
 
-def start(workdir, *arguments, devices=1, **options):
+def start(workdir, *arguments, devices=1, command=(*COMMAND, *SMALL), **options):
     """In a process of its own."""
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    return subprocess.Popen([*COMMAND, f"--workdir={workdir}", *SMALL, *arguments], env=environment, **options)
+    return subprocess.Popen([*command, f"--workdir={workdir}", *arguments], env=environment, **options)
 
 
 def arrays(workdir):
@@ -64,7 +66,7 @@ def whole(tmp_path_factory):
     return workdir
 
 
-def test_a_larger_number_of_steps_goes_on(whole, tmp_path, capsys):
+def test_a_larger_number_of_steps_resumes(whole, tmp_path, capsys):
     for steps in (3, 6):
         assert run(tmp_path, f"--config.num_steps={steps}") == 0
     assert "resuming from step 3" in capsys.readouterr().out
@@ -97,12 +99,11 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
 def test_without_checkpoints_none_are_made(tmp_path):
     assert run(tmp_path, "--config.checkpoint.steps=0", "--config.checkpoint.seconds=0") == 0
     assert not (tmp_path / "checkpoints").exists()
-    _, trajectory, _ = results.read(tmp_path)
-    assert len(trajectory.step) == 7
+    assert len(arrays(tmp_path)["step"]) == 7
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path, how):
+def test_ctrl_c_saves_says_how_to_resume_and_resumes_to_the_same_bits(tmp_path, how):
     many = ["--config.num_steps=400", "--config.checkpoint.steps=0"]
     process = start(tmp_path / "run", *many)
     while "step 5:" not in process.stdout.readline():
@@ -111,7 +112,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path, h
     _, said = process.communicate()
     assert process.returncode == 130
     assert said.splitlines()[0] == "stopping after this step"
-    assert "which is saved; the same command goes on from there" in said.splitlines()[1]
+    assert "which is saved; the same command resumes from there" in said.splitlines()[1]
     assert len(said.splitlines()) == 2
     again = start(tmp_path / "run", *many)
     out, _ = again.communicate()
@@ -123,7 +124,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_goes_on_to_the_same_bits(tmp_path, h
 
 
 def test_a_run_stopped_right_after_its_first_checkpoint(tmp_path, monkeypatch, whole):
-    trajectory = population.trajectory
+    trajectory = engine.trajectory
 
     def stops(*arguments, **options):
         yield next(trajectory(*arguments, **options))
@@ -131,11 +132,58 @@ def test_a_run_stopped_right_after_its_first_checkpoint(tmp_path, monkeypatch, w
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(population, "trajectory", stops)
+    monkeypatch.setattr(engine, "trajectory", stops)
     assert run(tmp_path) == 130
     monkeypatch.undo()
     assert run(tmp_path) == 0
     assert arrays(tmp_path)["step"].tolist() == arrays(whole)["step"].tolist()
+
+
+def interrupt_at(monkeypatch, stop):
+    """As Ctrl-C after that step of a run in this process."""
+    trajectory = engine.trajectory
+
+    def interrupts(*arguments, **options):
+        for step, *rest in trajectory(*arguments, **options):
+            if step == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step, *rest
+
+    monkeypatch.setattr(engine, "trajectory", interrupts)
+
+
+def test_new_measures_are_in_every_file_and_survive_a_stop(tmp_path, monkeypatch, capsys):
+    """One entry for a quantity of networks, and one for a quantity of pairs: npz, CSV, summary and checkpoints."""
+    keeps = "--config.keep_examples"
+    confidence = observe.NetworkMeasure(lambda seen: jax.nn.softmax(seen.logits).max(-1), lambda of: np.median(of, 1))
+    monkeypatch.setitem(observe.NETWORK_MEASURES, "confidence", confidence)
+    monkeypatch.setitem(observe.PAIR_MEASURES, "squared_cosine", observe.PairMeasure(jax.numpy.square))
+    assert run(tmp_path / "whole", keeps) == 0
+    assert "resuming" not in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 3)
+        assert run(tmp_path / "stopped", keeps) == 130
+    saved = ocp.load(tmp_path / "stopped" / "checkpoints" / "3")["history"]
+    assert saved["confidence"].shape == saved["squared_cosine"].shape == (3, 4)
+    assert run(tmp_path / "stopped", keeps) == 0
+    assert "resuming from step 3" in capsys.readouterr().out
+    assert_same_bits(tmp_path / "stopped", tmp_path / "whole")
+    table = lambda name: (tmp_path / name / "trajectory.csv").read_bytes()
+    assert table("stopped") == table("whole")
+
+    results = experiment.read(tmp_path / "whole")
+    run_arrays, table = results.arrays["trajectory"], results.tables["trajectory"]
+    for name in ("confidence", "squared_cosine"):
+        assert run_arrays[name].shape == (3, 7)
+        np.testing.assert_allclose(table[name], run_arrays[name].mean(0))
+        assert (table[f"{name}_low"] < table[name]).all()
+        assert (table[name] < table[f"{name}_high"]).all()
+        for moment in ("before_training", "lowest_at_chance", "lowest", "last"):
+            summarized = results.summary[moment]
+            assert summarized[name]["mean"] == table[name][summarized["step"]]
+    assert ((run_arrays["confidence"] > 1 / 10) & (run_arrays["confidence"] < 1)).all()
+    squared = np.mean(np.cos(np.deg2rad(run_arrays["angle_examples"])) ** 2, axis=-1)
+    np.testing.assert_allclose(run_arrays["squared_cosine"], squared, atol=1e-5)
 
 
 def kill_at_random(workdir, count, *arguments):
@@ -227,8 +275,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(whole, tmp_path):
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "make room, and run the same command again" in done.stderr
-    _, trajectory, _ = results.read(tmp_path / "kept" / "run")
-    assert trajectory.step.tolist() == [0, 1, 2]
+    assert arrays(tmp_path / "kept" / "run")["step"].tolist() == [0, 1, 2]
+    assert experiment.read(tmp_path / "kept" / "run").summary["last"]["step"] == 2
     again = start(tmp_path / "kept" / "run")
     assert "resuming from step 2" in again.communicate()[0]
     assert_same_bits(tmp_path / "kept" / "run", whole)
@@ -249,12 +297,12 @@ def test_a_network_that_is_lost_is_named_and_the_others_go_on(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "network 0: its loss is not finite at step" in said
     assert "networks whose loss is not finite: 0 (from step" in said
-    _, trajectory, summary = results.read(tmp_path / "all")
+    summary, run_arrays = experiment.read(tmp_path / "all").summary, arrays(tmp_path / "all")
     assert [one["network"] for one in summary["non_finite"]] == [0, 1, 2]
     for one in summary["non_finite"]:
-        row = np.isfinite(trajectory.loss[one["network"]])
-        assert one["step"] == trajectory.step[np.flatnonzero(~row)[0]]
-    np.testing.assert_array_equal(np.isnan(trajectory.accuracy), ~np.isfinite(trajectory.loss))
+        row = np.isfinite(run_arrays["loss"][one["network"]])
+        assert one["step"] == run_arrays["step"][np.flatnonzero(~row)[0]]
+    np.testing.assert_array_equal(np.isnan(run_arrays["accuracy"]), ~np.isfinite(run_arrays["loss"]))
     # All are lost after some steps, and no step after that is at chance.
     lost_from = max(one["step"] for one in summary["non_finite"])
     assert summary["lowest_at_chance"]["step"] < lost_from
@@ -274,17 +322,9 @@ def test_each_images_angles_are_written_once_and_resumed(tmp_path):
 
 
 def test_ctrl_c_in_the_last_step_throws_nothing_away(tmp_path, monkeypatch):
-    trajectory = population.trajectory
-
-    def interrupts(*arguments, **options):
-        for step, *rest in trajectory(*arguments, **options):
-            if step == 6:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield step, *rest
-
-    monkeypatch.setattr(population, "trajectory", interrupts)
+    interrupt_at(monkeypatch, 6)
     assert run(tmp_path, "--config.checkpoint.steps=0", "--config.checkpoint.seconds=0") == 0
-    assert results.read(tmp_path)[1].step[-1] == 6
+    assert arrays(tmp_path)["step"][-1] == 6
 
 
 def difference(one, other):
@@ -296,7 +336,7 @@ def test_several_devices_give_what_one_gives(whole, tmp_path, count):
     process = start(tmp_path, devices=count)
     out, _ = process.communicate()
     assert process.returncode == 0
-    assert f"3 networks, {-(-3 // count)} at a time on each of {count} cpu devices" in out
+    assert f"3 networks, {-(-3 // count)} at once on each of {count} cpu devices" in out
     assert difference(tmp_path, whole)["angle"] < 1e-3
 
 
@@ -306,16 +346,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def job(workdir, count, *arguments, devices=1):
-    """A job of several processes on this machine."""
+def job(workdir, count, *arguments, others=None, **options):
+    """A job of several processes on this machine; `others`, where they differ, is the work directory of all but one."""
     port = free_port()
     flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
-    return [start(workdir, *flags, f"--process_id={i}", *arguments, devices=devices) for i in range(count)]
+    workdirs = [workdir, *[others or workdir] * (count - 1)]
+    return [start(path, *flags, f"--process_id={i}", *arguments, **options) for i, path in enumerate(workdirs)]
 
 
 @pytest.mark.parametrize(("count", "each"), [(2, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_several_processes_give_what_one_gives(whole, tmp_path, count, each):
-    """Stopped on the way, and gone on with."""
+    """Stopped on the way, and resumed."""
     for steps in (3, 6):
         processes = job(tmp_path, count, f"--config.num_steps={steps}", devices=each)
         said = [process.communicate() for process in processes]
@@ -339,7 +380,7 @@ def test_a_job_refuses_as_one(tmp_path):
 def test_a_job_saves_its_networks(tmp_path):
     processes = job(tmp_path, 2, "--config.save_networks", "--config.num_steps=2")
     assert [process.communicate() and process.returncode for process in processes] == [0, 0]
-    assert results.read_networks(tmp_path)[0]["params"]["Dense_0"]["kernel"].shape == (3, 32, 64)
+    assert folder.read_networks(tmp_path)[0]["params"]["Dense_0"]["kernel"].shape == (3, 32, 64)
 
 
 def test_a_signal_to_any_process_stops_the_job(tmp_path):
@@ -349,12 +390,12 @@ def test_a_signal_to_any_process_stops_the_job(tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     said = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [130, 130], said
-    assert "which is saved; the same command goes on from there" in said[0]
+    assert "which is saved; the same command resumes from there" in said[0]
 
 
 FAILS = """
 import sys
-from jtrans import devices
+from jtrans.population import devices
 
 def fail():
     raise ValueError("no room")
@@ -380,31 +421,30 @@ def test_what_fails_in_the_first_process_ends_the_others():
     assert "Traceback" not in said[0] + said[1]
 
 
-@pytest.mark.parametrize(
-    ("flags", "environment"),
-    [(["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=0"], {}), ([], {"SLURM_STEP_NUM_TASKS": "2"})],
-)
-def test_an_experiment_of_one_process_refuses_a_job_before_it_joins_one(tmp_path, flags, environment):
-    script = [sys.executable, str(ROOT / "experiments" / "random_angles.py")]
-    config = f"--config={ROOT / 'configs' / 'random_angles.py'}"
-    line = [*script, config, *flags, f"--workdir={tmp_path}"]
-    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "random_angles.py: error: --num_processes: this experiment runs in one process, on all its devices; "
-        "start it once\n"
-    )
-    assert not list(tmp_path.iterdir())
+def test_any_experiment_runs_as_a_job_whose_first_process_writes(tmp_path):
+    small = ["--config.num_seeds=2", "--config.dimensions=(3, 10)", "--config.num_pairs=50", "--config.dimension=10"]
+    alone = [f"--config={ROOT / 'configs' / 'random_angles.py'}", *small, "--config.num_rare_pairs=100"]
+    assert cli.run(random_angles.EXPERIMENT, ["random_angles.py", f"--workdir={tmp_path / 'alone'}", *alone]) == 0
+    command = [sys.executable, str(ROOT / "experiments" / "random_angles.py"), *alone]
+    for attempt, others in (("measured", tmp_path / "nothing"), ("told", None)):
+        processes = job(tmp_path / "job", 2, command=command, others=others)
+        said = [process.communicate() for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+        assert ("holds the results of this config already" in said[0][0]) == (attempt == "told")
+        assert "The smallest of 100 angles in 10 dimensions" in said[0][0]
+        assert all(line.startswith("[Gloo]") for line in said[1][0].splitlines())
+    for name in ("config.json", "typical.csv", "unlikely.csv"):
+        assert (tmp_path / "job" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert not (tmp_path / "nothing").exists()
 
 
-def test_ctrl_c_before_any_step_says_what_becomes_of_the_run(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_before_any_step_says_what_becomes_of_the_run(tmp_path, capsys):
     def interrupted(config, workdir):
         raise KeyboardInterrupt
 
-    assert cli.run(interrupted, ["early.py", CONFIG, f"--workdir={tmp_path}"]) == 130
-    assert capsys.readouterr().err == (
-        "early.py: interrupted; what was finished is kept, and the same command goes on from it\n"
-    )
+    stopped = early.EXPERIMENT._replace(measure=interrupted)
+    assert cli.run(stopped, ["early.py", CONFIG, f"--workdir={tmp_path}"]) == 130
+    assert capsys.readouterr().err == "early.py: interrupted; finished parts are kept; the same command resumes\n"
 
 
 def test_half_a_job_is_refused(tmp_path):

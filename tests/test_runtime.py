@@ -6,7 +6,7 @@ import sys
 
 from conftest import ROOT
 
-from jtrans import runtime
+from jtrans.harness import runtime
 
 SMALL = [
     "--config.num_networks=2",

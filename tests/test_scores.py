@@ -143,5 +143,5 @@ def test_leep_takes_zero_probabilities_but_no_rows_that_are_no_distribution():
     want = (np.log(1) + np.log(1 / 3) + 2 * np.log(2 / 3)) / 4
     assert scores.leep(probabilities, labels) == pytest.approx(want)
     for row in ([0.0, 0.0, 0.0], [-1.0, 2.0, 0.0]):
-        with pytest.raises(ValueError, match="probabilities: got a row with negative values or another sum than 1"):
+        with pytest.raises(ValueError, match="probabilities: got a row with negative values or a sum other than 1"):
             scores.leep(np.array([row, *probabilities[1:]]), labels)

@@ -1,22 +1,20 @@
-import csv
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import updates as experiment
 from conftest import ROOT
 
-from jtrans import cli, models, updates
+from jtrans import models
 from jtrans.data import Split
+from jtrans.experiments import updates
+from jtrans.harness import cli, experiment
 
 SHAPE = (3, 3, 2)
 
 
 def images(count, seed):
     rng = np.random.default_rng(seed)
-    return rng.integers(256, size=(count, *SHAPE), dtype=np.uint8), rng.integers(2, size=count)
+    return Split(rng.integers(256, size=(count, *SHAPE), dtype=np.uint8), rng.integers(2, size=count))
 
 
 def folded(first, second):
@@ -39,11 +37,11 @@ def by_hand(params, x, y):
 
 def test_one_step_agrees_with_float64():
     model = models.build("mlp_shallow", SHAPE, 2, widths=(6,))
-    (x, y), (test_x, test_y) = images(9, 0), images(5, 1)
+    batch, test = images(9, 0), images(5, 1)
     rate = 3.0
-    got = updates.one_step(model, jax.random.key(0), x, y, test_x, test_y, learning_rate=rate)
+    got = updates.one_step(model, jax.random.key(0), batch, test, learning_rate=rate)
     params = model.init(jax.random.key(0))["params"]
-    moved, _, (hidden, output), (g, h, back) = by_hand(params, x, y)
+    moved, _, (hidden, output), (g, h, back) = by_hand(params, *batch)
     with np.errstate(invalid="ignore"):
         want = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     np.testing.assert_allclose(got.vectors, want, atol=1e-5)
@@ -53,7 +51,7 @@ def test_one_step_agrees_with_float64():
         "0": {"kernel": hidden["kernel"] - rate * moved, "bias": hidden["bias"] - rate * back.mean(0)},
         "1": {"kernel": output["kernel"] - rate * g.T @ h / 9, "bias": output["bias"] - rate * g.mean(0)},
     }
-    _, gradient, _, _ = by_hand(after, test_x, test_y)
+    _, gradient, _, _ = by_hand(after, *test)
     with np.errstate(invalid="ignore"):
         assert float(got.adversarial.mean) == pytest.approx(np.nanmean(folded(gradient, want)), abs=1e-2)
     assert float(got.ratio) == pytest.approx(rate * np.linalg.norm(moved) / np.linalg.norm(hidden["kernel"]), rel=1e-5)
@@ -82,7 +80,7 @@ def test_more_than_2_to_the_24_angles_in_one_degree_are_all_counted():
 
 def test_batches_share_no_image():
     train = Split(np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1), np.arange(60))
-    batches = experiment.disjoint(jax.random.key(0), train, 10, 6)
+    batches = updates.disjoint(jax.random.key(0), train, 10, 6)
     assert sorted(np.concatenate([batch.labels for batch in batches])) == list(range(60))
     assert all((batch.images.ravel() == batch.labels).all() for batch in batches)
 
@@ -94,30 +92,47 @@ SMALL += ["--config.widths.mlp_shallow=(24,)"]
 
 def run(workdir, *arguments):
     flags = [f"--config={ROOT / 'configs' / 'updates.py'}", f"--workdir={workdir}", *SMALL, *arguments]
-    return cli.run(experiment.main, ["updates.py", *flags])
+    return cli.run(updates.EXPERIMENT, ["updates.py", *flags])
 
 
 def test_the_experiment_leaves_both_tables(tmp_path, capsys):
     assert run(tmp_path) == 0
-    rows = {row["what"]: row for row in csv.DictReader((tmp_path / "updates.csv").open())}
-    assert list(rows) == [
-        "within mlp_shallow",
-        "mlp_shallow, to adversarial directions",
-        "within mlp_deep",
-        "mlp_deep, to adversarial directions",
-        "between mlp_shallow and mlp_shallow",
-        "between mlp_shallow and mlp_deep",
-        "between mlp_deep and mlp_deep",
-    ]
-    for row in rows.values():
-        assert 0 < float(row["low"]) < float(row["mean"]) < float(row["high"])
+    results = experiment.read(tmp_path)
+    table, histograms, summary = results.tables["updates"], results.tables["histograms"], results.summary
+    captions = {
+        "within.mlp_shallow": "within mlp_shallow",
+        "adversarial.mlp_shallow": "mlp_shallow, to adversarial directions",
+        "within.mlp_deep": "within mlp_deep",
+        "adversarial.mlp_deep": "mlp_deep, to adversarial directions",
+        "between.mlp_shallow.mlp_shallow": "between mlp_shallow and mlp_shallow",
+        "between.mlp_shallow.mlp_deep": "between mlp_shallow and mlp_deep",
+        "between.mlp_deep.mlp_deep": "between mlp_deep and mlp_deep",
+    }
+    assert table["what"].tolist() == list(captions)
+    assert (
+        (table["angle_low"] > 0) & (table["angle_low"] < table["angle"]) & (table["angle"] < table["angle_high"])
+    ).all()
     # Real images and no learning: update vectors of one network are much nearer to each other than random ones.
-    assert float(rows["within mlp_shallow"]["high"]) < 80  # of random ones: 84
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert table["angle_high"][0] < 80  # of random ones: 84
+    assert summary["table"] == table.to_dict("records")
     assert summary["vectors"] == {"mlp_shallow": 72, "mlp_deep": 96}
-    assert "units did not move and are left out" in capsys.readouterr().out
-    histograms = list(csv.DictReader((tmp_path / "histograms.csv").open()))
-    assert sum(float(row["within mlp_deep"]) for row in histograms) == pytest.approx(1, rel=1e-5)
+    assert histograms.columns.tolist() == ["degree", *captions]
+    np.testing.assert_allclose(histograms[list(captions)].sum(), 1, rtol=1e-5)
+    told = capsys.readouterr().out
+    assert "units did not move and are left out" in told
+    assert all(caption in told for caption in captions.values())
+    left, right = updates.draw(results)["figure"].axes
+    assert [label.get_text() for label in right.get_yticklabels()] == list(captions.values())
+    assert [text.get_text() for text in left.get_legend().get_texts()] == [*captions.values(), "random directions"]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_step_so_large_that_it_is_not_finite_is_told(tmp_path, capsys):
+    assert run(tmp_path, "--config.learning_rate=1e300", "--config.models=('mlp_shallow',)") == 0
+    assert "the large step is nan times the first layer's weights" in capsys.readouterr().out
+    table = experiment.read(tmp_path).tables["updates"].set_index("what")
+    assert np.isnan(table["angle"]["adversarial.mlp_shallow"])
+    assert table["angle"]["within.mlp_shallow"] < 80
 
 
 def test_update_vectors_stay_on_the_device(tmp_path, monkeypatch):

@@ -204,12 +204,21 @@ def _load(argv: Sequence[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         values(argv)
-    except InputError:
-        raise
-    except flags.Error as error:
-        raise InputError(error) from error
     except Exception as error:  # a config file is code and can fail in any way
-        raise InputError(f"{argv[1]}: does not load ({type(error).__name__}: {error})") from error
+        origin = _origin(error)
+        if isinstance(origin, InputError):
+            raise origin from None
+        if isinstance(origin, flags.Error):
+            raise InputError(origin) from error
+        raise InputError(f"{argv[1]}: does not load ({type(origin).__name__}: {origin})") from error
     if not isinstance(values.config, ConfigDict):
         raise InputError(f"{argv[1]}: its get_config() gave no ml_collections.ConfigDict")
     return values.config
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What a config file raised, where ml_collections has put its traceback into words; else the error itself."""
+    wrapped = error.__context__
+    if wrapped and wrapped.__context__ and str(wrapped).startswith("Error whilst parsing config file"):
+        return wrapped.__context__
+    return error

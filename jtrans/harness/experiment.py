@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -19,7 +20,8 @@ from jtrans.harness import fields, folder
 from jtrans.harness.fields import Field
 from jtrans.population import devices
 
-RUNS = "runs"  # the key of `summary.json` under which the folders of other runs are listed
+# Keys of the summary: the names of the files of tables and arrays, and of the folders of other runs that it shows.
+FILES, RUNS = "files", "runs"
 
 
 class Results(NamedTuple):
@@ -89,9 +91,7 @@ def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **optio
         else:
             started = time.monotonic()
             measured = experiment.measure(config, workdir, **options)
-            more = {"seconds": time.monotonic() - started} | ({RUNS: list(measured.runs)} if measured.runs else {})
-            summary = folder.complete({**measured.summary, **more}, config)
-            results = measured._replace(config=folder.plain(config.to_dict()), summary=summary)
+            results = _as_read(measured, config, time.monotonic() - started)
             devices.first_does(partial(_write, experiment, config, workdir, results))
     print(f"\n{experiment.tell(results)}\n\nresults: {workdir}")
     return results
@@ -102,6 +102,16 @@ def _opened(experiment: Experiment, config: ConfigDict, workdir: Path) -> contex
         return folder.claimed(workdir, experiment.name, config, experiment.resumable)
     devices.first_does(partial(folder.shared, workdir, experiment.name))
     return contextlib.nullcontext(False)
+
+
+def _as_read(measured: Results, config: ConfigDict, seconds: float) -> Results:
+    """The results as `read` gives them: so figures and words are the same now and later."""
+    tables = {name: folder.plain_table(table) for name, table in measured.tables.items()}
+    arrays = {name: {key: np.asarray(array) for key, array in each.items()} for name, each in measured.arrays.items()}
+    names = [*(f"{name}.csv" for name in tables), *(f"{name}.npz" for name in arrays)]
+    shown = {FILES: names} | ({RUNS: list(measured.runs)} if measured.runs else {})
+    summary = folder.complete({**measured.summary, "seconds": seconds, **shown}, config)
+    return Results(folder.plain(config.to_dict()), summary, tables, arrays, measured.runs)
 
 
 def _write(experiment: Experiment, config: ConfigDict, workdir: Path, results: Results) -> None:
@@ -124,9 +134,10 @@ def read(workdir: Path | str) -> Results:
     workdir = Path(workdir)
     summary = folder.read_summary(workdir)  # the last file of a run: where it is missing, the run is not finished
     config = {name: value for name, value in folder.read_config(workdir).items() if name != folder.EXPERIMENT}
-    tables = {path.stem: folder.read_table(path) for path in sorted(workdir.glob("*.csv"))}
-    arrays = {path.stem: files.read_npz(path) for path in sorted(workdir.glob("*.npz"))}
-    runs = {name: read(workdir / name) for name in summary.get(RUNS, ())}
+    paths = [workdir / Path(name).name for name in summary.get(FILES, ())]
+    tables = {path.stem: folder.read_table(path) for path in paths if path.suffix == ".csv"}
+    arrays = {path.stem: files.read_npz(path) for path in paths if path.suffix == ".npz"}
+    runs = {name: read(workdir / Path(name).name) for name in summary.get(RUNS, ())}
     return Results(config, summary, tables, arrays, runs)
 
 

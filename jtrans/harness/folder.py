@@ -1,6 +1,7 @@
 """A work directory: claimed by one run at a time, its files written whole or not at all, and read back."""
 
 import contextlib
+import csv
 import fcntl
 import hashlib
 import io
@@ -119,7 +120,7 @@ def _usable(workdir: Path) -> Iterator[None]:
     """Turns the system's errors into one line that names the work directory."""
     try:
         yield
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--workdir: {workdir} cannot be used ({one_line(error)}); name another") from error
 
 
@@ -190,17 +191,17 @@ def is_finished(workdir: Path, config: ConfigDict) -> bool:
 
 
 def plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content as JSON gives it back: tuples are lists, NumPy's numbers Python's, and NaN is None."""
+    """The content as JSON gives it back: names are text, tuples and arrays are lists, and NaN is None."""
 
     def valid(value: Any) -> Any:
+        value = value.tolist() if hasattr(value, "tolist") else value  # arrays, and the numbers of NumPy and JAX
         if isinstance(value, Mapping):
             return {name: valid(v) for name, v in value.items()}
-        if isinstance(value, list | tuple | np.ndarray):
+        if isinstance(value, list | tuple):
             return [valid(v) for v in value]
-        value = value.item() if isinstance(value, np.generic) else value
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return valid(content)
+    return json.loads(json.dumps(valid(content)))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -256,25 +257,42 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def write_table(path: Path, table: pandas.DataFrame) -> None:
     """Write a CSV file with a header line; floats in full precision, NaN as `nan`."""
-    files.write(path, table.to_csv(index=False, na_rep="nan", lineterminator="\n").encode())
+    files.write(path, _csv(table).encode())
 
 
 def read_table(path: Path) -> pandas.DataFrame:
-    """What `write_table` wrote; each column is of whole numbers, else of floats, else of text.
+    """What `write_table` wrote; each column is of True and False, else of whole numbers, of floats, or of text.
 
     Raises:
       InputError: the file is missing or damaged, or has no rows.
     """
     try:
-        table = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        return _table(path.read_bytes().decode())
+    except (OSError, ValueError, csv.Error) as error:
         raise _unreadable(path, error) from error
-    if table.empty or table.index.dtype == object:
-        raise _unreadable(path, "it has no rows" if table.empty else "its rows differ in length")
-    return table.apply(_typed)
+
+
+def plain_table(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The table as `read_table` gives it back."""
+    return _table(_csv(table))
+
+
+def _csv(table: pandas.DataFrame) -> str:
+    return table.to_csv(index=False, na_rep="nan", lineterminator="\n")
+
+
+def _table(text: str) -> pandas.DataFrame:
+    header, *rows = [line for line in csv.reader(io.StringIO(text, newline="")) if line] or [[]]
+    if not rows:
+        raise ValueError("it has no rows")
+    if any(len(row) != len(header) for row in rows):  # pandas would fill them up
+        raise ValueError("its rows differ in length")
+    return pandas.DataFrame(rows, columns=header).apply(_typed)
 
 
 def _typed(column: pandas.Series) -> pandas.Series:
+    if column.isin(["True", "False"]).all():
+        return column == "True"
     for kind in (int, float):
         with contextlib.suppress(ValueError, OverflowError):
             return column.astype(kind)

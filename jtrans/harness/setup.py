@@ -20,11 +20,12 @@ def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Datas
     Raises:
       InputError: it cannot be read, or has too few images for what the config asks, or for a batch.
     """
-    dataset = images(config, key)
+    dataset = _images(config, key)
     test = data.balanced(dataset.test, config.num_examples, "num_examples")
     count = len(dataset.train.labels)
     if batch_size > count:
         raise InputError(f"batch_size: got {batch_size}; the training images are {count}, so at most that")
+    _announce(config, dataset)
     return dataset, test
 
 
@@ -34,6 +35,12 @@ def images(config: ConfigDict, key: jax.Array, section: str = "data", classes: S
     Raises:
       InputError: it cannot be read, or has too few images.
     """
+    dataset = _images(config, key, section, classes)
+    _announce(config, dataset, section)
+    return dataset
+
+
+def _images(config: ConfigDict, key: jax.Array, section: str = "data", classes: Sequence[str] = ()) -> Dataset:
     fields = config[section]
     dataset = data.load(
         fields.name,
@@ -43,13 +50,15 @@ def images(config: ConfigDict, key: jax.Array, section: str = "data", classes: S
         image_size=fields.image_size,
         shuffle_labels=fields.shuffle_labels,
     )
-    if fields.num_train:
-        train = data.balanced(dataset.train, fields.num_train, f"{section}.num_train")
-        dataset = dataset._replace(train=train)
+    if not fields.num_train:
+        return dataset
+    return dataset._replace(train=data.balanced(dataset.train, fields.num_train, f"{section}.num_train"))
+
+
+def _announce(config: ConfigDict, dataset: Dataset, section: str = "data") -> None:
     count, classes_count = len(dataset.train.labels), len(dataset.class_names)
     where = f"test images from {dataset.origin}"
-    print(f"{section}, {fields.name}: {count} training images of {classes_count} classes; {where}", flush=True)
-    return dataset
+    print(f"{section}, {config[section].name}: {count} training images of {classes_count} classes; {where}", flush=True)
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:

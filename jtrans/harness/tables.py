@@ -12,7 +12,7 @@ from jtrans.stats import Interval
 
 def interval_columns(intervals: Mapping[str, Interval]) -> dict[str, np.ndarray]:
     """Each interval as the columns `X` (the mean), `X_low` and `X_high`."""
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for name, (mean, low, high) in intervals.items():
         columns |= {name: mean, f"{name}_low": low, f"{name}_high": high}
     return columns

@@ -1,6 +1,6 @@
 """The networks of both papers, by name, as pure functions.
 
-Images come in as floats in [0, 1]; the network itself maps them to its pixel range.
+Images are floats in [0, 1]; each network maps them to its own pixel range.
 """
 
 import math
@@ -17,10 +17,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jtrans.models import modules
 from jtrans.models.modules import Convolution
 
-Variables = dict[str, Any]  # `params`, which are trained, and with BatchNorm `batch_stats`: pytrees of arrays
+Variables = dict[str, Any]  # pytrees of arrays: `params`, which are trained, and with BatchNorm `batch_stats`
 
-# Convolutions one after another, each with its ReLU; then linear layers. Conv A and conv B: BenShmuel (2022), Appendix
-# B.2. LeNet and AlexNet: the CIFAR forms of Liang et al. (2021). VGG11: Simonyan and Zisserman (2015), Table 1.
+# Convolutions in sequence, each with a ReLU; then linear layers. Conv A and conv B: BenShmuel (2022), Appendix B.2.
+# LeNet and AlexNet: the CIFAR versions of Liang et al. (2021). VGG11: Simonyan and Zisserman (2015), Table 1.
 CONVOLUTIONAL: Mapping[str, tuple[Convolution, ...]] = {
     "conv_a": (Convolution(5, 2, 1),) * 4,
     "conv_b": (*[Convolution(3, 1, 1, True, pool) for pool in (False, True) * 3], Convolution(3, 1, 0, True, True)),
@@ -38,8 +38,8 @@ RESIDUAL: Mapping[str, tuple[tuple[int, ...], bool]] = {
     "resnet18": ((2, 2, 2, 2), False),
     "resnet50": ((3, 4, 6, 3), True),
 }
-# Sizes of the hidden layers, from the input on. The early paper's Figure 6, which listed those of its fully-connected
-# networks, is lost: one hidden layer, and four.
+# Sizes of the hidden layers, from the input on. For its fully-connected networks, BenShmuel (2022) gives them only in
+# Figure 6, which is lost; here these networks have one and four hidden layers.
 WIDTHS: Mapping[str, tuple[int, ...]] = {
     "mlp_shallow": (256,),
     "mlp_deep": (1024, 512, 256, 128),
@@ -55,7 +55,7 @@ WIDTHS: Mapping[str, tuple[int, ...]] = {
 IMAGENET_SIZE = 224
 IMAGENET_WIDTHS: Mapping[str, tuple[int, ...]] = {"vgg11": (*WIDTHS["vgg11"], 4096, 4096)}
 INITIALIZERS = ("pytorch", "flax")
-TRUNCATED_STD = 0.87962566  # the standard deviation of a normal distribution cut off at two standard deviations
+TRUNCATED_STD = 0.87962566  # of a standard normal distribution truncated at two standard deviations
 
 
 class Model(NamedTuple):
@@ -63,12 +63,12 @@ class Model(NamedTuple):
 
     Attributes:
       init: `key -> variables`.
-      apply: `(variables, images) -> logits`, in evaluation mode: BatchNorm by its running statistics, no dropout.
-      train: `(variables, images, key) -> (logits, variables)`, in training mode: BatchNorm by the batch's statistics,
-        which move the running ones; the key draws the dropout, where there is one.
+      apply: `(variables, images) -> logits`, in evaluation mode: BatchNorm uses its running statistics, no dropout.
+      train: `(variables, images, key) -> (logits, variables)`, in training mode: BatchNorm uses the batch's statistics
+        and updates the running ones; the key draws the dropout, if there is any.
       calibrate: `(variables, images) -> variables` whose running statistics are exactly those of the images, so that
-        `apply` then measures the network by batch statistics, held constant.
-      features: `(variables, images) -> [N, F]`, what the last layer takes in, in evaluation mode.
+        `apply` then uses these batch statistics, as constants.
+      features: `(variables, images) -> [N, F]`, the input of the last layer, in evaluation mode.
     """
 
     init: Callable[[jax.Array], Variables]
@@ -79,7 +79,7 @@ class Model(NamedTuple):
 
 
 def _start(shapes: Mapping[tuple[str, ...], tuple[int, ...]], initializer: str, key: jax.Array) -> Variables:
-    """A network before training, from the shapes of its arrays by path.
+    """A network's initial variables, from the shapes of its arrays by path.
 
     PyTorch draws a layer's weights and biases from `U(-1/sqrt(fan_in), 1/sqrt(fan_in))`. Flax's weights have a standard
     deviation of `1/sqrt(fan_in)`, sqrt(3) times larger, from a truncated normal distribution, and its biases are zero.
@@ -87,7 +87,7 @@ def _start(shapes: Mapping[tuple[str, ...], tuple[int, ...]], initializer: str, 
     draw: Callable[..., jax.Array] = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
     if initializer == "flax":
         draw = lambda key, shape: jax.random.truncated_normal(key, -2, 2, shape) / TRUNCATED_STD
-    # One draw, cut in pieces: a draw for each array takes ten times as long to compile.
+    # One draw, split into arrays: one draw per array takes ten times as long to compile.
     names = sorted(shapes)
     sizes = [math.prod(shapes[name]) for name in names]
     pieces = jax.lax.split(draw(key, (sum(sizes),)), sizes)
@@ -106,46 +106,46 @@ def _start(shapes: Mapping[tuple[str, ...], tuple[int, ...]], initializer: str, 
 
 
 def _module(name: str, widths: Sequence[int], num_classes: int) -> Callable[..., nn.Module]:
-    """The named network in a given mode."""
+    """The constructor of the named network's module, which takes `mode` and `headless`."""
     if name in RESIDUAL:
         return partial(modules.Residual, *RESIDUAL[name], widths, num_classes)
     if name not in CONVOLUTIONAL:
         return partial(modules.MLP, widths, num_classes)
     plan = CONVOLUTIONAL[name]
     module = partial(modules.Convolutional, plan, widths, num_classes)
-    # torchvision's head; without hidden layers the one that is usual for CIFAR's small images.
+    # torchvision's head; without hidden linear layers, the usual head for CIFAR.
     return partial(module, average=7 if len(widths) > len(plan) else 1, dropout=0.5) if name == "vgg11" else module
 
 
 def last_layer(variables: Variables) -> dict[str, jax.Array]:
-    """The kernel `[K, F]` and the bias `[K]` that make logits of a network's features."""
+    """The kernel `[K, F]` and the bias `[K]` of the last layer, which maps features to logits."""
     flat = flatten_dict(variables)
     path = _last_layer(flat)
     return {leaf: flat[*path, leaf] for leaf in ("kernel", "bias")}
 
 
 def with_last_layer(variables: Variables, kernel: jax.Array, bias: jax.Array) -> Variables:
-    """The network with another last layer, of as many classes as `kernel` has rows."""
+    """The network with its last layer replaced; `kernel` has one row per class."""
     flat = flatten_dict(variables)
     path = _last_layer(flat)
     return unflatten_dict({**flat, (*path, "kernel"): kernel, (*path, "bias"): bias})
 
 
 def _last_layer(flat: Mapping[tuple[str, ...], jax.Array]) -> tuple[str, ...]:
-    """Where the last linear layer's arrays are. A network's linear layers all stand in the same module."""
+    """The path of the last linear layer. All linear layers of a network are in the same module."""
     linear = {path[:-1] for path in flat if path[-2].startswith("Dense_")}
     return max(linear, key=lambda path: int(path[-1].removeprefix("Dense_")))
 
 
 def first_layer(name: str) -> tuple[str, Convolution | None]:
-    """The name of the named network's first layer among its `params`, and the convolution that it is, or None."""
+    """The name of the named network's first layer in `params`, and its convolution, or None if it is linear."""
     if name in RESIDUAL:
         return "Conv_0", STEM
     return ("Conv_0", CONVOLUTIONAL[name][0]) if name in CONVOLUTIONAL else ("Dense_0", None)
 
 
 def takes_widths(name: str, widths: Sequence[int]) -> bool:
-    """Whether the named network can have so many layers."""
+    """Whether the named network can have this number of widths."""
     if name in RESIDUAL:
         return len(widths) == len(WIDTHS[name])
     return len(widths) >= len(CONVOLUTIONAL.get(name, (None,)))
@@ -166,19 +166,19 @@ def build(
     Args:
       name: a name in `WIDTHS`: `mlp_shallow`, `mlp_deep`, `conv_a` and `conv_b` are those of BenShmuel (2022), Appendix
         B; `fcnet`, `lenet` and `alexnet` those of Liang et al. (2021) for CIFAR; `resnet18` and `resnet50` have the
-        CIFAR stem; `vgg11` has torchvision's two hidden linear layers, or none of them.
+        CIFAR stem; `vgg11` has torchvision's two hidden linear layers, or none.
       image_shape: `(height, width, channels)`.
       num_classes: K, the number of logits.
-      widths: sizes of the hidden layers, from the input on: those of fully-connected layers, of convolutions (and of
-        hidden linear layers after them), or of a residual network's four stages. `WIDTHS[name]` when None; for
-        `vgg11` on images of 224 pixels or more, `IMAGENET_WIDTHS`.
-      initializer: whose defaults the weights start from, `pytorch` (as in the papers) or `flax`.
-      pixel_range: what the network maps pixels 0 and 1 to before its first layer.
-      mean_image: `[H, W, C]` in [0, 1], subtracted from every image before that; None for nothing.
+      widths: sizes of the hidden layers, from the input on: of the fully-connected layers, of the convolutions (and of
+        hidden linear layers after them), or of a residual network's four stages. None: `WIDTHS[name]`, and for `vgg11`
+        on images of 224 pixels or more `IMAGENET_WIDTHS`.
+      initializer: the library whose default initialisation is used, `pytorch` (as in the papers) or `flax`.
+      pixel_range: the values to which the network maps pixels 0 and 1 before its first layer.
+      mean_image: `[H, W, C]` in [0, 1], subtracted from every image before that; None: nothing.
 
     Raises:
-      ValueError: an unknown name or initializer, or too few widths or (where the number is fixed) too many. `init`
-        raises it for images too small for the network.
+      ValueError: the name or initializer is unknown; there are too few widths or (if the number is fixed) too many.
+        `init` raises it for images too small for the network.
     """
     if name not in WIDTHS:
         raise ValueError(f"name: got {name!r}; the models are {', '.join(WIDTHS)}")
@@ -188,7 +188,7 @@ def build(
         large = min(image_shape[:2]) >= IMAGENET_SIZE
         widths = IMAGENET_WIDTHS.get(name, WIDTHS[name]) if large else WIDTHS[name]
     if not takes_widths(name, widths):
-        raise ValueError(f"widths: got {len(widths)} of them; {name} takes as many as {WIDTHS[name]}")
+        raise ValueError(f"widths: got {len(widths)} sizes; {name} takes as many as {WIDTHS[name]}")
     module = _module(name, tuple(widths), num_classes)
     low, high = pixel_range
     subtracted = 0.0 if mean_image is None else jnp.asarray(mean_image, jnp.float32)[None]
@@ -203,8 +203,8 @@ def build(
         )
 
     def train(variables: Variables, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Variables]:
-        logits, moved = run("train", variables, images, rngs={"dropout": key}, mutable=["batch_stats"])
-        return logits, {**variables, **moved}
+        logits, updated = run("train", variables, images, rngs={"dropout": key}, mutable=["batch_stats"])
+        return logits, {**variables, **updated}
 
     def calibrate(variables: Variables, images: jax.Array) -> Variables:
         return {**variables, **run("calibrate", variables, images, mutable=["batch_stats"])[1]}
@@ -213,20 +213,20 @@ def build(
 
 
 def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:
-    """A PyTorch network's weights as the variables of the architecture of that name.
+    """A PyTorch network's weights as variables of the named architecture.
 
-    Layers are matched in the order of the state dict, which is the order in which the modules were made, whatever
-    their names; torchvision's classes and the usual CIFAR ones have the order that is needed.
+    Layers are matched by their order in the state dict (the order in which PyTorch modules are created), not by name;
+    torchvision's classes and the usual CIFAR implementations have the required order.
 
     Args:
-      name: as in `build`, whose `apply` takes what comes back, for images of the size the network was trained on.
+      name: as in `build`; its `apply` takes the returned variables and images of the size the network was trained on.
       state_dict: PyTorch's names to arrays, as `{k: v.numpy() for k, v in network.state_dict().items()}`.
 
     Returns:
       The variables, float32.
 
     Raises:
-      ValueError: an unknown name, or layers in other numbers or of other shapes than the architecture's.
+      ValueError: the name is unknown, or the number or shapes of the layers do not match the architecture.
     """
     if name not in WIDTHS:
         raise ValueError(f"name: got {name!r}; the models are {', '.join(WIDTHS)}")
@@ -235,20 +235,21 @@ def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:
         module, _, leaf = full.rpartition(".")
         if leaf != "num_batches_tracked":
             arrays_of.setdefault(module, {})[leaf] = np.asarray(array, np.float32)
-    given = [(module, _translate(leaves)) for module, leaves in arrays_of.items()]
-    wanted = _layers(name, [leaves["weight"].shape for leaves in arrays_of.values() if "weight" in leaves])
-    if len(given) != len(wanted):
-        raise ValueError(f"state_dict: got {len(given)} layers with weights; {name} has {len(wanted)}")
-    variables, free = {}, True
-    for (module, arrays), (path, shapes) in zip(given, wanted, strict=True):
+    torch_layers = [(module, _translate(leaves)) for module, leaves in arrays_of.items()]
+    flax_layers = _layers(name, [leaves["weight"].shape for leaves in arrays_of.values() if "weight" in leaves])
+    if len(torch_layers) != len(flax_layers):
+        raise ValueError(f"state_dict: got {len(torch_layers)} layers with weights; {name} has {len(flax_layers)}")
+    variables, before_linear = {}, True
+    for (module, arrays), (path, shapes) in zip(torch_layers, flax_layers, strict=True):
         if "bias" in shapes:
             arrays.setdefault("bias", np.zeros(shapes["bias"], np.float32))
-        got = {leaf: array.shape for leaf, array in arrays.items()}
-        # The first linear layer's input depends on the image's size.
-        if free and "kernel" in shapes and len(got.get("kernel", ())) == 2:
-            shapes, free = {**shapes, "kernel": (shapes["kernel"][0], got["kernel"][1])}, False
-        if got != shapes:
-            raise ValueError(f"state_dict: {module!r} holds {got}; {name} has {shapes} there ({'/'.join(path)})")
+        torch_shapes = {leaf: array.shape for leaf, array in arrays.items()}
+        # The input size of the first linear layer depends on the image size.
+        if before_linear and "kernel" in shapes and len(torch_shapes.get("kernel", ())) == 2:
+            shapes, before_linear = {**shapes, "kernel": (shapes["kernel"][0], torch_shapes["kernel"][1])}, False
+        if torch_shapes != shapes:
+            where = "/".join(path)
+            raise ValueError(f"state_dict: {module!r} holds {torch_shapes}; {name} has {shapes} there ({where})")
         for leaf, array in arrays.items():
             collection = "batch_stats" if leaf in ("mean", "var") else "params"
             variables[(collection, *path, leaf)] = jnp.asarray(array)
@@ -256,29 +257,29 @@ def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:
 
 
 def _translate(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One PyTorch module's arrays with the names and axes that they have here."""
+    """One PyTorch module's arrays, with Flax names and axes."""
     names = {"running_mean": "mean", "running_var": "var", "weight": "scale" if "running_mean" in leaves else "kernel"}
     axes = lambda array: np.moveaxis(array, (1, 0), (-2, -1)) if array.ndim == 4 else array  # to [kh, kw, C, F]
     return {names.get(leaf, leaf): axes(array) for leaf, array in leaves.items()}
 
 
 def _layers(name: str, weights: Sequence[tuple[int, ...]]) -> list[tuple[tuple[str, ...], dict[str, tuple[int, ...]]]]:
-    """The path and the arrays' shapes of each layer, in order, of the network that has weights of these shapes."""
+    """The path and array shapes of each layer, in order, for a network with weights of these shapes."""
     weights = [shape for shape in weights if len(shape) > 1]
     if not weights or not all(map(all, weights)):
-        raise ValueError(f"state_dict: it holds no weights, or some without values; {name} has some in each layer")
+        raise ValueError(f"state_dict: it holds no weights, or empty ones; {name} has weights in each layer")
     sizes = [shape[0] for shape in weights]
     widths = [width * sizes[0] // WIDTHS[name][0] for width in WIDTHS[name]] if name in RESIDUAL else sizes[:-1]
     side = 32 if len(weights[0]) == 4 else 1
     init = _module(name, tuple(widths), sizes[-1])().init
-    found: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
+    shapes_of: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
 
     def record(*arguments: jax.Array) -> None:
-        # Here, inside, the dictionaries still have the order in which the layers were made; JAX gives them back sorted.
+        # Inside the traced function the dictionaries have the order of creation; JAX returns them sorted.
         for (_, *path, leaf), array in flatten_dict(init(*arguments)).items():
-            found.setdefault(tuple(path), {})[leaf] = array.shape
+            shapes_of.setdefault(tuple(path), {})[leaf] = array.shape
 
     if not takes_widths(name, widths):
         raise ValueError(f"state_dict: got {len(weights)} layers with weights; {name} has {len(WIDTHS[name]) + 1}")
     jax.eval_shape(record, jax.random.key(0), jnp.zeros((1, side, side, weights[0][1])))
-    return list(found.items())
+    return list(shapes_of.items())

@@ -1,6 +1,6 @@
-"""The layers and networks as Flax modules, in the order of the PyTorch modules they stand for.
+"""The layers and networks as Flax modules, in the order of the corresponding PyTorch modules.
 
-Images are `[N, H, W, C]`; they are flattened as PyTorch flattens them, channels first.
+Images are `[N, H, W, C]`; they are flattened as in PyTorch, channels first.
 """
 
 import math
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 
 from jtrans.models import layers
 
-zeros = nn.initializers.zeros  # the modules say which arrays there are, `_start` what they begin as
+zeros = nn.initializers.zeros  # modules only declare their arrays; `models._start` initialises them
 
 
 class Dense(nn.Module):
-    """A fully-connected layer; its kernel is `[F, C]`, which with small batches is read faster than `[C, F]`."""
+    """A fully-connected layer; its kernel is `[F, C]`, which for small batches is faster to read than `[C, F]`."""
 
     features: int
 
@@ -45,11 +45,11 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Each channel to mean 0 and variance 1, then scaled and shifted: PyTorch's, whose running variance is unbiased.
+    """Batch normalisation as in PyTorch, with an unbiased running variance.
 
     Attributes:
-      mode: `apply`, by the running statistics; `train`, by the batch's, towards which the running ones move by a tenth;
-        `calibrate`, by the batch's, which become the running ones.
+      mode: `apply` uses the running statistics; `train` the batch's, and moves the running ones a tenth of the way to
+        them; `calibrate` the batch's, which become the running ones.
     """
 
     mode: str
@@ -65,9 +65,9 @@ class BatchNorm(nn.Module):
             mean = x.mean((0, 1, 2))
             var = jnp.square(x - mean[None, None, None]).mean((0, 1, 2))
             count = math.prod(x.shape[:-1])
-            share, unbiased = (1.0, var) if self.mode == "calibrate" else (0.1, var * count / max(count - 1, 1))
-            running_mean.value += share * (mean - running_mean.value)
-            running_var.value += share * (unbiased - running_var.value)
+            rate, new_var = (1.0, var) if self.mode == "calibrate" else (0.1, var * count / max(count - 1, 1))
+            running_mean.value += rate * (mean - running_mean.value)
+            running_var.value += rate * (new_var - running_var.value)
         factor = scale * jax.lax.rsqrt(var + 1e-5)
         return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]
 
@@ -78,13 +78,13 @@ def flatten(x: jax.Array) -> jax.Array:
 
 
 class MLP(nn.Module):
-    """Fully-connected layers of the given widths, each with its ReLU, and a linear layer to the logits."""
+    """Fully-connected layers of the given widths, each with a ReLU, then a linear layer to the logits."""
 
     widths: Sequence[int]
     num_classes: int
     mode: str = "apply"
     dropout: float = 0.0  # after each ReLU, when training
-    headless: bool = False  # gives what the last layer takes in
+    headless: bool = False  # return the input of the last layer
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -96,7 +96,7 @@ class MLP(nn.Module):
 
 
 class Convolution(NamedTuple):
-    """How one convolution of a `CONVOLUTIONAL` network moves over its input, and what follows it before the ReLU."""
+    """One convolution of a `CONVOLUTIONAL` network, and the layers that follow it."""
 
     kernel: int
     stride: int = 1
@@ -106,13 +106,13 @@ class Convolution(NamedTuple):
 
 
 class Convolutional(nn.Module):
-    """Convolutions as planned, each with its ReLU, and linear layers: hidden ones of the widths beyond the plan's."""
+    """The convolutions of `plan`, each with a ReLU, then linear layers; further widths are of hidden linear layers."""
 
     plan: Sequence[Convolution]
     widths: Sequence[int]
     num_classes: int
     mode: str = "apply"
-    average: int = 0  # pixels along either side, to which the features are averaged before the linear layers; 0: as is
+    average: int = 0  # average pooling to this many pixels per side before the linear layers; 0: none
     dropout: float = 0.0
     headless: bool = False
 
@@ -152,7 +152,7 @@ class Block(nn.Module):
 
 
 class Residual(nn.Module):
-    """A 3 x 3 stem, stages of residual blocks, the mean over the pixels, a linear layer."""
+    """A 3 x 3 stem, stages of residual blocks, global average pooling, a linear layer."""
 
     counts: Sequence[int]  # blocks in each stage
     bottleneck: bool

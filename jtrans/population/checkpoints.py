@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written while it goes on, whole or not at all, and known to be good when they are read."""
+"""Checkpoints of a run: written in the background, complete or not at all, and verified by checksums when read."""
 
 import hashlib
 import io
@@ -20,9 +20,9 @@ from jtrans.population import devices
 
 FOLDER = "checkpoints"
 EXAMPLES = "examples"
-KEPT = 2  # the newest, and the one before in case that is damaged
-# The sums of a checkpoint, and what a killed process left of either. With the checkpoints themselves, which hold
-# Orbax's METADATA, nothing else in the folder is ever removed.
+KEPT = 2  # the newest, and the previous one in case the newest is damaged
+# Names of checksum files, and of unfinished files that a killed process left. Besides these, only checkpoints (folders
+# with Orbax's METADATA) are ever removed.
 OWN_NAME = re.compile(r"\d+\.sha256|\.\d+\.sha256\..*part|\d+\.orbax-checkpoint-tmp.*")
 METADATA = "_CHECKPOINT_METADATA"
 
@@ -32,65 +32,65 @@ State = Mapping[str, Any]  # nested dictionaries of NumPy arrays
 class Checkpoints:
     """The checkpoints of a work directory: the last two, and one that is being written.
 
-    `checkpoints/STEP` is Orbax's. `checkpoints/STEP.sha256` holds the sums of its files, and of the files in
-    `checkpoints/examples` up to that step, as `sha256sum -c` takes them in `checkpoints/STEP`; it is written last, so a
-    checkpoint without it is none. The processes of a job call each method together, on a directory that all of them
-    see.
+    `checkpoints/STEP` is written by Orbax. `checkpoints/STEP.sha256` holds the checksums of its files and of the files
+    in `checkpoints/examples` up to that step, which `sha256sum -c`, run in `checkpoints/STEP`, verifies. It is written
+    last: a checkpoint without it is incomplete. All processes of a job call each method together, on a directory that
+    all of them see.
 
     Raises:
-      InputError: `checkpoints`, or what it would write there, is a link, which may lead to the folder of another run.
+      InputError: `checkpoints`, or a file to be written there, is a link, which may point to the folder of another run.
     """
 
     def __init__(self, workdir: Path):
         self.folder = workdir.resolve() / FOLDER
-        inside = self.folder.iterdir() if self.folder.is_dir() else ()
-        own = (
-            path for path in inside if path.name == EXAMPLES or path.name.isdecimal() or OWN_NAME.fullmatch(path.name)
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        written = (
+            path for path in paths if path.name == EXAMPLES or path.name.isdecimal() or OWN_NAME.fullmatch(path.name)
         )
-        for path in (self.folder, *own):
+        for path in (self.folder, *written):
             if path.is_symlink():
                 raise InputError(f"--workdir: {path} is a link; remove it, or link the work directory as a whole")
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
-        self.example_sums: dict[str, str] = {}  # by name, of what this process has written or read
+        self.example_sums: dict[str, str] = {}  # by name, of files that this process wrote or read
 
     def newest(self) -> int | None:
-        """The step of the newest good checkpoint; a line on stderr for each that is damaged, which is none from now on.
+        """The step of the newest intact checkpoint, or None; damaged ones are named on stderr and ignored from now on.
 
         Raises:
-          InputError: a damaged one cannot be set aside.
+          InputError: the checksums of a damaged one cannot be removed.
         """
         step = -1
 
-        def look() -> None:
+        def find() -> None:
             nonlocal step
             for path in reversed(self._paths()):
                 if self._is_good(path):
                     step = int(path.name)
                     return
-                said = f"{path} is damaged and left out; its files are not those that were written"
-                print(f"warning: {said}", file=sys.stderr)
+                problem = f"{path} is damaged and left out; its files are not those that were written"
+                print(f"warning: {problem}", file=sys.stderr)
                 try:
                     path.with_suffix(".sha256").unlink()
                 except OSError as error:
                     raise files.cannot_write(self.folder, error) from error
 
-        devices.first_does(look)
+        devices.first_does(find)
         step = int(devices.from_first(np.array(step)))
         return None if step < 0 else step
 
     def load(self, step: int) -> State:
-        """What was saved."""
+        """The state that was saved at this step."""
         return ocp.load(self.folder / str(step))
 
     def save(self, step: int, state: State, examples: Iterable[int] = ()) -> None:
-        """Begin to write a checkpoint, once the one before is written.
+        """Start to write a checkpoint, after the previous one is complete.
 
         Args:
-          examples: the steps whose files, which `write_examples` wrote, belong to it.
+          examples: the steps whose files from `write_examples` belong to it.
 
         Raises:
-          InputError: there is no room for it, or the one before could not be written.
+          InputError: the disk has no room for it, or the previous one could not be written.
         """
         self.wait()
         path = self.folder / str(step)
@@ -100,7 +100,7 @@ class Checkpoints:
                 self.folder.mkdir(exist_ok=True)
                 path.with_suffix(".sha256").unlink(missing_ok=True)
                 needed, free = devices.num_bytes(state), shutil.disk_usage(self.folder).free
-                if needed > free:  # said before Orbax finds out, which takes it pages
+                if needed > free:  # Orbax's own error would fill pages
                     raise OSError(f"{needed / 2**20:.1f} MiB are needed, {free / 2**20:.1f} are free")
             except OSError as error:
                 raise files.cannot_write(self.folder, error) from error
@@ -110,7 +110,7 @@ class Checkpoints:
         self.writing = self.thread.submit(self._finish, path, response, [self._example(step) for step in examples])
 
     def write_examples(self, step: int, values: np.ndarray) -> None:
-        """What was measured of each image after a step, in a file of its own, so that it is written once.
+        """Write the measurements of each image at a step to a separate file, so that each is written only once.
 
         Raises:
           InputError: it cannot be written.
@@ -130,19 +130,19 @@ class Checkpoints:
         devices.first_does(write)
 
     def read_examples(self, step: int) -> np.ndarray:
-        """What `write_examples` wrote."""
+        """The values that `write_examples` wrote at this step."""
         return np.load(self.folder / self._example(step))
 
     def wait(self) -> None:
-        """Until the last checkpoint is written.
+        """Wait until the last checkpoint is written.
 
         Raises:
-          InputError: it cannot be.
+          InputError: it cannot be written.
         """
         if self.writing is not None:
             try:
                 self.writing.result()
-            except Exception as error:  # whatever a full disk makes of it
+            except Exception as error:  # a full disk may raise anything
                 raise files.cannot_write(self.folder, error) from error
 
     def _finish(self, path: Path, response: ocp.AsyncResponse, examples: Iterable[str]) -> None:
@@ -151,27 +151,27 @@ class Checkpoints:
             sums = self._sums(path, [*_files(path), *(self.folder / name for name in examples)])
             files.write(path.with_suffix(".sha256"), sums.encode())
             newest = self._paths()[-KEPT:]
-            for old in self.folder.iterdir():  # and what a killed process left
+            for old in self.folder.iterdir():  # includes files that a killed process left
                 is_checkpoint = old.name.isdecimal() and (old / METADATA).exists()
                 if (is_checkpoint or OWN_NAME.fullmatch(old.name)) and old.with_suffix("") not in newest:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def _paths(self) -> list[Path]:
-        """The checkpoints that were written to their end, from the first step to the last."""
+        """The complete checkpoints, in the order of their steps."""
         complete = (path.with_suffix("") for path in self.folder.glob("*.sha256") if path.stem.isdecimal())
         return sorted(complete, key=lambda path: int(path.name))
 
     def _is_good(self, path: Path) -> bool:
-        """Whether the checkpoint's files, and those of the examples that belong to it, are those that were written."""
+        """Whether the checkpoint's files, including those of its examples, match their checksums."""
         try:
             sums = path.with_suffix(".sha256").read_text()
             listed = (Path(os.path.normpath(path / line.partition("  ")[2])) for line in sums.splitlines())
             return self._sums(path, {*_files(path), *listed}) == sums
-        except (OSError, ValueError):  # a file that is missing, or sums that are no text
+        except (OSError, ValueError):  # a missing file, or checksums that are not text
             return False
 
     def _sums(self, path: Path, members: Iterable[Path]) -> str:
-        """The SHA-256 sum of each file, a line each, with its name as seen from the checkpoint."""
+        """The SHA-256 checksum of each file, one per line, with its path relative to the checkpoint."""
         lines = []
         for file in sorted(members):
             digest = self.example_sums.get(file.name) if file.parent.name == EXAMPLES else None

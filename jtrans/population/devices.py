@@ -1,8 +1,8 @@
-"""The one place that knows devices and processes: how a population lies on them, and what one tells the others.
+"""The only module that knows devices and processes: how networks are placed on them, how processes communicate.
 
-The M networks of an architecture are a list of groups. Within a group every device takes on `size` of them, so an array
-of a group is `[local devices, size, ...]` in each process, and one program, the same on every device, serves all
-groups. Where M does not fill the last group, its last network stands in the places left, and is dropped afterwards.
+The M networks of an architecture are a list of groups. In a group every device has `size` networks, so the arrays of a
+group are `[local devices, size, ...]` in each process, and one program, the same on every device, serves all groups.
+If M does not fill the last group, copies of the last network fill it, and are dropped afterwards.
 """
 
 import math
@@ -19,21 +19,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 AXIS = "devices"
-TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes a launcher has started
-# Memory that a device's networks may take at a time. On a CPU larger groups are no faster. Elsewhere: half of it.
+TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # the number of processes started by a launcher
+# Memory for the networks on a device at once: on a CPU this (larger groups are no faster), elsewhere half of the total.
 CPU_BYTES = 2**30
 
 Group = Any  # a pytree of arrays `[local devices, size, ...]`
 
 
 class Placement(NamedTuple):
-    """How the networks of one architecture lie on the devices.
+    """How the networks of one architecture are placed on the devices.
 
     Attributes:
       num_networks: M.
-      size: how many of them a device takes on at a time.
-      devices: of all processes, in their order.
-      rest_on_host: whether groups wait for their turn in the host's memory.
+      size: the number of networks on a device at once.
+      devices: the devices of all processes, in order.
+      rest_on_host: whether a group is kept in host memory while others are on the devices.
     """
 
     num_networks: int
@@ -47,58 +47,58 @@ class Placement(NamedTuple):
 
 
 def launched() -> int:
-    """How many processes a launcher has started; 1 where there is none."""
+    """The number of processes started by a launcher; 1 without a launcher."""
     return max(int(os.environ.get(name, 1)) for name in TASKS)
 
 
 def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Join the other processes of a job; called before anything else asks JAX for a device.
+    """Join the other processes of a job; to be called before JAX is first asked for a device.
 
-    Without arguments a job of several tasks under Slurm or Open MPI is joined as JAX finds it, where each task takes
-    one GPU; otherwise the process is on its own.
+    Without arguments, a job of several tasks under Slurm or Open MPI is detected by JAX, which gives each task one GPU;
+    otherwise the process runs alone.
 
     Raises:
-      ValueError, RuntimeError: the others cannot be reached, or an argument is missing.
+      ValueError, RuntimeError: the other processes cannot be reached, or an argument is missing.
     """
-    # A single task is not asked to join: JAX would give it one GPU of all that it has.
+    # A single task does not join: JAX would give it only one of its GPUs.
     if launched() > 1 or (coordinator, num_processes, process_id) != (None, None, None):
         jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 def is_first() -> bool:
-    """Whether this is the process that reports and writes."""
+    """Whether this is the first process, which alone reports and writes."""
     return jax.process_index() == 0
 
 
 def from_first(tree: Any) -> Any:
-    """The first process's numbers or arrays, in every process; all call it at the same point, with the same shapes."""
-    # One array at a time, since each is on a device meanwhile.
+    """The first process's numbers or arrays, in every process; all call it at the same point, with equal shapes."""
+    # Array by array, since each is copied to a device.
     return tree if jax.process_count() == 1 else jax.tree.map(multihost_utils.broadcast_one_to_all, tree)
 
 
 def first_does(action: Callable[[], Any]) -> None:
-    """Call `action` in the first process, while the others wait for its end.
+    """Call `action` in the first process, while the others wait for it to finish.
 
     Raises:
-      Exception: what `action` raised. The other processes end without a word.
+      Exception: the error of `action`, in the first process. The others exit with status 2 and no message.
     """
     error = None
     if is_first():
         try:
             action()
-        except Exception as raised:  # whatever it is, the others must not wait for ever
+        except Exception as raised:  # of any kind: the other processes must not wait for ever
             error = raised
     if from_first(np.array(error is not None)):
         raise error or SystemExit(2)
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in some process; all call it at the same point."""
+    """Whether the flag is set in any process; all call it at the same point."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def memory() -> tuple[int, int]:
-    """Bytes in use at most so far, and all that there are: of a device, or on a CPU of this process and its machine."""
+    """Peak and total memory in bytes: of a device, or for a CPU of this process and of its machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"], stats["bytes_limit"]
@@ -115,21 +115,21 @@ def place(
     size: int = 0,
     devices: Sequence[jax.Device] | None = None,
 ) -> Placement:
-    """Networks over all devices, as many at a time as fit.
+    """Distribute networks over the devices, as many at once as their memory allows.
 
     Args:
       num_networks: M.
-      bytes_each: the memory that a network takes while it trains or is measured.
-      state_bytes: the memory that it takes at rest.
-      size: how many a device takes on at a time; 0: as many as fit, in groups of equal size.
-      devices: those to use, of all processes; all when None.
+      bytes_each: the memory of a network while it is trained or measured.
+      state_bytes: the memory of its state alone.
+      size: the number of networks on a device at once; 0: as many as fit, in groups of equal size.
+      devices: those to use, of all processes; None: all.
     """
     devices = tuple(devices or jax.devices())
     on_cpu = devices[0].platform == "cpu"
     budget = CPU_BYTES if on_cpu else memory()[1] // 2
     each = -(-num_networks // len(devices))
     fit = max(1, min(each, budget // bytes_each))
-    # As few groups as fit, of sizes as equal as they can be: each group but the last is full.
+    # As few groups as possible, of sizes as equal as possible: all but the last are full.
     size = min(size or -(-each // -(-each // fit)), each)
     return Placement(num_networks, size, devices, rest_on_host=not on_cpu and each * state_bytes > budget)
 
@@ -137,15 +137,15 @@ def place(
 def program(
     f: Callable, devices: Sequence[jax.Device], *, in_axes: Any = 0, out_axes: Any = 0, donate: Sequence[int] = ()
 ) -> Callable:
-    """`f` of one device's share as a compiled program of all devices, which may speak to each other along `AXIS`."""
+    """`f`, of one device's share, as a compiled program of all devices, which may communicate along `AXIS`."""
 
     def share(*arguments: Any) -> Any:
-        # pmap takes the devices' axis off, and with it XLA's leave to write results over donated arrays: it does not
-        # across a change of shape. An axis of length 1 in its place keeps the shapes.
+        # pmap removes the devices' axis, and XLA does not write results over donated arrays of another shape. An axis
+        # of length 1 in its place keeps the shapes.
         axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arguments)
-        add = partial(jax.tree.map, lambda leaf: jnp.expand_dims(leaf, 0))
-        lengthened = [x if axis is None else add(x) for x, axis in zip(arguments, axes, strict=True)]
-        return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), jax.vmap(f, in_axes)(*lengthened))
+        add_axis = partial(jax.tree.map, lambda leaf: jnp.expand_dims(leaf, 0))
+        expanded = [x if axis is None else add_axis(x) for x, axis in zip(arguments, axes, strict=True)]
+        return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), jax.vmap(f, in_axes)(*expanded))
 
     return jax.pmap(
         share if donate else f, AXIS, in_axes=in_axes, out_axes=out_axes, devices=devices, donate_argnums=tuple(donate)
@@ -153,7 +153,7 @@ def program(
 
 
 def _local(devices: Sequence[jax.Device]) -> list[int]:
-    """The places among the devices of those that belong to this process."""
+    """The positions among the devices of those that belong to this process."""
     return [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
 
 
@@ -163,7 +163,7 @@ def copies(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def split(tree: Any, placement: Placement) -> list[Group]:
-    """What belongs to each network, `[M, ...]`, by groups: this process's share of them."""
+    """Arrays of all networks, `[M, ...]`, split into groups: this process's share of each."""
     num_networks, size, devices, _ = placement
     slots = np.minimum(np.arange(placement.num_groups * len(devices) * size), num_networks - 1)
     slots = slots.reshape(placement.num_groups, len(devices), size)[:, _local(devices)]
@@ -171,39 +171,38 @@ def split(tree: Any, placement: Placement) -> list[Group]:
 
 
 def slots(placement: Placement) -> list[jax.Array]:
-    """Within a program: for each group which of the M networks are this device's, `[size]`."""
+    """Within a program: for each group the numbers `[size]` of this device's networks among the M."""
     first = jax.lax.axis_index(AXIS) * placement.size + jnp.arange(placement.size)
     each = placement.size * len(placement.devices)
     return [group * each + first for group in range(placement.num_groups)]
 
 
 def merge(groups: Sequence[Group], placement: Placement) -> Any:
-    """What `split` took apart, `[M, ...]`, on the host, in every process."""
+    """The inverse of `split`: arrays `[M, ...]` on the host, in every process."""
 
     def whole(*parts: jax.Array) -> np.ndarray:
         gather = partial(multihost_utils.process_allgather, tiled=True) if jax.process_count() > 1 else np.asarray
-        every = [np.asarray(part).reshape(-1, *part.shape[2:]) for part in map(gather, parts)]
-        return np.concatenate(every)[: placement.num_networks]
+        by_group = [np.asarray(part).reshape(-1, *part.shape[2:]) for part in map(gather, parts)]
+        return np.concatenate(by_group)[: placement.num_networks]
 
     return jax.tree.map(whole, *groups)
 
 
 def gather(parts: Sequence[tuple[Sequence[jax.Array], Placement]]) -> list[jax.Array]:
-    """Within a program: what each device has of each group, float32 `[size, ...]`, on every device as `[M, ...]`.
+    """Within a program: each device's part of each group, float32 `[size, ...]`, gathered on all devices as `[M, ...]`.
 
-    All of it travels at once: two exchanges of one program that do not wait for each other may meet in another order in
-    another process.
+    One exchange for all parts: independent exchanges of one program may run in different orders in different processes.
     """
     stacks = [jnp.stack(groups) for groups, _ in parts]
     sizes = [stack.size for stack in stacks]
-    every = jax.lax.all_gather(jnp.concatenate([stack.ravel() for stack in stacks]), AXIS)  # [devices, ...]
+    gathered = jax.lax.all_gather(jnp.concatenate([stack.ravel() for stack in stacks]), AXIS)  # [devices, ...]
     whole = []
-    for (_, placement), stack, part in zip(parts, stacks, jnp.split(every, np.cumsum(sizes)[:-1], 1), strict=True):
+    for (_, placement), stack, part in zip(parts, stacks, jnp.split(gathered, np.cumsum(sizes)[:-1], 1), strict=True):
         part = jnp.swapaxes(part.reshape(-1, *stack.shape), 0, 1)  # [groups, devices, size, ...]
         whole.append(part.reshape(-1, *stack.shape[2:])[: placement.num_networks])
     return whole
 
 
 def num_bytes(tree: Any) -> int:
-    """The memory of a tree of arrays, or of what only has their shapes."""
+    """The bytes of a pytree of arrays, or of their shapes and data types alone."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -234,7 +234,8 @@ def measurer(
             seen = [[look(g, test, at) for g in groups] for look, groups in zip(looks, networks, strict=True)]
             compared = compare(seen, pair, start - at)
             attacked = attack(networks[0], seen, test, at) if population.epsilon else None
-            blocks.append(_fresh(*jax.device_get((compared, attacked)), start - at))
+            compared, attacked = jax.device_get((compared, attacked))
+            blocks.append(_fresh(compared, attacked, start - at))
         return _over_blocks(population, blocks)
 
     return measure
@@ -287,7 +288,8 @@ def _sums(values: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array, 
     valid = ~jnp.isnan(values) & counted[None]
     # Whole numbers add up exactly in float32, and what is left is too small to lose more than 1e-6 of a degree.
     whole = jnp.round(values)
-    return *(jnp.where(valid, part, 0).sum(1) for part in (whole, values - whole)), valid.sum(1)
+    total = lambda part: jnp.where(valid, part, 0).sum(1)
+    return total(whole), total(values - whole), valid.sum(1)
 
 
 def compare(

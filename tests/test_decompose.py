@@ -1,19 +1,21 @@
-import csv
-import json
 import tracemalloc
 from functools import partial
 
-import decompose
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from jtrans import cli, decomposition, directions, early, models, plots, population, results, stats
-from jtrans.models import Model
-from jtrans.models import layers
+from jtrans import directions, models, stats
+from jtrans.data import Split
+from jtrans.experiments import decompose, early
+from jtrans.experiments.decompose import findings, removal, subspaces
+from jtrans.harness import cli, experiment
+from jtrans.harness.fields import defaults
+from jtrans.models import Model, layers
 from jtrans.models.modules import Convolution
+from jtrans.population import observe, trajectory
 from jtrans.training import Network
 
 SHAPE = (6, 5, 3)
@@ -45,12 +47,12 @@ def test_leading_directions_of_a_chosen_spectrum(count, scale):
     right = orthonormal(5, 1)
     rows = scale * left * [9, 5, 3, 2, 1] @ right
     rows = np.concatenate([rows, np.full((1, DIMENSION), np.nan), np.zeros((1, DIMENSION))])
-    basis = decomposition.leading(rows, 3)
+    basis = subspaces.leading(rows, 3)
     np.testing.assert_allclose(np.abs(basis @ right.T), np.eye(3, 5), atol=1e-3)
-    many = decomposition.leading(rows[:4], 10)
+    many = subspaces.leading(rows[:4], 10)
     assert many.shape == (4, DIMENSION)
     np.testing.assert_allclose(many @ many.T, np.eye(4), atol=1e-5)
-    assert decomposition.leading(np.zeros((3, DIMENSION)), 2).shape == (0, DIMENSION)
+    assert subspaces.leading(np.zeros((3, DIMENSION)), 2).shape == (0, DIMENSION)
 
 
 @pytest.mark.parametrize("shape", [(60, 90), (2500, 90)])  # the second in several blocks
@@ -59,7 +61,7 @@ def test_leading_directions_are_those_of_a_float64_svd(shape, center):
     rng = np.random.default_rng(0)
     rows = rng.integers(256, size=shape, dtype=np.uint8)
     rows[::2, :30] //= 4
-    assert_leading(decomposition.leading(rows, 7, center=center), np.float64(rows) - center)
+    assert_leading(subspaces.leading(rows, 7, center=center), np.float64(rows) - center)
 
 
 def assert_leading(basis, rows):
@@ -82,8 +84,8 @@ def test_updates_of_a_convolution_lead_along_what_it_sees(layer, scale):
     after = np.float32(scale) * moved
     after[0, ..., 7], moved[0, ..., 7] = np.nan, 0  # a filter that is not finite is left out
     jacobian = np.concatenate([jax.jacrev(see)(jnp.zeros(SHAPE), k).reshape(-1, DIMENSION) for k in moved])
-    assert_leading(decomposition.updates(np.zeros_like(after), after, SHAPE, layer, 6), np.float64(jacobian))
-    nothing = decomposition.updates(moved, moved, SHAPE, layer, 6)
+    assert_leading(subspaces.updates(np.zeros_like(after), after, SHAPE, layer, 6), np.float64(jacobian))
+    nothing = subspaces.updates(moved, moved, SHAPE, layer, 6)
     assert nothing.shape == (0, DIMENSION)
 
 
@@ -91,7 +93,7 @@ def test_updates_of_a_fully_connected_layer_are_in_the_order_of_the_images():
     model = models.build("mlp_shallow", SHAPE, 2, widths=(4,))
     before, after = (model.init(jax.random.key(i)) for i in range(2))
     kernels = [np.asarray(v["params"]["Dense_0"]["kernel"])[None] for v in (before, after)]
-    basis = decomposition.updates(*kernels, SHAPE, None, 4)
+    basis = subspaces.updates(*kernels, SHAPE, None, 4)
     # The images that the hidden units have moved to, by what they do to each image of a single value.
     pixels = np.eye(DIMENSION, dtype=np.float32).reshape(DIMENSION, *SHAPE)
     hidden = lambda kernel: np.moveaxis(pixels, -1, 1).reshape(DIMENSION, -1) @ kernel[0].T
@@ -111,27 +113,28 @@ def peak(call):
 
 def test_many_rows_take_the_memory_of_blocks_of_them():
     rows = np.random.default_rng(0).integers(256, size=(40_000, 60), dtype=np.uint8)
-    assert peak(lambda: decomposition.leading(rows, 5)) < rows.size  # a quarter of them in float32
+    assert peak(lambda: subspaces.leading(rows, 5)) < rows.size  # a quarter of them in float32
 
 
 def test_updates_of_a_convolution_take_the_memory_of_a_gram_matrix():
     kernels = np.random.default_rng(0).normal(size=(2, 3, 3, 3, 3, 16)).astype(np.float32)
     shape = (20, 20, 3)
-    taken = peak(lambda: decomposition.updates(*kernels, shape, Convolution(3, 1, 1), 10))
+    taken = peak(lambda: subspaces.updates(*kernels, shape, Convolution(3, 1, 1), 10))
     assert taken < 4 * 4 * np.prod(shape) ** 2  # the filters at all positions would take 9 of them
 
 
 def test_networks_are_measured_in_the_memory_of_one():
     model = models.build("lenet", (32, 32, 3), 2, widths=(3, 4, 12, 8))
-    images, labels, basis = np.zeros((40, 32, 32, 3), np.uint8), np.zeros(40, int), np.zeros((4, 3072), np.float32)
+    test = Split(np.zeros((40, 32, 32, 3), np.uint8), np.zeros(40, int))
+    basis = np.zeros((4, 3072), np.float32)
 
     def memory(count):
         shapes = jax.eval_shape(jax.vmap(model.init), jax.random.split(jax.random.key(0), count))
         networks = Network(shapes, None)
-        seen = jax.eval_shape(partial(decomposition.observe, model), networks, images, labels)
-        look = jax.jit(partial(decomposition.observe, model)).lower(networks, images, labels)
-        attack = jax.jit(partial(decomposition.measure, model, epsilon=0.5))
-        programs = look, attack.lower(networks, seen, images, labels, basis)
+        look = jax.jit(partial(removal.look, model))
+        attack = jax.jit(partial(removal.measure, model, epsilon=0.5))
+        seen = jax.eval_shape(look, networks, test)
+        programs = look.lower(networks, test), attack.lower(networks, seen, test, basis)
         return np.array([program.compile().memory_analysis().temp_size_in_bytes for program in programs])
 
     directions_bytes = 4 * 3072 * 40  # of a network, which has a few copies of them and no activations
@@ -145,14 +148,13 @@ def linear(variables, x):
 
 
 MODEL = Model(None, linear, None, None, None)
-IMAGES = np.random.default_rng(3).integers(256, size=(8, *SHAPE), dtype=np.uint8)
-LABELS = np.arange(8) % 2
+TEST = Split(np.random.default_rng(3).integers(256, size=(8, *SHAPE), dtype=np.uint8), np.arange(8) % 2)
 
 
 def measured(weights, basis, epsilon=0.5):
     networks = Network({"w": jnp.array(weights, jnp.float32)}, None)
-    seen = population.observe(MODEL, networks, IMAGES, LABELS)
-    return decomposition.measure(MODEL, networks, seen, IMAGES, LABELS, jnp.array(basis, jnp.float32), epsilon=epsilon)
+    seen = observe.observe(MODEL, networks, *TEST)
+    return removal.measure(MODEL, networks, seen, TEST, jnp.array(basis, jnp.float32), epsilon=epsilon)
 
 
 def angles(weights):
@@ -172,7 +174,7 @@ def test_alignment_inside_the_span_goes_back_to_the_random_law():
     np.testing.assert_allclose(whole.share, 0, atol=1e-6)
     left = measured(own + shared, span)
     law = stats.random_angle(DIMENSION - 4)
-    interval = stats.pair_mean_ci(left.angle, population.pairs(1, count)[0], np.zeros(count))
+    interval = stats.pair_mean_ci(left.angle, observe.pairs(1, count)[0], np.zeros(count))
     assert interval.low < law.mean() < interval.high
     assert interval.high - interval.low < 2
     np.testing.assert_allclose(left.angle, angles(own), atol=0.02)
@@ -205,8 +207,8 @@ def test_attacks_of_either_component_agree_with_float64():
     span = orthonormal(3, 1)
     weights = np.random.default_rng(0).normal(size=(4, DIMENSION)) + 2 * span.sum(0)
     got = measured(weights, span, epsilon=1.5)
-    x = IMAGES.reshape(8, -1) / 255
-    sign = np.where(LABELS == 0, 1, -1)  # label 0 is the class of positive margins
+    x = TEST.images.reshape(8, -1) / 255
+    sign = np.where(TEST.labels == 0, 1, -1)  # label 0 is the class of positive margins
     inside = weights @ span.T @ span
     for part, rates in ((weights - inside, got.off), (inside, got.inside)):
         unit = part / np.linalg.norm(part, axis=1, keepdims=True)
@@ -226,7 +228,7 @@ def run(workdir, *arguments):
     # A tuple given twice would be added up.
     fields = {flag.partition("=")[0]: flag for flag in (*SMALL, *arguments)}
     flags = [f"--config={ROOT / 'configs' / 'decompose.py'}", f"--workdir={workdir}", *fields.values()]
-    return cli.run(decompose.main, ["decompose.py", *flags])
+    return cli.run(decompose.EXPERIMENT, ["decompose.py", *flags])
 
 
 @pytest.fixture(scope="module")
@@ -240,37 +242,92 @@ def test_the_measured_networks_are_others_than_the_fitted(finished, tmp_path):
     """Whole directions are those of the last four of seven networks that train together."""
     flags = [f for f in SMALL if not any(name in f for name in ("num_networks", "num_fit", "fit_ex", "steps", "ranks"))]
     flags += ["--config.num_networks=7", "--config.num_steps=3", f"--workdir={tmp_path}"]
-    assert cli.run(early.run, ["early.py", f"--config={ROOT / 'configs' / 'digits.py'}", *flags]) == 0
-    _, trajectory, _ = results.read(tmp_path)
-    want = population.select(trajectory, np.arange(3, 7)).angle.mean(0)
-    table = results.read_table(finished / "decompose.csv")
-    whole = table["subspace"] == "nothing"
-    np.testing.assert_allclose(table["angle_mean"][whole], want[[0, 1, 3]], atol=1e-3)
+    assert cli.run(early.EXPERIMENT, ["early.py", f"--config={ROOT / 'configs' / 'digits.py'}", *flags]) == 0
+    run_of_seven = experiment.read(tmp_path).arrays["trajectory"]
+    want = trajectory.select(run_of_seven, np.arange(3, 7))["angle"].mean(0)
+    table = experiment.read(finished).tables["decompose"]
+    np.testing.assert_allclose(table["angle"][table["subspace"] == "nothing"], want[[0, 1, 3]], atol=1e-3)
 
 
 def test_the_experiment_leaves_a_table_with_every_subspace(finished, capsys):
-    rows = list(csv.DictReader((finished / "decompose.csv").open()))
-    kinds = {(row["subspace"], row["rank"]) for row in rows if row["step"] == "3"}
-    ranked = ("random directions", "training images", "other networks' gradients", "other networks' updates")
-    assert kinds == {("nothing", "0"), ("the mean image", "1"), *((name, rank) for name in ranked for rank in "14")}
-    assert all(float(row["off_low"]) <= float(row["off_mean"]) for row in rows if row["off_low"] != "nan")
-    summary = json.loads((finished / "summary.json").read_text())
-    first = [row for row in summary["enough"] if row["step"] == 0]
-    assert {row["mean"] for row in first} == {0}  # before training nothing has to be taken out
+    results = experiment.read(finished)
+    table, summary = results.tables["decompose"], results.summary
+    last = table[table["step"] == 3]
+    ranked = ("random", "training_images", "gradients", "updates")
+    kinds = {("nothing", 0), ("mean_image", 1), *((name, rank) for name in ranked for rank in (1, 4))}
+    assert set(zip(last["subspace"], last["rank"], strict=True)) == kinds
+    for name in ("angle", "share", "off", "inside", "accuracy"):
+        interval = table[[f"{name}_low", name, f"{name}_high"]].dropna()
+        assert len(interval) > 0
+        assert (interval.diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
+    assert {row["mean"] for row in summary["enough"] if row["step"] == 0} == {0}  # nothing has to be taken out yet
+    assert summary["image_shape"] == [8, 8, 1]
+    capsys.readouterr()
     assert run(finished) == 0  # finished: told again
-    assert "off the span of" in capsys.readouterr().out
-    config = json.loads((finished / "config.json").read_text())
-    panels = plots.decompose(config, results.read_table(finished / "decompose.csv"), summary).axes
-    assert [axes.get_xlabel() for axes in panels] == ["optimizer steps"] * 3
+    said = capsys.readouterr().out
+    assert "off the span of" in said
+    assert all(findings.CAPTIONS[name] in said for name, _ in kinds)
+
+
+def test_the_figure_shows_angles_counts_and_attacks_over_steps(finished):
+    figure = decompose.EXPERIMENT.figures(experiment.read(finished))["figure"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["optimizer steps"] * 3
+    assert [len(axes.get_xticks()) for axes in figure.axes] == [3, 3, 3]
+    angles, counts, attacks = figure.axes
+    shown = [line.get_label() for line in angles.get_lines() if not line.get_label().startswith("_")]
+    assert {"whole directions", "off the mean image", "off training images, 4 of them"} <= set(shown)
+    assert counts.get_yticklabels()[-1].get_text() == "over 4"
+    assert "L2 length 2" in attacks.get_title()
+
+
+def measurement(angle):
+    """Four networks whose six pairs all have that angle."""
+    return removal.Measured(np.full(6, angle), *np.full((4, 4), 0.5))
+
+
+def test_enough_is_the_rank_from_which_on_every_mean_angle_is_near_random():
+    random = stats.random_angle(DIMENSION).mean()
+    near, far = random - findings.NEAR + 0.1, random - findings.NEAR - 0.1
+    found = {(1, "nothing", 0): measurement(near)}
+    angles = {
+        "random": (far, near, far, near),
+        "updates": (near, near, near, near),
+        "gradients": (near, near, near, far),
+    }
+    for name, by_rank in angles.items():
+        found |= {(1, name, rank): measurement(angle) for rank, angle in zip((1, 2, 5, 7), by_rank, strict=True)}
+    found |= {(2, name, rank): measurement(np.nan) for (_, name, rank) in list(found)}  # no network has a direction
+    summary = findings.summarize(findings.tabulate(found), DIMENSION, 10)
+    assert [(row["step"], row["subspace"], row["mean"]) for row in summary["enough"]] == [
+        (1, "random", 7),
+        (1, "updates", 0),
+        (1, "gradients", None),
+    ]
+
+
+def test_a_single_pair_has_counts_and_a_figure_without_intervals():
+    pair = lambda angle: removal.Measured(np.array([angle]), *np.full((4, 2), 0.5))
+    found = {(s, "nothing", 0): pair(20.0) for s in (0, 1)} | {(s, "updates", 1): pair(80.0 + 9 * s) for s in (0, 1)}
+    table = findings.tabulate(found)
+    summary = findings.summarize(table, DIMENSION, 10)
+    ends = [(row["mean"], row["low"], row["high"]) for row in summary["enough"]]
+    assert ends == [(None, None, None), (1, 1, 1)]
+    config = defaults(decompose.FIELDS).to_dict()
+    assert findings.draw(experiment.Results(config, summary, {"decompose": table}, {}))
+
+
+def test_lost_networks_are_counted_and_in_no_mean():
+    accuracy = np.array([0.5, np.nan, 0.7, 0.6])
+    table = findings.tabulate({(0, "nothing", 0): measurement(80.0)._replace(accuracy=accuracy)})
+    assert table["lost"].item() == 1
+    assert table["accuracy"].item() == pytest.approx(0.6)
 
 
 def test_convolutional_networks(tmp_path):
-    sizes = "--config.widths.conv_a=(2,2,2,2)"
-    assert (
-        run(tmp_path, "--config.models=('conv_a',)", sizes, "--config.data.image_size=32", "--config.steps=(0,1)") == 0
-    )
-    rows = list(csv.DictReader((tmp_path / "decompose.csv").open()))
-    assert {row["subspace"] for row in rows} >= {"other networks' updates"}
+    sizes = "--config.widths.lenet=(2,2,4,4)"
+    arguments = ["--config.models=('lenet',)", sizes, "--config.data.image_size=16", "--config.steps=(0,1)"]
+    assert run(tmp_path, *arguments) == 0
+    assert "updates" in set(experiment.read(tmp_path).tables["decompose"]["subspace"])
 
 
 @pytest.mark.parametrize(

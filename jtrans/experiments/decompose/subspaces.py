@@ -1,11 +1,11 @@
-"""Taking a small subspace out of adversarial directions: how much of what networks share lies in it.
+"""Small subspaces of the images' space: fitted to rows of numbers, and taken out of directions.
 
-A subspace is an orthonormal basis `[K, D]`, its most important directions first. What is taken out is fitted on other
-networks and other images than those measured.
+A subspace is an orthonormal basis `[K, D]`, its most important directions first. It is fitted on other networks and
+other images than those measured.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,14 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from jtrans import attacks, directions, loops, population, training
-from jtrans.models import Model, Variables
+from jtrans import directions
 from jtrans.models.modules import Convolution
-from jtrans.population import Observation
-from jtrans.training import Network
 
+NOTHING = "nothing"  # the subspace of no directions
 BLOCK = 1000  # rows of a Gram matrix that are in memory at once
-IMAGES = 100  # that a network is measured on at once
 ROUNDING = 1e-5  # of a unit direction: a shorter part is float32's rounding
 
 
@@ -35,23 +32,6 @@ class Parts(NamedTuple):
     off: jax.Array
     inside: jax.Array
     share: jax.Array
-
-
-class Measured(NamedTuple):
-    """M networks of one architecture and their P pairs, with a subspace taken out of their directions.
-
-    Attributes:
-      angle: `[P]`, the mean folded angle between what is left of the directions, in degrees.
-      share: `[M]`, the mean share of a direction's squared length that was taken out.
-      off, inside: `[M]`, the success of attacks along the component left, and along the one taken out, from the next
-        network round a ring: the share of the images that the attacked one gets right which it then gets wrong; NaN
-        where it gets none right.
-    """
-
-    angle: jax.Array
-    share: jax.Array
-    off: jax.Array
-    inside: jax.Array
 
 
 def leading(rows: np.ndarray, count: int, *, center: np.ndarray | float = 0.0) -> np.ndarray:
@@ -141,6 +121,40 @@ def updates(
     return _leading_of_gram(gram, min(count, inner.size))
 
 
+def of_images(images: np.ndarray, key: jax.Array, count: int, *, subtract_mean: bool) -> dict[str, np.ndarray]:
+    """The subspaces that need no network, of `count` directions at most.
+
+    Args:
+      images: uint8 `[N, H, W, C]`, of training.
+      key: draws the random directions.
+      subtract_mean: whether the networks see the images without their mean.
+    """
+    rows = images.reshape(len(images), -1)
+    mean = rows.mean(0, keepdims=True, dtype=np.float32)
+    noise = directions.random(key, np.zeros((count, rows.shape[1]), np.float32))
+    return {
+        "random": leading(noise, count),
+        "mean_image": leading(mean, 1),
+        # As the networks see them, but for their scale, which changes no direction.
+        "training_images": leading(rows, count, center=mean if subtract_mean else 0.0),
+    }
+
+
+def ranked(
+    subspaces: Mapping[str, np.ndarray], ranks: Sequence[int], dimension: int
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """The name, the number of directions and the basis of nothing, and of each subspace at each rank that it has.
+
+    All bases have the same shape, for one compiled program, by rows of zeros.
+    """
+    zeros = np.zeros((ranks[-1], dimension), np.float32)
+    yield NOTHING, 0, zeros
+    for name, basis in subspaces.items():
+        for rank in ranks:
+            if rank <= len(basis):
+                yield name, rank, np.concatenate([basis[:rank], zeros[rank:]])
+
+
 def split(unit: jax.Array, basis: jax.Array) -> Parts:
     """Unit directions `[M, n, D]`, split by the span of a basis `[K, D]`, orthonormal but for rows of zeros."""
     flat = unit.reshape(-1, unit.shape[-1])
@@ -152,54 +166,3 @@ def split(unit: jax.Array, basis: jax.Array) -> Parts:
         return directions.normalize(jnp.where(real, part, 0)).reshape(unit.shape)
 
     return Parts(like(off), like(inside), jnp.square(inside).sum(-1).reshape(unit.shape[:-1]))
-
-
-def observe(model: Model, networks: Network, images: jax.Array, labels: jax.Array) -> Observation:
-    """`population.observe`, a network and a few images at a time: in the memory of those."""
-
-    def one(network: Network) -> Observation:
-        alone = jax.tree.map(lambda leaf: leaf[None], network)
-        look = lambda *batch: (None, jax.tree.map(lambda leaf: leaf[0], population.observe(model, alone, *batch)))
-        return loops.in_batches(look, IMAGES, images, labels)[1]
-
-    return jax.lax.map(one, networks)
-
-
-def measure(
-    model: Model,
-    networks: Network,
-    seen: Observation,
-    images: jax.Array,
-    labels: jax.Array,
-    basis: jax.Array,
-    *,
-    epsilon: float,
-) -> Measured:
-    """The angles without the subspace, and attacks of either component, bounded in L2.
-
-    Args:
-      networks: `[M, ...]` of one architecture.
-      seen: what `observe` finds of them on these images, uint8 `[n, H, W, C]` with labels `[n]`.
-      basis: as in `split`.
-      epsilon: the attacks' Euclidean length, in units of pixels in [0, 1].
-    """
-    parts = split(seen.unit, basis)
-    first, second = population.pairs(1, len(seen.unit))[0].T
-    _, source = population.attackers(1, len(seen.unit)).T
-    cosine = jnp.einsum("and,bnd->abn", parts.off, parts.off, precision="highest")
-
-    def right(variables: Variables, unit: jax.Array) -> jax.Array:
-        def batch(images: jax.Array, unit: jax.Array, labels: jax.Array) -> tuple[None, jax.Array]:
-            x = training.pixels(images)
-            # An image without a direction stays where it is.
-            attacked = jnp.clip(x + epsilon * jnp.nan_to_num(unit).reshape(x.shape), 0, 1)
-            return None, attacks.right(model.apply(variables, attacked), labels)
-
-        return loops.in_batches(batch, IMAGES, images, unit, labels)[1]
-
-    def success(unit: jax.Array) -> jax.Array:
-        attacked = jax.lax.map(lambda pair: right(*pair), (networks.variables, unit[source]))
-        return attacks.flipped(attacked, seen.correct)
-
-    angle = jnp.nanmean(population.folded(cosine[first, second]), 1)
-    return Measured(angle, jnp.nanmean(parts.share, 1), success(parts.off), success(parts.inside))

@@ -1,0 +1,103 @@
+"""Taking the early part out: adversarial directions without what lies in a small subspace, step by step.
+
+Which few directions hold what independently trained networks share, and whether attacks need it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from jtrans import data, models, stats
+from jtrans.errors import InputError
+from jtrans.experiments.decompose import findings, removal, subspaces
+from jtrans.harness import fields, setup
+from jtrans.harness.experiment import Experiment, Results
+from jtrans.harness.fields import Field, is_tuple, is_whole, whole
+from jtrans.models import Variables
+from jtrans.population import devices, engine
+from jtrans.population.engine import Population
+from jtrans.training import Network
+
+LARGEST = 64  # pixels along an image
+
+FIELDS: Mapping[str, Field] = {
+    **fields.NETWORKS,  # so many networks are measured
+    **fields.TRAINING,
+    "num_fit": whole(8),  # further networks, from which subspaces are fitted
+    "fit_examples": whole(100),  # training images at which their directions are taken
+    "steps": Field(
+        (0, 1, 2, 3, 5, 10, 20, 50),
+        lambda v: is_tuple(v, is_whole, range(2, 10**6)) and sorted(set(v)) == list(v) and v[0] == 0,
+        "a tuple of whole numbers, 0 first and each larger than the one before, as (0, 1, 5)",
+    ),
+    "ranks": fields.counts((1, 2, 5, 10, 20, 50, 100)),
+    "attack.epsilon": fields.positive(2.0),  # the Euclidean length of an attack, in units of pixels in [0, 1]
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Check what no single field can say."""
+    fields.check_running_statistics(config)
+    fields.check_one_model(config)
+    size = config.data.image_size
+    if size > LARGEST:
+        raise InputError(f"data.image_size: got {size}; subspaces take memory with its 4th power: {LARGEST} at most")
+    fields.check_networks(config)
+
+
+def measure(config: ConfigDict, workdir: Path) -> Results:
+    """Fit subspaces on some of the networks, and measure the others without them."""
+    keys = engine.keys(config.seed)
+    dataset, test = setup.load(config, keys.data, config.batch_size)
+    dimension, most = test.images[0].size, config.ranks[-1]
+    if most >= dimension:
+        raise InputError(f"ranks: got {most}; the images have {dimension} values, so fewer than that")
+    fit_images = data.balanced(dataset.train, config.fit_examples, "fit_examples")
+    population = setup.population(config, dataset, test, keys, num_networks=config.num_fit + config.num_networks)
+    look = jax.jit(partial(removal.look, *population.models))
+    without = jax.jit(partial(removal.measure, *population.models, epsilon=config.attack.epsilon))
+    of_images = subspaces.of_images(dataset.train.images, keys.attack, most, subtract_mean=config.data.subtract_mean)
+    layer, convolution = models.first_layer(*config.models)
+    found, start = {}, None
+    for step, variables in trained(population, config.steps):
+        fit, measured = divide(variables, config.num_fit)
+        kernel = fit.variables["params"][layer]["kernel"]
+        start = kernel.copy() if step == 0 else start
+        gradients = look(fit, fit_images).unit.reshape(-1, dimension)
+        bases = of_images | {
+            "gradients": subspaces.leading(gradients, most),
+            "updates": subspaces.updates(start, kernel, test.images.shape[1:], convolution, most),
+        }
+        # No more of the networks is held than is needed: neither here on the host while they are measured, nor on the
+        # device while they train on.
+        measured = jax.device_put(measured)
+        del variables, fit, kernel, gradients
+        seen = look(measured, test)
+        for subspace, rank, basis in subspaces.ranked(bases, config.ranks, dimension):
+            found[step, subspace, rank] = jax.device_get(without(measured, seen, test, basis))
+        accuracy = stats.mean_ci(found[step, subspaces.NOTHING, 0].accuracy).mean
+        print(f"step {step}: accuracy {accuracy:.3f}, {len(bases)} subspaces measured", flush=True)
+        del measured, seen
+    table = findings.tabulate(found)
+    summary = findings.summarize(table, dimension, len(dataset.class_names)) | setup.identity(dataset)
+    return Results(config, summary, {"decompose": table}, {})
+
+
+def trained(population: Population, steps: Sequence[int]) -> Iterator[tuple[int, Variables]]:
+    """The variables `[M, ...]` of the networks, on the host, at each of the steps."""
+    networks = engine.initialize(population)
+    for step, (groups,), _ in engine.trajectory(population, networks, steps[-1], measure_every=steps[-1]):
+        if step in steps:
+            yield step, devices.merge([group.variables for group in groups], *population.placements)
+
+
+def divide(variables: Variables, count: int) -> tuple[Network, Network]:
+    """The first `count` networks, and the others."""
+    part = lambda which: Network(jax.tree.map(lambda leaf: leaf[which], variables), None)
+    return part(slice(count)), part(slice(count, None))
+
+
+EXPERIMENT = Experiment("decompose", FIELDS, measure, findings.tell, findings.draw, check)

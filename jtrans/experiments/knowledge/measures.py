@@ -1,0 +1,206 @@
+"""How well a source network's features and attacks serve on a target domain (Liang et al. 2021): one seed of a source.
+
+The reference is a network trained on the target domain. Images are uint8 `[N, H, W, C]`.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.special
+
+from jtrans import attacks, directions, jacobian, loops, metrics, models, scores, training, transfer
+from jtrans.attacks import Attack
+from jtrans.jacobian import Function, SingularTriple
+from jtrans.models import Model, Variables
+from jtrans.transfer import Head
+
+BATCH = 100  # images attacked at once
+WEIGHT_DECAY = 1e-4  # of the new head, as in training
+SCORES = ("transfer_loss", "transfer_accuracy", "logme", "leep", "h_score", "cka")
+
+
+class Outputs(NamedTuple):
+    """A network's logits `[N, K]` over the classes that it was trained on, and its features `[N, F]`."""
+
+    logits: np.ndarray
+    features: np.ndarray
+
+
+def outputs(model: Model, variables: Variables, images: jax.Array) -> Outputs:
+    """The outputs on uint8 images."""
+    x = training.pixels(images)
+    return Outputs(model.apply(variables, x), model.features(variables, x))
+
+
+def lost(outputs: Outputs) -> str:
+    """Why a network measures nothing: `diverged`, its outputs are not finite, or `dead`, the same for all images."""
+    if not (np.isfinite(outputs.logits).all() and np.isfinite(outputs.features).all()):
+        return "diverged"
+    return "" if np.ptp(outputs.logits, axis=0).any() and np.ptp(outputs.features, axis=0).any() else "dead"
+
+
+def refit(
+    source: tuple[Outputs, Outputs], reference: Outputs, labels: tuple[np.ndarray, np.ndarray], num_classes: int
+) -> tuple[dict[str, float], Head, str]:
+    """The source with a new head for the target domain, and how much it knows of that domain.
+
+    Args:
+      source: on the target's training and test images.
+      reference: on the test images.
+      labels: of the training and of the test images.
+
+    Returns:
+      `SCORES`: the loss (nats) and accuracy of the new head on the test images; `logme`, `leep`, `h_score` by the
+      training images; `cka` with the reference's features by the test images, NaN where the reference is `lost`. The
+      head, fitted to convergence. And why the source is `lost`, or "not refitted" where softmax regression does not
+      converge; all of the rest is NaN then.
+    """
+    train, test = source
+    why, head = lost(train) or lost(test), None
+    if not why:
+        try:
+            head = transfer.fit_softmax_head(train.features, labels[0], num_classes, weight_decay=WEIGHT_DECAY)
+        except RuntimeError:
+            why = "not refitted"
+    if head is None:
+        nothing = Head(np.full((train.features.shape[1], num_classes), np.nan), np.full(num_classes, np.nan))
+        return dict.fromkeys(SCORES, math.nan), nothing, why
+    values = (
+        *transfer.classification(head, test.features, labels[1]),
+        scores.logme(train.features, labels[0]),
+        scores.leep(scipy.special.softmax(np.float64(train.logits), axis=1), labels[0]),
+        scores.h_score(train.features, labels[0]),
+        math.nan if lost(reference) else scores.linear_cka(test.features, reference.features),
+    )
+    return dict(zip(SCORES, values, strict=True)), head, ""
+
+
+def with_head(variables: Variables, head: Head) -> Variables:
+    """The network with a new head in the place of its last layer: it tells the target's classes apart."""
+    return models.with_last_layer(variables, jnp.float32(head.weights.T), jnp.float32(head.bias))
+
+
+def head_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    variables: Variables,
+    head: Head,
+    state: Any,
+    images: jax.Array,
+    labels: jax.Array,
+) -> tuple[Head, Any]:
+    """A new last layer and its optimizer's state after one step on a batch; the rest of the network stays as it is.
+
+    Args:
+      images: uint8 `[B, H, W, C]`.
+      labels: `[B]`, of the target domain.
+    """
+    features = model.features(variables, training.pixels(images))
+
+    def loss(head: Head) -> jax.Array:
+        logits = features @ head.weights + head.bias[None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    updates, state = optimizer.update(jax.grad(loss)(head), state, head)
+    return optax.apply_updates(head, updates), state
+
+
+class Perturbed(NamedTuple):
+    """N images under the attacks on one network.
+
+    Attributes:
+      triple: the virtual attack `v [N, H, W, C]`, and how far it moves the outputs, to first order.
+      adversarial: by the name of each attack of finite size, the images `[N, H, W, C]` that it makes.
+    """
+
+    triple: SingularTriple
+    adversarial: dict[str, jax.Array]
+
+
+def perturb(by_name: Mapping[str, Attack], network: Function, images: jax.Array, key: jax.Array) -> Perturbed:
+    """The images under attacks from the network's own prediction, as in the official code.
+
+    Args:
+      by_name: attacks of finite size.
+      network: `[N, H, W, C]` in [0, 1] to logits.
+      key: of the random starts.
+    """
+
+    def batch(x: jax.Array, keys: jax.Array) -> tuple[None, Perturbed]:
+        label = attacks.own_prediction(network, x)
+        adversarial = {name: attack(network, x, label, keys) for name, attack in by_name.items()}
+        return None, Perturbed(jacobian.top_singular_triple(network, x), adversarial)
+
+    x, keys = training.pixels(images), directions.example_keys(key, len(images))
+    with jax.default_matmul_precision("highest"):
+        return loops.in_batches(batch, BATCH, x, keys)[1]
+
+
+def transferability(
+    networks: tuple[Function, Function], perturbed: tuple[Perturbed, Perturbed], images: jax.Array, labels: jax.Array
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """How the source's attacks work on the reference, and the reference's on the source.
+
+    Args:
+      networks: source and reference, `[N, H, W, C]` in [0, 1] to logits, each over classes of its own.
+      perturbed: the images under the attacks on each.
+      images, labels: of the target domain, such as the reference gets right.
+
+    Returns:
+      For the virtual and every other attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from
+      target to source (`T_S`), 0 to 1 (Liang et al. 2021). And by the name of each attack of finite size whether the
+      reference gets each image right under the source's, `[N]`, as `attacks.right` gives it.
+    """
+    arrays = training.pixels(images), labels, *perturbed
+    with jax.default_matmul_precision("highest"):
+        changes, right = loops.in_batches(partial(_changes, networks), BATCH, *arrays)[1]
+    taus = {}
+    for name, ways in changes.items():
+        best = {"S_T": ways["T_S"][0], "T_S": ways["S_T"][0]}  # of the attacked network, by its own attack
+        for way, (own, across) in ways.items():
+            values = metrics.taus(own, across, jnp.linalg.norm(best[way], axis=1))
+            for measure, value in zip(("tau1", "tau2", "tau1tau2"), values[:3], strict=True):
+                taus[f"{name}_{measure}_{way}"] = value
+    return taus, right
+
+
+def _changes(networks: tuple[Function, Function], x: jax.Array, labels: jax.Array, *perturbed: Perturbed) -> Any:
+    """By attack and way how the outputs change of the network that it was made on, and of the other: `[N, K]` each.
+
+    And the second of `transferability`.
+    """
+    clean = [f(x) for f in networks]
+    changes: dict[str, dict[str, tuple[jax.Array, jax.Array]]] = {}
+    for way, own, other in (("S_T", 0, 1), ("T_S", 1, 0)):
+        (u, s, v, *_), adversarial = perturbed[own]
+        pushed = jax.jvp(networks[other], (x,), (v,))[1]
+        changes.setdefault("virtual", {})[way] = s[:, None] * u, pushed  # to first order
+        for name, attacked in adversarial.items():
+            moved = [networks[i](attacked) - clean[i] for i in (own, other)]
+            changes.setdefault(name, {})[way] = moved[0], moved[1]
+    right = {name: attacks.right(changes[name]["S_T"][1] + clean[1], labels) for name in perturbed[0].adversarial}
+    return None, (changes, right)
+
+
+def success(under_attack: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, float]:
+    """How often the source's attacks work on images that the reference gets right.
+
+    Args:
+      under_attack: by attack, whether the reference gets each image right, as `transferability` returns it.
+      right: `[N]`, whether the source with its new head gets the clean images right.
+
+    Returns:
+      For each attack `NAME_success`, the share of all the images, and `NAME_success_both`, of those that the source
+      gets right too.
+    """
+    rates: dict[str, float] = {}
+    for name, attacked in under_attack.items():
+        of_all, _, of_both = attacks.success(attacked, np.ones_like(attacked), right).rate
+        rates |= {f"{name}_success": float(of_all), f"{name}_success_both": float(of_both)}
+    return rates

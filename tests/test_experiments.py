@@ -1,0 +1,110 @@
+"""Every experiment keeps to the protocol, and so does one that somebody writes elsewhere."""
+
+import json
+import re
+
+import numpy as np
+import pandas
+import pytest
+from conftest import ROOT
+from matplotlib.figure import Figure
+
+from jtrans.harness import cli, experiment, fields
+from jtrans.harness.experiment import Experiment, Results
+from jtrans.harness.fields import Field, defaults
+
+NAMES = experiment.names()
+CONFIGS = {path.stem: path.read_text() for path in sorted(ROOT.glob("configs/*.py"))}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_is_an_experiment(name):
+    slice_ = experiment.load(name)
+    assert slice_.name == name
+    assert cli.about(slice_).endswith(".")
+    for function in (slice_.measure, slice_.tell, slice_.figures):
+        assert (function.__doc__ or "").strip(), f"{function.__name__} has no docstring"
+    assert slice_.resumable in {"", *slice_.fields}
+    assert f"{name}.EXPERIMENT" in (ROOT / "experiments" / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_defaults_of_an_experiment_pass_its_checks(name):
+    slice_ = experiment.load(name)
+    config = defaults(slice_.fields)
+    wanted = [field for field, (default, accepts, _) in slice_.fields.items() if not accepts(default)]
+    # Where there is no default the field is empty, and the command line must fill it.
+    assert all(slice_.fields[field].default in ((), "") for field in wanted)
+    if not wanted:
+        fields.check(config, slice_.fields)
+        slice_.check(config)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_config_has_the_fields_of_its_experiment(config):
+    (name,) = re.findall(r"from jtrans\.experiments import (\w+)", CONFIGS[config])
+    values, overrides = cli.parse(["jtrans", f"--config={config}"], experiment.load(name))
+    loaded, workdir = cli.load("jtrans", values, overrides)
+    assert workdir.name == config
+    assert fields.flat(loaded).keys() == experiment.load(name).fields.keys()
+
+
+DICE = {"sides": Field(6, lambda v: type(v) is int and v > 1, "a whole number, 2 or more"), "seed": fields.seed()}
+
+
+def roll(config, workdir):
+    """Roll a die."""
+    rolls = np.random.default_rng(config.seed).integers(1, config.sides + 1, 100)
+    table = pandas.DataFrame({"rolls": [100], "mean": rolls.mean()})
+    return Results(config, {"mean": rolls.mean(), "lost": np.nan}, {"dice": table}, {"dice": {"rolls": rolls}})
+
+
+def tell(results):
+    """The mean."""
+    return f"the mean is {results.summary['mean']:.2f}"
+
+
+def draw(results):
+    """The rolls."""
+    figure = Figure()
+    figure.subplots().hist(results.arrays["dice"]["rolls"])
+    return {"figure": figure}
+
+
+TOY = Experiment("dice", DICE, roll, tell, draw)
+
+
+def test_an_experiment_of_ones_own_runs_by_the_same_command_line(tmp_path, capsys):
+    (tmp_path / "dice.py").write_text(
+        "from jtrans.harness.fields import defaults\nfrom test_experiments import DICE\n"
+        "def get_config():\n    return defaults(DICE)\n"
+    )
+    line = ["dice.py", f"--config={tmp_path / 'dice.py'}", f"--workdir={tmp_path / 'run'}"]
+    assert cli.run(TOY, [*line, "--config.sides=4"]) == 0
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        *("config.json", "summary.json", "dice.csv", "dice.npz", "figure.png", "figure.svg", ".lock")
+    }
+    assert json.loads((run / "config.json").read_text()) == {"experiment": "dice", "sides": 4, "seed": 0}
+    results = experiment.read(run)
+    rolls = results.arrays["dice"]["rolls"]
+    assert set(rolls.tolist()) == {1, 2, 3, 4}
+    assert results.tables["dice"]["mean"][0] == results.summary["mean"] == rolls.mean()
+    assert results.summary["lost"] is None
+    assert results.summary["seconds"] > 0
+    told = f"the mean is {rolls.mean():.2f}"
+    assert told in capsys.readouterr().out
+
+    before = (run / "summary.json").read_bytes()
+    assert cli.run(TOY, [*line, "--config.sides=4"]) == 0  # finished: told, not measured again
+    assert told in capsys.readouterr().out
+    assert (run / "summary.json").read_bytes() == before
+    for wrong, message in (
+        ("--config.sides=8", "holds a run of another config; sides (4 there, 8 here)"),
+        ("--config.sides=1", "sides: got 1; it takes a whole number, 2 or more"),
+        ("--config.side=4", "side: unknown config field; did you mean sides?"),
+    ):
+        assert cli.run(TOY, [*line, wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.run(TOY._replace(name="cards"), [*line, "--config.sides=4"]) == 2
+    assert "holds a run of dice, not of cards" in capsys.readouterr().err

@@ -16,25 +16,25 @@ from pathlib import Path
 import numpy as np
 
 
-def ours(problem: str, width: int) -> None:
+def ours(path: str, width: int) -> None:
     """The table by jtrans, in this process; prints the seconds of the first and of a second computation."""
     import jax
 
-    from jtrans import synthetic
+    from jtrans.experiments.synthetic import problem
 
-    loaded = synthetic.load(problem)
-    measure = jax.jit(jax.vmap(partial(synthetic.measure, level=0), (None, 0, None, None)))
+    x, y, _, target, sources = problem.load(path)
+    measure = jax.jit(jax.vmap(partial(problem.measure, level=0), (None, 0, None, None)))
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
-        table = jax.device_get(measure(loaded.target, loaded.sources[width], loaded.x, loaded.y))
+        table = jax.device_get(measure(target, sources[width], x, y))
         seconds.append(time.perf_counter() - started)
     print(json.dumps({"seconds": seconds, "table": {name: column.tolist() for name, column in table.items()}}))
 
 
-def peer(problem: str, width: int) -> dict[str, list[float]]:
+def peer(path: str, width: int) -> dict[str, list[float]]:
     """The table by NumPy."""
-    file = np.load(problem)
+    file = np.load(path)
     x, y = file["X"], file["Y"]
     parts = ("W1", "b1", "W2", "b2")
 

@@ -8,7 +8,7 @@ from conftest import ROOT
 from jtrans.errors import InputError
 from jtrans.experiments import synthetic
 from jtrans.experiments.synthetic import problem
-from jtrans.experiments.synthetic.problem import Fit, Recipe
+from jtrans.experiments.synthetic.problem import Recipe
 from jtrans.harness import cli, experiment
 
 SMALL = [
@@ -78,7 +78,9 @@ RECIPE = Recipe(
     input_size=6,
     output_size=3,
     num_clusters=4,
-    fit=Fit(num_steps=300, batch_size=50, learning_rate=1e-2),
+    num_steps=300,
+    batch_size=50,
+    learning_rate=1e-2,
 )
 
 
@@ -135,7 +137,7 @@ def test_the_drift_adds_up_along_one_deviation():
 
 
 def test_the_target_is_fitted_and_is_the_source_that_drifts():
-    x, y, _, target, sources = problem.generate(0, RECIPE._replace(fit=RECIPE.fit._replace(num_steps=5000)))
+    x, y, _, target, sources = problem.generate(0, RECIPE._replace(num_steps=5000))
     error = np.asarray(problem.apply(target, x) - y)
     assert (error**2).sum(1).mean() < 0.1 * np.var(y, axis=0).sum()
     for drifting, of_target in zip(sources[12], target, strict=True):

@@ -111,17 +111,13 @@ def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     Raises:
       InputError: a field is unknown or its value wrong.
     """
-    config = copy.deepcopy(config)
-    known = fields.flat(config)
-    for field, value in values.items():
+    config, known = copy.deepcopy(config), fields.flat(config)
+    for field in values:
         if field not in known:
             raise fields.unknown_field(field, known)
-        *sections, last = field.split(".")
-        section = config
-        for name in sections:
-            section = section[name]
-        with section.ignore_type():  # the check below says it better
-            section[last] = float(value) if isinstance(known[field], float) and type(value) is int else value
+    as_float = lambda field, value: float(value) if isinstance(known[field], float) and type(value) is int else value
+    with config.ignore_type():  # the check below says it better
+        config.update_from_flattened_dict({field: as_float(field, value) for field, value in values.items()})
     fields.check(config, FIELDS)
     early.check(config)
     return config

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from jtrans import files
 from jtrans.errors import InputError, Interrupted
 from jtrans.experiments.reproduce import claims, page, runs
-from jtrans.experiments.reproduce.runs import Run
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, text
 
@@ -41,7 +40,11 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     for i, run in enumerate(listed):
         arguments = runs.command(run, config.data_dir, workdir)
         print(f"\n[{i + 1} of {len(listed)}] {run.name}: {runs.line(arguments)}", flush=True)
-        finish(run, subprocess.run([sys.executable, "-m", "jtrans", *arguments]).returncode)
+        status = subprocess.run([sys.executable, "-m", "jtrans", *arguments]).returncode
+        if status == INTERRUPTED:
+            raise Interrupted(f"interrupted in {run.name}; the same command resumes")
+        if status:
+            raise InputError(f"{run.name}: ended with status {status}, as it says above; finished parts are kept")
     table = claims.table(workdir)
     (docs / page.FIGURES).mkdir(parents=True, exist_ok=True)
     for run in listed:
@@ -49,18 +52,6 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         files.write(docs / page.figure(run), (workdir / run.name / f"{stem}.png").read_bytes())
     files.write(docs / page.PAGE, page.text(listed, table, workdir).encode())
     return Results(config, {"verdicts": Counter(table["verdict"])}, {"claims": table}, {})
-
-
-def finish(run: Run, status: int) -> None:
-    """Check how a run ended.
-
-    Raises:
-      Interrupted, InputError: it was interrupted, or failed.
-    """
-    if status == INTERRUPTED:
-        raise Interrupted(f"interrupted in {run.name}; the same command resumes")
-    if status:
-        raise InputError(f"{run.name}: ended with status {status}, as it says above; finished parts are kept")
 
 
 def tell(results: Results) -> str:

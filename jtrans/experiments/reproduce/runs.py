@@ -9,8 +9,11 @@ from jtrans.harness import experiment
 
 SMALL_VGG11 = "--config.widths.vgg11=(64, 128, 256, 256, 512, 512, 512, 512)"
 RATE_1E_2 = "--config.optimizer.learning_rate=1e-2"
+SGD_10 = "--config.optimizer.name=sgd", "--config.optimizer.learning_rate=10"
+CONV_A, CONV_B, FIT_4 = "--config.models=('conv_a',)", "--config.models=('conv_b',)", "--config.num_fit=4"
+MANY_RANKS, FEW_RANKS = "--config.ranks=(1, 2, 5, 10, 20, 50, 100, 200, 400)", "--config.ranks=(1, 10, 100, 400)"
 UP_TO_60 = "--config.steps=(0, 1, 2, 3, 5, 10, 20, 60)"
-UP_TO_20 = "--config.steps=(0, 1, 2, 3, 5, 10, 20)"
+UP_TO_20, UP_TO_3 = "--config.steps=(0, 1, 2, 3, 5, 10, 20)", "--config.steps=(0, 1, 2, 3)"
 # Convolutional networks are fewer than in `configs/`, as are the images that they are measured on.
 FEW = "--config.num_networks=8", "--config.num_examples=100"
 FEWER = "--config.num_networks=6", "--config.num_examples=100"
@@ -64,23 +67,9 @@ def listed(images_dir: str) -> list[Run]:
         _decompose("shuffled", "Shuffled labels.", "--config.data.shuffle_labels", UP_TO_60),
         _decompose("centred", "The mean image subtracted.", "--config.data.subtract_mean", UP_TO_60),
         _decompose("rmsprop", "RMSprop.", "--config.optimizer.name=rmsprop", UP_TO_20),
-        _decompose(
-            "sgd",
-            "SGD, at a learning rate where it shows the effect.",
-            *("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=10", UP_TO_20),
-        ),
-        _decompose(
-            "conv-a",
-            "Conv A.",
-            *("--config.models=('conv_a',)", *FEW, "--config.num_fit=4", UP_TO_20),
-            "--config.ranks=(1, 2, 5, 10, 20, 50, 100, 200, 400)",
-        ),
-        _decompose(
-            "conv-b",
-            "Conv B.",
-            *("--config.models=('conv_b',)", *FEWEST, "--config.num_fit=4", "--config.steps=(0, 1, 2, 3)"),
-            "--config.ranks=(1, 10, 100, 400)",
-        ),
+        _decompose("sgd", "SGD, at a learning rate where it shows the effect.", *SGD_10, UP_TO_20),
+        _decompose("conv-a", "Conv A.", CONV_A, *FEW, FIT_4, UP_TO_20, MANY_RANKS),
+        _decompose("conv-b", "Conv B.", CONV_B, *FEWEST, FIT_4, UP_TO_3, FEW_RANKS),
         Run(
             "long-term",
             "sweep",

@@ -22,22 +22,17 @@ from ml_collections import ConfigDict
 from jtrans import loops, stats
 from jtrans.errors import InputError
 from jtrans.experiments.synthetic import problem
-from jtrans.experiments.synthetic.problem import Fit, Problem, Recipe
+from jtrans.experiments.synthetic.problem import Problem, Recipe
 from jtrans.harness import fields, figures, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_number, is_tuple, is_whole, whole
 
 NAME = "synthetic"
-MEASURES = {
-    "tau1_S_T": "tau1, source to target",
-    "tau1_T_S": "tau1, target to source",
-    "tau2_S_T": "tau2, source to target",
-    "tau2_T_S": "tau2, target to source",
-    "tau1tau2_S_T": "tau1 tau2, source to target",
-    "tau1tau2_T_S": "tau1 tau2, target to source",
-    "transfer_loss_S": "transfer loss",
-    "gradient_matching_distance": "gradient matching distance",
-}
+TAUS = {"tau1": "tau1", "tau2": "tau2", "tau1tau2": "tau1 tau2"}
+WAYS = {"S_T": "source to target", "T_S": "target to source"}
+STYLES = ("-", "--")  # of the lines, by way
+MEASURES = {f"{tau}_{way}": f"{TAUS[tau]}, {WAYS[way]}" for tau in TAUS for way in WAYS}
+MEASURES |= {"transfer_loss_S": "transfer loss", "gradient_matching_distance": "gradient matching distance"}
 
 FIELDS: Mapping[str, Field] = {
     "problem": fields.text("", "an npz file, or '' to generate problems"),
@@ -86,8 +81,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
 def generated(config: ConfigDict) -> Iterator[tuple[int, Problem]]:
     """The problems of consecutive seeds, all of whose networks train together."""
     seeds = jnp.arange(config.num_seeds, dtype=jnp.uint32) + jnp.uint32(config.seed)
-    options = {name: config[name] for name in Recipe._fields if name != "fit"}
-    recipe = Recipe(**options, fit=Fit(**config.fit))
+    recipe = Recipe(**{name: (config.fit if name in config.fit else config)[name] for name in Recipe._fields})
     count = len({*recipe.widths, recipe.target_width})
     print(f"fitting {count} networks for each of {config.num_seeds} seeds", flush=True)
     problems = jax.jit(jax.vmap(partial(problem.generate, recipe=recipe)))(seeds)
@@ -155,25 +149,26 @@ def draw(results: Results) -> dict[str, Figure]:
     levels, source_widths = np.unique(table["level"]), np.unique(table["width"])
     figure = Figure(figsize=(11, 3.4 * (len(levels) + 1)), layout="constrained")
     *rows, (loss, distance, key) = figure.subplots(len(levels) + 1, 3)
-    titles = {"tau1": "tau1: strength", "tau2": "tau2: alignment", "tau1tau2": "tau1 and tau2 combined"}
+    titles = "tau1: strength", "tau2: alignment", "tau1 and tau2 combined"
     for level, panels in zip(levels, rows, strict=True):
-        for panel, (name, title) in zip(panels, titles.items(), strict=True):
-            _curves(panel, table, f"{name}_S_T", level)
-            _curves(panel, table, f"{name}_T_S", level, "--")
-            panel.set(ylim=(0, 1.03), ylabel=f"{name.replace('tau1tau2', 'tau1 tau2')} (0 to 1)")
+        for panel, tau, title in zip(panels, TAUS, titles, strict=True):
+            for way, style in zip(WAYS, STYLES, strict=True):
+                _curves(panel, table, f"{tau}_{way}", level, style)
+            panel.set(ylim=(0, 1.03), ylabel=f"{TAUS[tau]} (0 to 1)")
             panel.set_title(f"{title}, singular vector {level}", fontsize="medium")
-    _curves(loss, table, "transfer_loss_S", levels[0])
-    loss.set_title("knowledge: head refit", fontsize="medium")
-    loss.set(ylabel="transfer loss (root mean squared error)", ylim=(0, None))
-    _curves(distance, table, "gradient_matching_distance", levels[0])
-    distance.set_title("gradients", fontsize="medium")
-    distance.set(ylabel="gradient matching distance\n(output per unit of input)", ylim=(0, None))
+    for panel, name, title, label in (
+        (loss, "transfer_loss_S", "knowledge: head refit", "transfer loss (root mean squared error)"),
+        (distance, "gradient_matching_distance", "gradients", "gradient matching distance\n(output per unit of input)"),
+    ):
+        _curves(panel, table, name, levels[0], "-")
+        panel.set_title(title, fontsize="medium")
+        panel.set(ylabel=label, ylim=(0, None))
     for panel in (*np.ravel(rows), loss, distance):
         panel.set_xlabel("scale of the drift's last step (steps add up)")
         panel.grid(alpha=0.25)
     handles = [Line2D([], [], color=f"C{i}", label=f"source of width {w}") for i, w in enumerate(source_widths)]
-    handles.append(Line2D([], [], color="0.3", label="attack from source to target"))
-    handles.append(Line2D([], [], color="0.3", linestyle="--", label="attack from target to source"))
+    for style, way in zip(STYLES, WAYS.values(), strict=True):
+        handles.append(Line2D([], [], color="0.3", linestyle=style, label=f"attack from {way}"))
     if num_seeds > 1:
         handles.append(Patch(color="0.3", alpha=0.25, label=f"{figures.INTERVAL} over {num_seeds} seeds"))
     key.legend(handles=handles, loc="center")
@@ -182,7 +177,7 @@ def draw(results: Results) -> dict[str, Figure]:
     return {"figure": figure}
 
 
-def _curves(axes: Axes, table: pandas.DataFrame, name: str, level: int, style: str = "-") -> None:
+def _curves(axes: Axes, table: pandas.DataFrame, name: str, level: int, style: str) -> None:
     """A measure over the scale, a curve for each width of the sources."""
     for i, width in enumerate(np.unique(table["width"])):
         scale, values = over_seeds(table, name, width, level)

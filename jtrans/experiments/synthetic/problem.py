@@ -19,24 +19,9 @@ from jtrans.errors import InputError
 
 COLUMNS = (
     "scale",
-    "tau1_S_T",
-    "tau1_T_S",
-    "tau2_S_T",
-    "tau2_T_S",
-    "tau1tau2_S_T",
-    "tau1tau2_T_S",
-    "transfer_loss_S",
-    "loss_T",
-    "gradient_matching_distance",
+    *(f"{tau}_{way}" for tau in ("tau1", "tau2", "tau1tau2") for way in ("S_T", "T_S")),
+    *("transfer_loss_S", "loss_T", "gradient_matching_distance"),
 )
-
-
-class Fit(NamedTuple):
-    """Training on squared error by Adam, its learning rate decaying to 0 along a cosine."""
-
-    num_steps: int
-    batch_size: int
-    learning_rate: float
 
 
 class Recipe(NamedTuple):
@@ -47,7 +32,7 @@ class Recipe(NamedTuple):
       widths, target_width: of the hidden layers of the sources and of the target.
       num_points, input_size, output_size: N, D and K.
       num_clusters: the Gaussians that the points are drawn from.
-      fit: how the networks are trained.
+      num_steps, batch_size, learning_rate: of the training.
     """
 
     scales: tuple[float, ...]
@@ -57,7 +42,9 @@ class Recipe(NamedTuple):
     input_size: int
     output_size: int
     num_clusters: int
-    fit: Fit
+    num_steps: int
+    batch_size: int
+    learning_rate: float
 
 
 class Network(NamedTuple):
@@ -81,20 +68,6 @@ class Problem(NamedTuple):
     sources: dict[int, Network]
 
 
-class Keys(NamedTuple):
-    """A PRNG key for each purpose."""
-
-    data: jax.Array
-    init: jax.Array
-    order: jax.Array
-    drift: jax.Array
-
-
-def keys(seed: jax.Array | int) -> Keys:
-    """The keys of one problem."""
-    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
-
-
 def features(network: Network, x: jax.Array) -> jax.Array:
     """The hidden layer `[N, H]` at inputs `[N, D]`."""
     with jax.default_matmul_precision("highest"):
@@ -115,13 +88,12 @@ def regression(key: jax.Array, recipe: Recipe) -> tuple[jax.Array, jax.Array]:
     scale.
     """
     center_key, cluster_key, point_key, amplitude_key = jax.random.split(key, 4)
-    num_points, num_clusters, input_size = recipe.num_points, recipe.num_clusters, recipe.input_size
-    centers = 0.3 * jax.random.normal(center_key, (num_clusters, input_size))
-    cluster = jax.random.randint(cluster_key, (num_points,), 0, num_clusters)
-    x = centers[cluster] + jax.random.normal(point_key, (num_points, input_size))
+    centers = 0.3 * jax.random.normal(center_key, (recipe.num_clusters, recipe.input_size))
+    cluster = jax.random.randint(cluster_key, (recipe.num_points,), 0, recipe.num_clusters)
+    x = centers[cluster] + jax.random.normal(point_key, (recipe.num_points, recipe.input_size))
     squared = jnp.stack([((x - center[None]) ** 2).sum(1) for center in centers], axis=1)
-    amplitudes = jax.random.normal(amplitude_key, (num_clusters, recipe.output_size))
-    return x, jnp.exp(-squared / (2 * input_size)) @ amplitudes
+    amplitudes = jax.random.normal(amplitude_key, (recipe.num_clusters, recipe.output_size))
+    return x, jnp.exp(-squared / (2 * recipe.input_size)) @ amplitudes
 
 
 def initialize(key: jax.Array, input_size: int, width: int, output_size: int) -> Network:
@@ -137,20 +109,20 @@ def initialize(key: jax.Array, input_size: int, width: int, output_size: int) ->
     return Network(*layer(first, width, input_size), *layer(second, output_size, width))
 
 
-def train(network: Network, key: jax.Array, x: jax.Array, y: jax.Array, fit: Fit) -> Network:
-    """The network after training on the points."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(fit.learning_rate, fit.num_steps))
+def train(network: Network, key: jax.Array, x: jax.Array, y: jax.Array, recipe: Recipe) -> Network:
+    """The network after training on squared error by Adam, its learning rate decaying to 0 along a cosine."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, recipe.num_steps))
 
     def loss(network: Network, x: jax.Array, y: jax.Array) -> jax.Array:
         return ((apply(network, x) - y) ** 2).sum(1).mean()
 
     def step(carry, step_key: jax.Array):
         network, state = carry
-        batch = jax.random.randint(step_key, (fit.batch_size,), 0, len(x))
+        batch = jax.random.randint(step_key, (recipe.batch_size,), 0, len(x))
         updates, state = optimizer.update(jax.grad(loss)(network, x[batch], y[batch]), state)
         return (optax.apply_updates(network, updates), state), None
 
-    return jax.lax.scan(step, (network, optimizer.init(network)), jax.random.split(key, fit.num_steps))[0][0]
+    return jax.lax.scan(step, (network, optimizer.init(network)), jax.random.split(key, recipe.num_steps))[0][0]
 
 
 def drift(key: jax.Array, network: Network, scales: np.ndarray) -> Network:
@@ -174,17 +146,13 @@ def generate(seed: jax.Array | int, recipe: Recipe) -> Problem:
 
     The network of the target's width that drifts is the target itself, as in the published problem.
     """
-    of = keys(seed)
-    x, y = regression(of.data, recipe)
-
-    def trained(width: int) -> Network:
-        init_key, order_key = (jax.random.fold_in(key, width) for key in (of.init, of.order))
-        start = initialize(init_key, recipe.input_size, width, recipe.output_size)
-        return train(start, order_key, x, y, recipe.fit)
-
-    scales = np.array(recipe.scales)
-    networks = {width: trained(width) for width in sorted({*recipe.widths, recipe.target_width})}
-    sources = {width: drift(jax.random.fold_in(of.drift, width), networks[width], scales) for width in recipe.widths}
+    data_key, init_key, order_key, drift_key = jax.random.split(jax.random.key(seed), 4)
+    x, y = regression(data_key, recipe)
+    of, scales, networks = jax.random.fold_in, np.array(recipe.scales), {}
+    for width in sorted({*recipe.widths, recipe.target_width}):
+        start = initialize(of(init_key, width), recipe.input_size, width, recipe.output_size)
+        networks[width] = train(start, of(order_key, width), x, y, recipe)
+    sources = {width: drift(of(drift_key, width), networks[width], scales) for width in recipe.widths}
     return Problem(x, y, jnp.asarray(scales), networks[recipe.target_width], sources)
 
 

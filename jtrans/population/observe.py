@@ -365,7 +365,7 @@ def _over_blocks(
 
 
 def _mean_of_sums(blocks: Sequence[Sums]) -> np.ndarray:
-    total = sum(np.float64(whole) + rest for whole, rest, _ in blocks)
+    total = np.sum([np.float64(whole) + rest for whole, rest, _ in blocks], axis=0)
     with np.errstate(invalid="ignore"):  # 0 / 0, where no image has a value, is the NaN that is meant
         return total / sum(count for *_, count in blocks)
 

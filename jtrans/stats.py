@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.integrate
@@ -22,25 +22,6 @@ class Interval(NamedTuple):
 def plain(interval: Interval) -> dict[str, float]:
     """The interval of a single mean, as plain numbers for JSON."""
     return {bound: float(value) for bound, value in interval._asdict().items()}
-
-
-def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """A table by columns, from its rows."""
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
-
-
-def frame(columns: Mapping[str, np.ndarray]) -> Any:
-    """A table by columns as a `pandas.DataFrame` if pandas is installed, else unchanged."""
-    try:
-        import pandas  # an extra
-    except ImportError:
-        return columns
-    return pandas.DataFrame(columns)
-
-
-def cell(table: Mapping[str, np.ndarray], name: str, row: int, digits: int) -> str:
-    """The interval in the columns `NAME_mean`, `NAME_low` and `NAME_high` of a table's row, as text."""
-    return interval_text({bound: float(table[f"{name}_{bound}"][row]) for bound in Interval._fields}, digits)
 
 
 def interval_text(interval: dict[str, float], digits: int) -> str:

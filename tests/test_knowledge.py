@@ -1,7 +1,9 @@
 """Sources, a reference, new last layers and attacks, on small data."""
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -258,6 +260,31 @@ def test_a_run_killed_at_every_stage_ends_with_the_same_numbers(finished, tmp_pa
     assert (workdir / "networks" / "mlp_deep" / "summary.json").stat().st_mtime_ns == trained
     for name in ("knowledge.csv", "matrix.csv"):
         assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_job_of_two_processes_gives_what_one_gives(finished, tmp_path):
+    """It makes all stages of one source, and finds those of the others."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    for path in ("networks/lenet", "refitted/lenet"):
+        shutil.rmtree(workdir / path)
+    for name in ("knowledge.csv", "matrix.csv", "summary.json", "attacked/lenet.csv"):
+        (workdir / name).unlink()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = [sys.executable, str(ROOT / "experiments" / "knowledge.py"), *command(workdir)[1:]]
+    line += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    job = [subprocess.Popen([*line, f"--process_id={i}"], env=environment, **options) for i in range(2)]
+    said = [process.communicate()[0] for process in job]
+    assert [process.returncode for process in job] == [0, 0], said
+    assert "lenet: attacked" in said[0]
+    assert "mlp_deep: attacked" not in said[0]
+    for name in ("knowledge.csv", "matrix.csv"):
+        table, whole = (folder.read_table(path / name) for path in (workdir, finished))
+        pandas.testing.assert_frame_equal(table, whole, rtol=1e-3)
 
 
 def test_taus_and_success_agree_with_float64(finished):

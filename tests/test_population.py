@@ -212,7 +212,8 @@ def test_devices_give_what_one_gives(names, num_networks, on, size):
 
 def place(num_networks, on=1):
     (model,) = build(["mlp_deep"])
-    return engine.place(model, SHAPE, 12, num_networks, on=jax.devices()[:on])
+    batch = jax.ShapeDtypeStruct((12, *SHAPE), np.float32)
+    return engine.place(model, batch, num_networks, on=jax.devices()[:on])
 
 
 def test_a_group_fills_the_devices_and_follows_the_memory(monkeypatch):

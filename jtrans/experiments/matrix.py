@@ -276,8 +276,7 @@ def heat_maps(
 
     Args:
       table: as `table` returns it.
-      epsilon: of the attacks.
-      data: the section of the config that the attacked images come from.
+      data: the section of the config that the images are from.
       over: what the intervals are over; empty where there are none.
       note: what else the title should say of the networks.
     """

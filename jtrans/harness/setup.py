@@ -81,23 +81,18 @@ def model(config: ConfigDict, name: str, dataset: Dataset, section: str = "data"
     )
 
 
-def optimizer(config: ConfigDict) -> Any:
-    """The optimizer of a config with the fields `TRAINING`."""
-    return training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
-
-
 def population(config: ConfigDict, dataset: Dataset, test: Split, keys: Keys, **options: Any) -> Population:
     """The networks of a config with the fields `NETWORKS` and, unless `options` bring their own, `TRAINING`.
 
     Args:
       test: the test images measured.
-      options: fields of `engine.build` in the place of the config's.
+      options: of `engine.build`, instead of the config's.
     """
     if "models" not in options:
         options["models"] = [model(config, name, dataset) for name in config.models]
     if "optimizer" not in options:
-        options["optimizer"] = optimizer(config)
-    given = {"num_networks": config.num_networks, "group_size": config.group_size} | options
-    if "batch_size" not in given:
-        given["batch_size"] = config.batch_size
-    return engine.build(keys=keys, train=dataset.train, test=test, batch_statistics=config.batch_statistics, **given)
+        options["optimizer"] = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
+    options.setdefault("batch_size", config.get("batch_size"))
+    for name in ("num_networks", "group_size", "batch_statistics"):
+        options.setdefault(name, config[name])
+    return engine.build(keys=keys, train=dataset.train, test=test, **options)

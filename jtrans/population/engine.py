@@ -98,19 +98,11 @@ def network_keys(key: jax.Array, num_models: int, num_networks: int) -> list[jax
 
 
 def build(
-    *,
-    models: Sequence[Model],
-    optimizer: optax.GradientTransformation,
-    keys: Keys,
-    train: Split,
-    test: Split,
     num_networks: int,
-    batch_size: int,
     group_size: int = 0,
     on: Sequence[jax.Device] | None = None,
     pair: np.ndarray | None = None,
-    batch_statistics: bool = False,
-    **options: Any,
+    **fields: Any,
 ) -> Population:
     """A population whose networks are placed on the devices, as many at once as their memory allows.
 
@@ -119,39 +111,35 @@ def build(
       group_size: networks on a device at once; 0: as many as fit.
       on: the devices; all when None.
       pair: the networks compared; those of `observe.pairs` when None.
-      options: further fields of `Population`.
+      fields: of `Population`, all but `placements`.
     """
-    block = observe.block_size(test.images, num_networks * len(models), batch_statistics)
-    count, shape = max(batch_size, block), test.images.shape[1:]
-    placements = [place(model, shape, count, num_networks, size=group_size, on=on) for model in models]
-    pair = observe.pairs(len(models), num_networks)[0] if pair is None else pair
-    fixed = tuple(models), optimizer, tuple(placements), keys, train, test, batch_size, pair
-    return Population(*fixed, batch_statistics=batch_statistics, **options)
+    pair = observe.pairs(len(fields["models"]), num_networks)[0] if pair is None else pair
+    population = Population(placements=(), pair=pair, **fields)
+    images, num_models = population.test.images, len(population.models)
+    block = observe.block_size(images, num_networks * num_models, population.batch_statistics)
+    batch = jax.ShapeDtypeStruct((max(population.batch_size, block), *images.shape[1:]), jnp.float32)
+    placements = [place(model, batch, num_networks, group_size, on) for model in population.models]
+    return population._replace(placements=placements)
 
 
 def place(
     model: Model,
-    image_shape: Sequence[int],
-    num_images: int,
+    batch: jax.ShapeDtypeStruct,
     num_networks: int,
-    *,
-    size: int = 0,
+    group_size: int = 0,
     on: Sequence[jax.Device] | None = None,
 ) -> Placement:
-    """The networks of one architecture over the devices, as many at once as their memory allows.
+    """The networks of one architecture over the devices, for a batch or measured block of images `[N, H, W, C]`.
 
-    Args:
-      num_images: images in a batch, or in a measured block, whichever are more.
-      size: networks on a device at once; 0: as many as fit.
-      on: the devices; all when None.
+    Other arguments as `build`.
     """
     key = jax.random.key(0)
     variables = jax.eval_shape(model.init, key)
-    forward = jax.make_jaxpr(model.train)(variables, jax.ShapeDtypeStruct((num_images, *image_shape), jnp.float32), key)
+    forward = jax.make_jaxpr(model.train)(variables, batch, key)
     # What every operation puts out, half of which is fused away; parameters, their gradient, and Adam's two averages.
     outputs = devices.num_bytes([out.aval for equation in forward.eqns for out in equation.outvars])
     state = 3 * devices.num_bytes(variables)
-    return devices.place(num_networks, outputs // 2 + state * 4 // 3, state, size=size, devices=on)
+    return devices.place(num_networks, outputs // 2 + state * 4 // 3, state, size=group_size, devices=on)
 
 
 def initialize(population: Population) -> list[list[Group]]:
@@ -173,8 +161,8 @@ def shapes(population: Population) -> list[Network]:
     return [jax.eval_shape(start(model), keys) for model in population.models]
 
 
-def split(population: Population, networks: Sequence[Network]) -> list[list[Group]]:
-    """Networks of each architecture, `[M, ...]`, in groups."""
+def split(population: Population, networks: Sequence[Any]) -> list[list[Group]]:
+    """What belongs to the networks of each architecture, `[M, ...]`, in groups."""
     return list(map(devices.split, networks, population.placements))
 
 
@@ -238,17 +226,13 @@ class Draws(NamedTuple):
 
 def _drawer(population: Population) -> Callable[[int], list[list[Draws]]]:
     """The draws of an epoch, for each architecture and group."""
-
-    def by_group(key: jax.Array) -> list[list[Group]]:
-        all_keys = network_keys(key, len(population.models), population.num_networks)
-        return list(map(devices.split, all_keys, population.placements))
-
     shuffled = jax.vmap(partial(training.epoch_order, num_examples=len(population.train.labels)), (0, None))
     shuffle = devices.program(shuffled, population.devices, in_axes=(0, None))
-    # For each architecture and group its keys, one for each purpose.
-    keys = map(by_group, (population.keys.order, population.keys.dropout, population.keys.augment))
-    keys_of_groups = [list(zip(*of_model, strict=True)) for of_model in zip(*keys, strict=True)]
-    return lambda epoch: [[Draws(shuffle(order, epoch), *rest) for order, *rest in groups] for groups in keys_of_groups]
+    num_models, count = len(population.models), population.num_networks
+    of = population.keys
+    keys = zip(*(network_keys(key, num_models, count) for key in (of.order, of.dropout, of.augment)), strict=True)
+    groups = split(population, [Draws(*of_model) for of_model in keys])
+    return lambda epoch: [[draws._replace(order=shuffle(draws.order, epoch)) for draws in each] for each in groups]
 
 
 def _stepper(population: Population, model: Model) -> Callable[..., Group]:

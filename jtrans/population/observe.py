@@ -57,8 +57,8 @@ class NetworkMeasure(NamedTuple):
     """A quantity of a network.
 
     Attributes:
-      of_images: `Seen -> [n]` or `[n, ...]`, of each image of a block; on the device.
-      over_images: `[M, N, ...] -> [M]`, from all N test images, float32; on the host.
+      of_images: `Seen -> [n]` or `[..., n]`, of each image of a block; on the device.
+      over_images: `[M, N]` or `[M, ..., N] -> [M]`, from all N test images, float32; on the host.
     """
 
     of_images: Callable[[Seen], jax.Array]
@@ -109,12 +109,16 @@ NETWORK_MEASURES: dict[str, NetworkMeasure] = {
 PAIR_MEASURES: dict[str, PairMeasure] = {"angle": PairMeasure(folded)}
 
 
+# Of a pair measure over images: the whole numbers, what is left of them, and how many values there are, `[P]` each.
+Sums = tuple[jax.Array, jax.Array, jax.Array]
+
+
 class Observation(NamedTuple):
     """M networks of one architecture on n test images of D values.
 
     Attributes:
       unit: `[M, n, D]` adversarial directions; NaN where a network has none.
-      values: by the name of each network measure `[M, n, ...]`.
+      values: by the name of each network measure `[M, n]` or `[M, ..., n]`.
     """
 
     unit: jax.Array
@@ -228,33 +232,19 @@ def measurer(
     attack = devices.program(partial(_attack, population), on, in_axes=(0, 0, 0, None), out_axes=None)
 
     def measure(networks: Sequence[Sequence[Group]]) -> Measurement:
-        blocks = []
+        sums, rows = [], []
         for start in range(0, num_examples, block):
             at = min(start, num_examples - block)
             seen = [[look(g, test, at) for g in groups] for look, groups in zip(looks, networks, strict=True)]
-            compared = compare(seen, pair, start - at)
-            attacked = attack(networks[0], seen, test, at) if population.epsilon else None
-            compared, attacked = jax.device_get((compared, attacked))
-            blocks.append(_fresh(compared, attacked, start - at))
-        return _over_blocks(population, blocks)
+            of_pairs, of_images = compare(seen, pair, start - at)
+            if population.epsilon:
+                of_images["attacked"] = attack(networks[0], seen, test, at)
+            sums.append(jax.device_get(of_pairs))
+            # The first images of a block that overlaps the one before are in that one.
+            rows.append({name: value[..., start - at :] for name, value in jax.device_get(of_images).items()})
+        return _over_blocks(population, sums, rows)
 
     return measure
-
-
-class Block(NamedTuple):
-    """What a block of n images gives.
-
-    Attributes:
-      sums: for each pair measure the sum over its images in two parts, and how many have a value: `[P]` each.
-      networks: by name `[M, n, ...]`.
-      angle_examples: `[P, n]`, where kept.
-      attacked: `[M, 3, n]`, whether the label is predicted under each attack, where there is one.
-    """
-
-    sums: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
-    networks: dict[str, np.ndarray]
-    angle_examples: np.ndarray | None
-    attacked: np.ndarray | None
 
 
 def _block(split: Split, start: jax.Array, size: int) -> Split:
@@ -268,22 +258,26 @@ def _look(population: Population, model: Model, group: Network, test: Split, sta
 
 def _compare(
     population: Population, seen: Sequence[Sequence[Observation]], pair: jax.Array, skipped: jax.Array
-) -> Block:
-    """A block's sums over pairs and every network's values, on every device; within a program of `devices`.
+) -> tuple[dict[str, Sums], dict[str, jax.Array]]:
+    """What a block gives, on every device; within a program of `devices`.
 
     Args:
       seen: for each architecture, this device's share of each group.
       pair: `[P, 2]`, the networks compared.
       skipped: how many of the block's images were counted in the block before.
+
+    Returns:
+      The sums of each pair measure; and by name `[M, ..., n]` of all networks and, if kept, `angle_examples [P, n]`.
     """
-    cosine, values = compare(seen, population.placements, pair)
+    cosine, rows = compare(seen, population.placements, pair)
     counted = jnp.arange(population.block) >= skipped
     of_pairs = {name: measure.of_images(cosine) for name, measure in PAIR_MEASURES.items()}
-    sums = {name: _sums(of_images, counted) for name, of_images in of_pairs.items()}
-    return Block(sums, values, of_pairs["angle"] if population.keep_examples else None, None)
+    if population.keep_examples:
+        rows["angle_examples"] = of_pairs["angle"]
+    return {name: _sums(values, counted) for name, values in of_pairs.items()}, rows
 
 
-def _sums(values: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _sums(values: jax.Array, counted: jax.Array) -> Sums:
     """The sums of values `[P, n]` over the counted images that have one, in two parts, and their number."""
     valid = ~jnp.isnan(values) & counted[None]
     # Whole numbers add up exactly in float32, and what is left is too small to lose more than 1e-6 of a degree.
@@ -302,7 +296,7 @@ def compare(
       pair: `[P, 2]`, the networks compared.
 
     Returns:
-      Cosines `[P, n]`, and by name `[M, n, ...]` of all architectures' networks.
+      Cosines `[P, n]`, and by name `[M, ..., n]` of all architectures' networks.
     """
     (last,) = devices.gather([([group.unit for group in seen[-1]], placements[-1])])
     # Each device compares its own networks with all of the last architecture's.
@@ -356,30 +350,24 @@ def _attack(
     return whole
 
 
-def _fresh(block: Block, attacked: np.ndarray | None, skipped: int) -> Block:
-    """The block without the images that were counted in the block before."""
-    networks = {name: values[:, skipped:] for name, values in block.networks.items()}
-    last_axis = lambda values: None if values is None else values[..., skipped:]
-    return Block(block.sums, networks, last_axis(block.angle_examples), last_axis(attacked))
-
-
-def _over_blocks(population: Population, blocks: Sequence[Block]) -> Measurement:
+def _over_blocks(
+    population: Population, sums: Sequence[dict[str, Sums]], rows: Sequence[dict[str, np.ndarray]]
+) -> Measurement:
     """The measurement, from all blocks."""
-    together = lambda parts, axis: np.concatenate(list(parts), axis=axis)
-    values = {name: together((b.networks[name] for b in blocks), 1) for name in blocks[0].networks}
+    values = {name: np.concatenate([of_block[name] for of_block in rows], axis=-1) for name in rows[0]}
     networks = {name: measure.over_images(values[name]) for name, measure in NETWORK_MEASURES.items()}
-    of_pairs = {}
-    for name in PAIR_MEASURES:
-        whole, rest, number = zip(*(block.sums[name] for block in blocks), strict=True)
-        total = sum(np.float64(w) + r for w, r in zip(whole, rest, strict=True))
-        with np.errstate(invalid="ignore"):  # 0 / 0, where no image has a value, is the NaN that is meant
-            of_pairs[name] = total / sum(number)
+    of_pairs = {name: _mean_of_sums([of_block[name] for of_block in sums]) for name in PAIR_MEASURES}
     if population.keep_examples:
-        of_pairs["angle_examples"] = together((b.angle_examples for b in blocks), -1)
+        of_pairs["angle_examples"] = values["angle_examples"]
     if population.epsilon:
-        attacked = together((b.attacked for b in blocks), -1)
-        networks["success"] = success(attacked, values["accuracy"], len(population.models))
+        networks["success"] = success(values["attacked"], values["accuracy"], len(population.models))
     return Measurement(networks, of_pairs)
+
+
+def _mean_of_sums(blocks: Sequence[Sums]) -> np.ndarray:
+    total = np.sum([np.float64(whole) + rest for whole, rest, _ in blocks], axis=0)
+    with np.errstate(invalid="ignore"):  # 0 / 0, where no image has a value, is the NaN that is meant
+        return total / sum(count for *_, count in blocks)
 
 
 def success(attacked: np.ndarray, correct: np.ndarray, num_models: int) -> np.ndarray:

@@ -112,11 +112,8 @@ def head_step(
 
 
 class Perturbed(NamedTuple):
-    """N images under the attacks on one network.
-
-    Attributes:
-      triple: the virtual attack `v [N, H, W, C]`, and how far it moves the outputs, to first order.
-      adversarial: by the name of each attack of finite size, the images `[N, H, W, C]` that it makes.
+    """N images attacked on one network: the virtual attack `triple.v`, and the images `[N, H, W, C]` that each attack
+    of finite size makes, by its name.
     """
 
     triple: SingularTriple
@@ -124,10 +121,10 @@ class Perturbed(NamedTuple):
 
 
 def perturb(by_name: Mapping[str, Attack], network: Function, images: jax.Array, key: jax.Array) -> Perturbed:
-    """The images under attacks from the network's own prediction, as in the official code.
+    """Attack a network at images, away from its own prediction as in the official code.
 
     Args:
-      by_name: attacks of finite size.
+      by_name: the attacks of finite size.
       network: `[N, H, W, C]` in [0, 1] to logits.
       key: of the random starts.
     """
@@ -145,17 +142,17 @@ def perturb(by_name: Mapping[str, Attack], network: Function, images: jax.Array,
 def transferability(
     networks: tuple[Function, Function], perturbed: tuple[Perturbed, Perturbed], images: jax.Array, labels: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """How the source's attacks work on the reference, and the reference's on the source.
+    """How attacks transfer between a source and the reference (Liang et al. 2021).
 
     Args:
       networks: source and reference, `[N, H, W, C]` in [0, 1] to logits, each over classes of its own.
-      perturbed: the images under the attacks on each.
-      images, labels: of the target domain, such as the reference gets right.
+      perturbed: the images attacked on each.
+      images, labels: of the target domain; images that the reference classifies rightly.
 
     Returns:
-      For the virtual and every other attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from
-      target to source (`T_S`), 0 to 1 (Liang et al. 2021). And by the name of each attack of finite size whether the
-      reference gets each image right under the source's, `[N]`, as `attacks.right` gives it.
+      For every attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from target to source (`T_S`),
+      0 to 1. And for each of finite size whether the reference still classifies each image rightly under the source's,
+      `[N]` as `attacks.right` gives it.
     """
     arrays = training.pixels(images), labels, *perturbed
     with jax.default_matmul_precision("highest"):
@@ -171,9 +168,8 @@ def transferability(
 
 
 def _changes(networks: tuple[Function, Function], x: jax.Array, labels: jax.Array, *perturbed: Perturbed) -> Any:
-    """By attack and way how the outputs change of the network that it was made on, and of the other: `[N, K]` each.
-
-    And the second of `transferability`.
+    """For each attack and way the changes `[N, K]` of the outputs of the network that it is made on and of the other;
+    and the second of `transferability`.
     """
     clean = [f(x) for f in networks]
     changes: dict[str, dict[str, tuple[jax.Array, jax.Array]]] = {}
@@ -189,15 +185,12 @@ def _changes(networks: tuple[Function, Function], x: jax.Array, labels: jax.Arra
 
 
 def success(under_attack: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, float]:
-    """How often the source's attacks work on images that the reference gets right.
+    """`NAME_success`, the share of images that the reference gets wrong under an attack, and `NAME_success_both`, of
+    those that the source gets right.
 
     Args:
-      under_attack: by attack, whether the reference gets each image right, as `transferability` returns it.
-      right: `[N]`, whether the source with its new head gets the clean images right.
-
-    Returns:
-      For each attack `NAME_success`, the share of all the images, and `NAME_success_both`, of those that the source
-      gets right too.
+      under_attack: for each attack `[N]`, as `transferability` returns it.
+      right: `[N]`, whether the source with its new head classifies the clean images rightly.
     """
     rates: dict[str, float] = {}
     for name, attacked in under_attack.items():

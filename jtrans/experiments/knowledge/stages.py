@@ -47,8 +47,8 @@ class Study(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Networks to train, all seeds of a source or of the reference: their number among all, from 0 on, what they are
-    called, their architecture, the section of the config that their images are from, and these.
+    """Networks to train, all seeds of a source or (number 0) of the reference: their label, architecture, section of the
+    config, and training images.
     """
 
     number: int
@@ -73,8 +73,8 @@ class Networks(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """One seed's reference, its outputs and accuracy on the target's test images, and some of these images, such as it
-    gets right, with their labels and under the attacks on it.
+    """One seed's reference: its outputs and accuracy on the target's test images, some of those that it classifies
+    rightly, their labels, and these images attacked on it.
     """
 
     network: Function
@@ -201,7 +201,7 @@ def references(study: Study, networks: Networks) -> list[Reference]:
             f"reference_epochs: after {config.reference_epochs}, at learning rate {config.learning_rate:g}, {what}; "
             f"change one of them and name another --workdir"
         )
-    perturb = jax.jit(partial(measures.perturb, by_name(config)))
+    perturb = jax.jit(partial(measures.perturb, finite_attacks(config)))
     made = []
     for seed, network in enumerate(networks.functions()):
         among = np.arange(len(test.labels)) if measures.lost(on_test[seed]) else right[seed]
@@ -212,7 +212,7 @@ def references(study: Study, networks: Networks) -> list[Reference]:
     return made
 
 
-def by_name(config: ConfigDict) -> dict[str, Attack]:
+def finite_attacks(config: ConfigDict) -> dict[str, Attack]:
     """The attacks of finite size, as in the official code: epsilon in units of pixels in [0, 1]."""
     make = lambda name: attacks.BY_NAME[name](config.attack.epsilon, config.attack.steps, 0)
     return {name: jax.jit(make(name)) for name in ATTACKS}
@@ -234,25 +234,22 @@ def _refit(study: Study, source: Networks, references: Sequence[Reference]) -> t
     labels, num_classes = (target.train.labels, target.test.labels), len(target.class_names)
     on_train, on_test = (outputs(source, split.images) for split in (target.train, target.test))
     by_sgd = sgd_heads(config, source, target.train, folded(study.keys, len(config.models) * len(config.mixtures) + 1))
+    num_parameters = sum(leaf[0].size for leaf in jax.tree.leaves(source.variables["params"]))
     rows, heads = [], []
     for seed, (train, test, sgd_head, reference) in enumerate(zip(on_train, on_test, by_sgd, references, strict=True)):
         scores, head, lost = measures.refit((train, test), reference.outputs, labels, num_classes)
-        of_sgd = (math.nan, math.nan) if lost else transfer.classification(sgd_head, test.features, labels[1])
+        nothing = math.nan, math.nan
+        sgd_loss, sgd_accuracy = nothing if lost else transfer.classification(sgd_head, test.features, labels[1])
         lost = lost or (reference.lost and f"reference {reference.lost}")
         if lost:
             print(f"{label}, seed {seed}: {lost}; it is left out", flush=True)
-        row = {"seed": seed, "lost": lost, **scores, **dict(zip(("sgd_loss", "sgd_accuracy"), of_sgd, strict=True))}
-        rows.append({**row, "parameters": float(size(source))})
+        of_sgd = {"sgd_loss": sgd_loss, "sgd_accuracy": sgd_accuracy}
+        rows.append({"seed": seed, "lost": lost, **scores, **of_sgd, "parameters": float(num_parameters)})
         heads.append(head)
     print(f"{label}: new heads fitted", flush=True)
     stacked = Head(*map(np.stack, zip(*heads, strict=True)))
     results = Results(config, setup.identity(target), {"knowledge": pandas.DataFrame(rows)}, {})
     return jax.vmap(measures.with_head)(source.variables, stacked), results
-
-
-def size(networks: Networks) -> int:
-    """The number of parameters of each network."""
-    return sum(leaf[0].size for leaf in jax.tree.leaves(networks.variables["params"]))
 
 
 def sgd_heads(config: ConfigDict, source: Networks, train: Split, keys: Keys) -> Iterator[Head]:
@@ -279,12 +276,7 @@ def sgd_heads(config: ConfigDict, source: Networks, train: Split, keys: Keys) ->
 
 
 def attack(study: Study, source: Networks, with_heads: Networks, references: Sequence[Reference]) -> pandas.DataFrame:
-    """All measures of one source against the references, a row for each seed.
-
-    Args:
-      source: the networks as they are, which are attacked.
-      with_heads: the networks with new last layers.
-    """
+    """All measures of one source, which is attacked without its new last layers; a row for each seed."""
     name = folder.folder_name(source.task.label)
     path = study.workdir / "attacked" / f"{name}.csv"
     if not devices.from_first(np.array(path.exists())):
@@ -299,7 +291,7 @@ def attack(study: Study, source: Networks, with_heads: Networks, references: Seq
 
 
 def _attack(study: Study, source: Networks, with_heads: Networks, references: Sequence[Reference]) -> pandas.DataFrame:
-    perturb = jax.jit(partial(measures.perturb, by_name(study.config)))
+    perturb = jax.jit(partial(measures.perturb, finite_attacks(study.config)))
     compare, rows = jax.jit(measures.transferability), []
     of_seeds = zip(source.functions(), with_heads.functions(), references, strict=True)
     for seed, (network, with_head, reference) in enumerate(of_seeds):
@@ -317,7 +309,7 @@ def success(study: Study, networks: Sequence[Networks]) -> dict[str, SuccessMatr
     test = few(study.config, study.target.test)
     x, matrices = np.asarray(training.pixels(test.images)), {}
     seeds = list(zip(*(n.functions() for n in networks), strict=True))
-    for name, attack in by_name(study.config).items():
+    for name, attack in finite_attacks(study.config).items():
         of_seeds = [
             metrics.success_matrix(fs, fs, x, test.labels, attack, key=jax.random.fold_in(study.keys.attack, seed))
             for seed, fs in enumerate(seeds)

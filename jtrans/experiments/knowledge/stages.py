@@ -2,7 +2,7 @@
 
 `networks/LABEL` and `refitted/LABEL` are work directories of their own, with a config, a summary and saved networks,
 which `matrix` reads as it reads any run; `attacked/LABEL.csv` is a table. The processes of a job call each stage
-together; what the first has written is what all go on with.
+together, and all read what the first has written.
 """
 
 import math

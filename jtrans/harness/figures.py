@@ -66,15 +66,12 @@ def finish_steps(panels: tuple[Axes, ...], x_label: str) -> None:
 
 def networks(config: Mapping[str, Any]) -> str:
     """The architectures in words, with their widths where those are not the default ones."""
-
-    def named(name: str) -> str:
+    words = []
+    for name in config["models"]:
         widths = list(config["widths"][name])
-        if widths == list(WIDTHS[name]):
-            return name
         sizes = f"{widths[0]} to {widths[-1]}" if len(widths) > 4 else ", ".join(map(str, widths))
-        return f"{name} of widths {sizes}"
-
-    return " and ".join(map(named, config["models"]))
+        words.append(name if widths == list(WIDTHS[name]) else f"{name} of widths {sizes}")
+    return " and ".join(words)
 
 
 def data(section: Mapping[str, Any]) -> str:

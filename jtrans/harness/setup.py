@@ -15,11 +15,7 @@ from jtrans.population.engine import Keys, Population
 
 
 def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Dataset, Split]:
-    """The data set, and the test images that are measured.
-
-    Raises:
-      InputError: it cannot be read, or has too few images for what the config asks, or for a batch.
-    """
+    """The data set and the test images measured; InputError if it cannot be read, or is too small for the config."""
     dataset = _images(config, key)
     test = data.balanced(dataset.test, config.num_examples, "num_examples")
     count = len(dataset.train.labels)
@@ -30,11 +26,7 @@ def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Datas
 
 
 def images(config: ConfigDict, key: jax.Array, section: str = "data", classes: Sequence[str] = ()) -> Dataset:
-    """The data set of a section of the config; of the classes given, else of the section's.
-
-    Raises:
-      InputError: it cannot be read, or has too few images.
-    """
+    """The data set of a section of the config, of these classes or its own; InputError if it cannot be read."""
     dataset = _images(config, key, section, classes)
     _announce(config, dataset, section)
     return dataset

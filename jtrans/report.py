@@ -9,12 +9,11 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
-import pandas
 
 from jtrans import files
 from jtrans.errors import InputError, one_line
@@ -23,18 +22,6 @@ from jtrans.harness import cli, experiment, fields, folder
 from jtrans.harness.experiment import Experiment, Results
 
 ENVIRONMENT = ("devices", "versions", "git_commit", "seconds")  # of a summary: what the numbers were made with
-
-
-class Section(NamedTuple):
-    """What the page shows of a run: files in base64; of the config and the environment the values by dotted name."""
-
-    label: str
-    about: str
-    figures: Mapping[str, str]
-    words: str
-    tables: Sequence[tuple[str, str, pandas.DataFrame]]  # each with its file's name and the file
-    config: Mapping[str, Any]
-    environment: Mapping[str, Any]
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
@@ -60,7 +47,7 @@ def page(folders: Sequence[Path]) -> str:
     """
     absolute = [Path(os.path.abspath(path)) for path in folders]
     common = os.path.commonpath([path.parent for path in absolute])  # the nearest folder that holds them all
-    sections: list[Section] = []
+    sections = []
     early_runs: dict[str, Results] = {}
     alike = set()
     for path, label in zip(folders, (path.relative_to(common).as_posix() for path in absolute), strict=True):
@@ -81,17 +68,19 @@ def page(folders: Sequence[Path]) -> str:
     return templates.get_template("report.html.jinja").render(sections=sections, overlay=overlay)
 
 
-def _section(path: Path, label: str, maker: Experiment, results: Results) -> Section:
+def _section(path: Path, label: str, maker: Experiment, results: Results) -> dict[str, Any]:
+    """What the page shows of a run: files in base64; of the config and the environment the values by dotted name."""
     names = {f"{stem}.csv": table for stem, table in results.tables.items()}
-    return Section(
-        label=label,
-        about=cli.about(maker),
-        figures={f"{png.stem} of {path.name}": _base64(png.read_bytes()) for png in sorted(path.glob("*.png"))},
-        words=maker.tell(results),
-        tables=[(name, _base64((path / name).read_bytes()), table) for name, table in names.items()],
-        config={name: _without_place(value) for name, value in fields.flat(results.config).items()},
-        environment=fields.flat({name: results.summary[name] for name in ENVIRONMENT if name in results.summary}),
-    )
+    environment = {name: results.summary[name] for name in ENVIRONMENT if name in results.summary}
+    return {
+        "label": label,
+        "about": cli.about(maker),
+        "figures": {f"{png.stem} of {path.name}": _base64(png.read_bytes()) for png in sorted(path.glob("*.png"))},
+        "words": maker.tell(results),
+        "tables": [(name, _base64((path / name).read_bytes()), table) for name, table in names.items()],
+        "config": {name: _without_place(value) for name, value in fields.flat(results.config).items()},
+        "environment": fields.flat(environment),
+    }
 
 
 def _without_place(value: Any) -> Any:
@@ -150,9 +139,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folders = find(given.folders)
         content = page(folders).encode()
-    except InputError as error:
-        parser.error(str(error))
-    try:
         files.write(Path(os.path.realpath(out)), content)  # a link stays one
     except InputError as error:
         parser.error(str(error).replace("--workdir", "--out", 1))

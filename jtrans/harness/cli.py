@@ -156,7 +156,12 @@ def load(program: str, values: flags.FlagValues, overrides: Sequence[str]) -> tu
     Raises InputError if the config cannot be read, or a field is unknown or has a wrong value.
     """
     name, _, argument = (values.config or "").partition(":")
-    flag = f"--config={find(name)}" + (f":{argument}" if argument else "")
+    path = Path(name) if name.endswith(".py") else shipped().get(name)
+    if path is None:
+        raise InputError(f"--config: got {name!r}; {fields.nearest(name, [*shipped(), 'FILE.py'])}")
+    if not path.is_file():
+        raise InputError(f"--config: got {name!r}, and there is no such file; name one, as --config=configs/digits.py")
+    flag = f"--config={path}" + (f":{argument}" if argument else "")
     known = fields.flat(_load([program, flag]))
     for override in overrides:
         field = override.removeprefix("--config.").partition("=")[0]
@@ -171,17 +176,6 @@ def shipped() -> dict[str, Path]:
     package = Path(__file__).parent.parent
     folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
-
-
-def find(name: str) -> Path:
-    """The file of a config: a path that ends in `.py`, or the name of a shipped one; InputError if there is none."""
-    if not name.endswith(".py"):
-        if name not in shipped():
-            raise InputError(f"--config: got {name!r}; {fields.nearest(name, [*shipped(), 'FILE.py'])}")
-        return shipped()[name]
-    if not Path(name).is_file():
-        raise InputError(f"--config: got {name!r}, and there is no such file; name one, as --config=configs/digits.py")
-    return Path(name)
 
 
 def _load(argv: Sequence[str]) -> ConfigDict:

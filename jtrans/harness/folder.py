@@ -33,6 +33,7 @@ RESULT_SUFFIXES = {".csv", ".npz", ".png", ".svg"}
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # a file of `files.write` that a killed process left
 ORBAX = {"state", "_CHECKPOINT_METADATA", "commit_success.txt", "orbax.checkpoint"}  # the parts of a saved checkpoint
 LONGEST_NAME = 120  # bytes of a directory's name; file systems take 255
+CSV: dict[str, Any] = {"index": False, "na_rep": "nan", "lineterminator": "\n"}
 NEW_FOLDER = "name another directory"
 
 
@@ -59,12 +60,7 @@ def folder_name(label: str) -> str:
 def claimed(workdir: Path, experiment: str, config: ConfigDict, grows: str = "") -> Iterator[bool]:
     """The work directory, created and checked before any compute, and kept from other runs meanwhile.
 
-    Args:
-      experiment: its name.
-      grows: the field that may be larger than in the results already there, where the experiment resumes from them.
-
-    Yields:
-      Whether the results of this very config are already there.
+    Yields whether the results of this very config are already there. The field `grows` may be larger than in those.
 
     Raises:
       InputError: the directory cannot be written, another run is using it, or it holds something else. In a job of
@@ -96,12 +92,10 @@ def shared(workdir: Path, experiment: str) -> None:
 
 
 def _lock(workdir: Path) -> int:
-    """The open lock file, whose lock the system takes back when the process ends, however it ends.
-
-    It is opened for writing, without which NFS grants no lock.
-    """
+    """The open lock file, whose lock the system takes back when the process ends, however it ends."""
     with _usable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
+        # For writing, without which NFS grants no lock.
         opened = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -224,7 +218,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def write_table(path: Path, table: pandas.DataFrame) -> None:
     """Write a CSV file with a header line; floats in full precision, NaN as `nan`."""
-    files.write(path, _csv(table).encode())
+    files.write(path, table.to_csv(**CSV).encode())
 
 
 def read_table(path: Path) -> pandas.DataFrame:
@@ -240,11 +234,7 @@ def read_table(path: Path) -> pandas.DataFrame:
 
 def plain_table(table: pandas.DataFrame) -> pandas.DataFrame:
     """The table as `read_table` gives it back."""
-    return _table(_csv(table))
-
-
-def _csv(table: pandas.DataFrame) -> str:
-    return table.to_csv(index=False, na_rep="nan", lineterminator="\n")
+    return _table(table.to_csv(**CSV))
 
 
 def _table(text: str) -> pandas.DataFrame:

@@ -76,15 +76,12 @@ def model(config: ConfigDict, name: str, dataset: Dataset, section: str = "data"
 def population(config: ConfigDict, dataset: Dataset, test: Split, keys: Keys, **options: Any) -> Population:
     """The networks of a config with the fields `NETWORKS` and, unless `options` bring their own, `TRAINING`.
 
-    Args:
-      test: the test images measured.
-      options: of `engine.build`, instead of the config's.
+    `test` holds the test images measured; the options, those of `engine.build`, replace the config's.
     """
     if "models" not in options:
         options["models"] = [model(config, name, dataset) for name in config.models]
     if "optimizer" not in options:
         options["optimizer"] = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
     options.setdefault("batch_size", config.get("batch_size"))
-    for name in ("num_networks", "group_size", "batch_statistics"):
-        options.setdefault(name, config[name])
-    return engine.build(keys=keys, train=dataset.train, test=test, **options)
+    settings = {name: config[name] for name in ("num_networks", "group_size", "batch_statistics")}
+    return engine.build(keys=keys, train=dataset.train, test=test, **settings | options)

@@ -39,7 +39,6 @@ def text(columns: Mapping[str, Iterable[Any]]) -> str:
     """A table as text, its columns aligned; numbers to the right, words to the left."""
     aligned = []
     for name, values in columns.items():
-        values = list(values)
         lines = [name, *map(str, values)]
         width = max(map(len, lines))
         right = all(line.strip("-+").replace(".", "", 1)[:1].isdigit() and "[" not in line for line in lines[1:])

@@ -14,6 +14,7 @@ from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, defaults
 
 NAMES = experiment.names()
+FLAGS = {"sweep": {"sweep": "seed=0,1"}}  # which it does not run without
 CONFIGS = {path.stem: path.read_text() for path in sorted(ROOT.glob("configs/*.py"))}
 
 
@@ -21,7 +22,7 @@ CONFIGS = {path.stem: path.read_text() for path in sorted(ROOT.glob("configs/*.p
 def test_a_module_is_an_experiment(name):
     slice_ = experiment.load(name)
     assert slice_.name == name
-    assert cli.about(slice_).endswith(".")
+    assert cli.about(slice_).endswith((".", "?"))
     for function in (slice_.measure, slice_.tell, slice_.figures):
         assert (function.__doc__ or "").strip(), f"{function.__name__} has no docstring"
     assert slice_.resumable in {"", *slice_.fields}
@@ -37,7 +38,7 @@ def test_the_defaults_of_an_experiment_pass_its_checks(name):
     assert all(slice_.fields[field].default in ((), "") for field in wanted)
     if not wanted:
         fields.check(config, slice_.fields)
-        slice_.check(config)
+        slice_.check(config, **FLAGS.get(name, {}))
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -262,6 +262,7 @@ def test_a_run_killed_at_every_stage_ends_with_the_same_numbers(finished, tmp_pa
         assert (workdir / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_job_of_two_processes_gives_what_one_gives(finished, tmp_path):
     """It makes all stages of one source, and finds those of the others."""
     workdir = tmp_path / "run"

@@ -170,7 +170,7 @@ def test_success_rates_are_those_of_fgsm_network_by_network(names, on, size):
 
 
 def quartile(values):
-    return np.quantile(values.sum(-1), 0.25, axis=1)
+    return np.quantile(values.sum(1), 0.25, axis=-1)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def quartile(values):
 )
 def test_a_new_measure_is_one_entry(monkeypatch, names, options):
     """A quantity of a network that is no mean over images, and a quantity of a pair, against a loop over networks."""
-    range_of_logits = lambda seen: jnp.stack([seen.logits.max(-1), -seen.logits.min(-1)], axis=-1)
+    range_of_logits = lambda seen: jnp.stack([seen.logits.max(-1), -seen.logits.min(-1)])
     monkeypatch.setitem(observe.NETWORK_MEASURES, "spread", observe.NetworkMeasure(range_of_logits, quartile))
     monkeypatch.setitem(observe.PAIR_MEASURES, "squared_cosine", observe.PairMeasure(jnp.square))
     monkeypatch.setattr(observe, "BLOCK", 5)  # 12 images: two blocks of 5, and one that overlaps

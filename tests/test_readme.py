@@ -3,8 +3,12 @@
 import re
 import subprocess
 
+import jax.numpy as jnp
 import pytest
 from conftest import ROOT
+
+from jtrans.harness import experiment, fields
+from jtrans.population import observe
 
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -25,3 +29,25 @@ def test_command_blocks_run_in_a_fresh_clone(tmp_path):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (clone / "runs" / "digits" / "figure.png").is_file()
     assert (clone / "runs" / "mine" / "figure.png").is_file()
+
+
+def test_the_experiment_of_the_contributors_guide_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    *_, slice_source = blocks
+    slice_names = {}
+    exec(slice_source, slice_names)
+    results = experiment.run(slice_names["EXPERIMENT"], fields.defaults(slice_names["FIELDS"]), tmp_path)
+    assert results.tables["tosses"]["heads"].to_numpy() == pytest.approx(results.arrays["coins"]["heads"].mean(0))
+    assert (tmp_path / "figure.svg").is_file()
+
+
+def test_the_quantities_of_the_contributors_guide_are_measured(monkeypatch):
+    """As printed, with the names of `observe` at hand."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    for name in ("NETWORK_MEASURES", "PAIR_MEASURES"):
+        monkeypatch.setattr(observe, name, dict(getattr(observe, name)))
+    for block in blocks[:-1]:
+        exec(block, {**vars(observe)})
+    seen = observe.Seen(jnp.ones((2, 3)), jnp.log(jnp.array([[0.2, 0.8], [0.7, 0.3]])), jnp.array([0, 1]))
+    assert observe.NETWORK_MEASURES["confidence"].of_images(seen).tolist() == pytest.approx([0.8, 0.7])
+    assert observe.PAIR_MEASURES["cosine"].of_images(0.5) == 0.5

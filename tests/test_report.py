@@ -185,10 +185,9 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders_and_nothing_above
 
 
 DAMAGES = {
-    "summary.json": ["", "{", "[]", "{}", '{"random": null}'],
+    "summary.json": ["", "{", "[]", "{}", '{"random": null}', '{"files": 3}', '{"files": ["lost.csv"]}'],
     "config.json": ["", "null", "{}", '{"experiment": "erly"}', '{"experiment": null}'],
     "trajectory.csv": ["", "step,angle\n", "step,angle\n1,2\n3"],
-    "notes.csv": [""],
     "trajectory.npz": ["", "words", None],
 }
 

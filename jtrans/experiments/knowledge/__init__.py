@@ -40,9 +40,7 @@ FIELDS: Mapping[str, Field] = {
     "models": fields.some_of(("lenet", "alexnet", "resnet18"), models.WIDTHS),
     "mixtures": Field(
         ((),),
-        lambda v: (
-            is_tuple(v, lambda m: is_tuple(m, lambda c: isinstance(c, str), range(10**6))) and len(set(v)) == len(v)
-        ),
+        lambda v: is_tuple(v, fields.DATA["data.classes"].accepts) and len(set(v)) == len(v),
         "a tuple of tuples of class names, each once, as ((),) or (('cat', 'dog'), ('cat', 'ship'))",
     ),
     "reference": one_of("resnet18", models.WIDTHS),
@@ -112,19 +110,12 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
 
 
 def to_train(config: ConfigDict, target: Dataset, domains: Mapping[tuple[str, ...], Dataset]) -> list[Task]:
-    """The reference, then every source.
-
-    Args:
-      domains: what the sources of each mixture are trained on.
-    """
-    sources = enumerate(itertools.product(config.models, config.mixtures), 1)
-    return [
-        Task(0, "reference", config.reference, "target", target, config.reference_epochs),
-        *(
-            Task(i, source_label(config, name, classes), name, "source", domains[classes], config.num_epochs)
-            for i, (name, classes) in sources
-        ),
-    ]
+    """The reference, then every source; `domains` are the data sets of the mixtures."""
+    tasks = [Task(0, "reference", config.reference, "target", target, config.reference_epochs)]
+    for name, classes in itertools.product(config.models, config.mixtures):
+        label = source_label(config, name, classes)
+        tasks.append(Task(len(tasks), label, name, "source", domains[classes], config.num_epochs))
+    return tasks
 
 
 def check_data(config: ConfigDict, tasks: Sequence[Task]) -> None:

@@ -21,31 +21,16 @@ from 0 to 1; tau1 tau2: both in one.
 Transfer loss: of a new last layer, cross entropy
 on the target's test images. A rank correlation
 below 0: larger goes with better transfer."""
-SHOWN = (
-    "pgd_liang_tau1_S_T",
-    "pgd_liang_tau2_S_T",
-    "pgd_liang_tau1tau2_S_T",
-    "virtual_tau1_S_T",
-    "virtual_tau2_S_T",
-    "pgd_liang_success",
-    "logme",
-    "leep",
-    "h_score",
-    "cka",
-    "parameters",
-)
+OF_ATTACKS = ("pgd_liang_tau1", "pgd_liang_tau2", "pgd_liang_tau1tau2", "virtual_tau1", "virtual_tau2")
+OF_SOURCES = ("logme", "leep", "h_score", "cka", "parameters")
+SHOWN = (*(f"{name}_S_T" for name in OF_ATTACKS), "pgd_liang_success", *OF_SOURCES)
 
 
 def draw(results: Results) -> dict[str, Figure]:
     """Every measure against the transfer loss; the matrix of the sources with new last layers."""
-    config, seeds = results.config, results.summary["num_seeds"]
-    of_heads = matrix.heat_maps(
-        results.tables["matrix"],
-        config["attack"]["epsilon"],
-        config["target"],
-        over=f"{seeds} seeds" if seeds > 1 else "",
-        note="; sources with new last layers",
-    )
+    epsilon, target, seeds = results.config["attack"]["epsilon"], results.config["target"], results.summary["num_seeds"]
+    labels = {"over": f"{seeds} seeds" if seeds > 1 else "", "note": "; sources with new last layers"}
+    of_heads = matrix.heat_maps(results.tables["matrix"], epsilon, target, **labels)
     return {"figure": _against_loss(results), "matrix": of_heads}
 
 

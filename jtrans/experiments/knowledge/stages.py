@@ -2,7 +2,7 @@
 
 `networks/LABEL` and `refitted/LABEL` are work directories of their own, with a config, a summary and saved networks,
 which `matrix` reads as it reads any run; `attacked/LABEL.csv` is a table. The processes of a job call each stage
-together; what the first has written is what all go on with.
+together, and all read what the first has written.
 """
 
 import math
@@ -47,8 +47,8 @@ class Study(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Networks to train, all seeds of a source or (number 0) of the reference: their label, architecture, section of the
-    config, and training images.
+    """Networks to train: all seeds of a source, or of the reference, which is number 0. `section` is that of the config
+    which describes their images.
     """
 
     number: int
@@ -73,21 +73,17 @@ class Networks(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """One seed's reference: its outputs and accuracy on the target's test images, some of those that it classifies
-    rightly, their labels, and these images attacked on it.
+    """One seed's reference: its outputs and accuracy on the target's test images, why it measures nothing (or ""), some
+    of the images that it classifies rightly (where it is lost, any), their labels, and these attacked on it.
     """
 
     network: Function
     outputs: Outputs
     accuracy: float
+    lost: str
     images: np.ndarray
     labels: np.ndarray
     perturbed: Perturbed
-
-    @property
-    def lost(self) -> str:
-        """Why it measures nothing, where it does not; its images are then any."""
-        return measures.lost(self.outputs)
 
 
 class Stage(NamedTuple):
@@ -193,7 +189,8 @@ def references(study: Study, networks: Networks) -> list[Reference]:
     on_test = outputs(networks, test.images)
     correct = [np.asarray(attacks.right(of_seed.logits, test.labels)) for of_seed in on_test]
     right = [np.flatnonzero(of_seed == 1) for of_seed in correct]
-    healthy = [images for images, of_seed in zip(right, on_test, strict=True) if not measures.lost(of_seed)]
+    lost = [measures.lost(of_seed) for of_seed in on_test]
+    healthy = [images for images, why in zip(right, lost, strict=True) if not why]
     count = min(config.num_examples, *map(len, healthy)) if healthy else 0
     if not count:
         what = "a reference gets no test image right" if healthy else "every reference is lost"
@@ -204,11 +201,12 @@ def references(study: Study, networks: Networks) -> list[Reference]:
     perturb = jax.jit(partial(measures.perturb, finite_attacks(config)))
     made = []
     for seed, network in enumerate(networks.functions()):
-        among = np.arange(len(test.labels)) if measures.lost(on_test[seed]) else right[seed]
+        among = np.arange(len(test.labels)) if lost[seed] else right[seed]
         chosen = among[np.linspace(0, len(among) - 1, count).astype(int)]  # classes may come in order
         images, labels = test.images[chosen], test.labels[chosen]
         perturbed = perturb(network, images, jax.random.fold_in(study.keys.attack, seed))
-        made.append(Reference(network, on_test[seed], float(correct[seed].mean()), images, labels, perturbed))
+        accuracy = float(correct[seed].mean())
+        made.append(Reference(network, on_test[seed], accuracy, lost[seed], images, labels, perturbed))
     return made
 
 

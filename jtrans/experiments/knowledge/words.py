@@ -27,23 +27,10 @@ CAPTIONS = {
     "cka": "linear CKA with the reference",
     "parameters": "number of parameters",
 }
-TOLD = (
-    "transfer_loss",
-    "transfer_accuracy",
-    "sgd_accuracy",
-    "pgd_liang_tau1_S_T",
-    "pgd_liang_tau2_S_T",
-    "pgd_liang_success",
-)
-KINDS = ("pearson", "spearman")
-COLUMNS = (
-    "correlation with the transfer loss",
-    "Pearson [95 %]",
-    "Spearman [95 %]",
-    "p (both)",
-    "smaller loss, larger?",
-    "",
-)
+PGD = ("pgd_liang_tau1_S_T", "pgd_liang_tau2_S_T", "pgd_liang_success")
+TOLD = ("transfer_loss", "transfer_accuracy", "sgd_accuracy", *PGD)
+KINDS, INTERVALS = ("pearson", "spearman"), ("Pearson [95 %]", "Spearman [95 %]")
+COLUMNS = ("correlation with the transfer loss", *INTERVALS, "p (both)", "smaller loss, larger?", "")
 VERDICTS = {True: "holds", False: "does not hold", None: "open"}
 NOTE = """\
 intervals: other seeds of the same sources; p: exact permutation test over sources, two-sided

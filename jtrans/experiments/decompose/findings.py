@@ -48,11 +48,9 @@ def tabulate(rows: Mapping[tuple[int, str, int], Measured]) -> pandas.DataFrame:
 def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict[str, Any]:
     """How many directions are enough, ready for JSON.
 
-    Returns:
-      The law of random angles, `chance`, and in `enough` for each step and subspace the smallest measured number of
-      directions from which on the mean angle is within `NEAR` degrees of the random mean, by the mean and by both ends
-      of its interval, where there is one: `{mean, low, high}`; None where that is more than was measured. Steps at
-      which no network has a direction are left out.
+    In `enough` for each step and subspace the smallest measured number of directions from which on the mean angle is
+    within `NEAR` degrees of the random mean, by the mean and by both ends of its interval, where there is one: `{mean,
+    low, high}`; None where that is more than was measured. Steps at which no network has a direction are left out.
     """
     random = stats.random_angle(dimension).mean()
     # The upper end of the angle gives the fewest directions.

@@ -49,12 +49,11 @@ def look(model: Model, networks: Network, test: Split) -> observe.Observation:
 def measure(
     model: Model, networks: Network, seen: observe.Observation, test: Split, basis: jax.Array, *, epsilon: float
 ) -> Measured:
-    """The angles without the subspace, and attacks along either component, bounded in L2.
+    """The angles without the subspace of a basis as in `split`, and attacks along either component, bounded in L2.
 
     Args:
       networks: `[M, ...]` of one architecture.
       seen: what `look` gives of them on these test images, uint8 `[n, H, W, C]` with labels `[n]`.
-      basis: as in `split`.
       epsilon: the attacks' Euclidean length, in units of pixels in [0, 1].
     """
     (off, inside, share), correct = split(seen.unit, basis), seen.values["accuracy"]

@@ -99,11 +99,8 @@ def updates(
 
 
 def of_images(images: np.ndarray, key: jax.Array, count: int, *, subtract_mean: bool) -> dict[str, np.ndarray]:
-    """The subspaces that need no network, of `count` directions at most; of training images, uint8 `[N, H, W, C]`.
-
-    Args:
-      key: draws the random directions.
-      subtract_mean: whether the networks see the images without their mean.
+    """The subspaces that need no network, of `count` directions at most; of training images, uint8 `[N, H, W, C]`,
+    which the networks see without their mean if `subtract_mean`.
     """
     rows = images.reshape(len(images), -1)
     mean = rows.mean(0, keepdims=True, dtype=np.float32)

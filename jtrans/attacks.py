@@ -59,7 +59,7 @@ def success(attacked: np.ndarray, clean_target: np.ndarray, clean_source: np.nda
 
 
 def flipped(attacked: jax.Array, clean: jax.Array) -> jax.Array:
-    """The share of correctly classified images that an attack flips (NaN if none), from `right`'s outputs `[..., N]`."""
+    """The share of correctly classified images that an attack flips (NaN if none), from `right`'s `[..., N]`."""
     counted = (clean == 1) & ~jnp.isnan(attacked)
     return (counted & (attacked == 0)).sum(-1) / counted.sum(-1)
 

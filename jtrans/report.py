@@ -58,10 +58,12 @@ def page(folders: Sequence[Path]) -> str:
                 alike.add((results.summary["random"]["dimension"], results.summary["chance"]))
                 if len(early_runs) < early.MOST_CURVES:
                     early_runs[label] = results
-                    early.overlay({label: results})  # alone, so that an error names its folder
+                    early.overlay(*early.combine({label: results}))  # alone, so that an error names its folder
     overlay = {}
     if len(early_runs) > 1 and len(alike) == 1:
-        overlay[f"{len(early_runs)} runs in one figure"] = _base64(folder.drawn(early.overlay(early_runs), "png"))
+        overlay[f"{len(early_runs)} runs in one figure"] = _base64(
+            folder.drawn(early.overlay(*early.combine(early_runs)), "png")
+        )
     loader = jinja2.PackageLoader("jtrans", "")
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     templates.filters["cell"] = _cell

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
@@ -151,19 +152,32 @@ def draw(results: Results) -> dict[str, Figure]:
     return {"figure": _finished(figure, x_label)}
 
 
-def overlay(runs: Mapping[str, Results]) -> Figure:
-    """The first `MOST_CURVES` runs in one figure, by label: the angles above, the accuracies below, 95 % intervals."""
+def combine(runs: Mapping[str, Results]) -> tuple[pandas.DataFrame, dict[str, Any]]:
+    """The curves of the first `MOST_CURVES` runs, by label, and what they have in common: what `overlay` draws."""
     runs = dict(list(runs.items())[:MOST_CURVES])
+    columns = ["step", *(f"{name}{bound}" for name in ("angle", "accuracy") for bound in ("", "_low", "_high"))]
+    frames = []
+    for label, results in runs.items():
+        table = results.tables["trajectory"]
+        epoch = table["step"] / results.summary["steps_per_epoch"]
+        frames.append(table[columns].assign(run=f"{label} ({pairs(results)})", epoch=epoch))
+    common = {"title": title(list(runs.values()))} | {name: results.summary[name] for name in ("random", "chance")}
+    return pandas.concat(frames, ignore_index=True), common
+
+
+def overlay(curves: pandas.DataFrame, common: Mapping[str, Any]) -> Figure:
+    """Several runs in one figure, as `combine` gives them: the angles above, the accuracies below, 95 % intervals."""
     figure = Figure(figsize=(7.5, 6.8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    for i, (label, results) in enumerate(runs.items()):
-        (x, x_label), table = progress(results), results.tables["trajectory"]
-        figures.curve(above, x, tables.interval(table, "angle"), f"C{i}", f"{label} ({pairs(results)})")
-        figures.curve(below, x, tables.interval(table, "accuracy"), f"C{i}")
-    figures.random_lines(above, results.summary["random"])
-    figures.chance_line(below, results.summary["chance"])
+    is_long = curves.groupby("run")["epoch"].max().min() >= EPOCHS
+    x, x_label = ("epoch", "epochs") if is_long else ("step", "optimizer steps")
+    for i, (label, table) in enumerate(curves.groupby("run", sort=False)):
+        figures.curve(above, table[x], tables.interval(table, "angle"), f"C{i}", label)
+        figures.curve(below, table[x], tables.interval(table, "accuracy"), f"C{i}")
+    figures.random_lines(above, common["random"])
+    figures.chance_line(below, common["chance"])
     figures.band_entry(above)
-    above.set_title(title(list(runs.values())), fontsize="medium")
+    above.set_title(common["title"], fontsize="medium")
     return _finished(figure, x_label)
 
 

@@ -50,8 +50,12 @@ def measure(config: ConfigDict, workdir: Path, sweep: str | None = None, shard: 
 
     devices.first_does(read)  # the other processes of a job may have no access to the files
     values = {field: [str(fields.flat(cases[case])[field]) for case in summaries] for field in parse(sweep or "")}
-    frames = {NAME: table(values, list(summaries.values()))} if summaries else {}
-    return Results(config, {"num_settings": len(cases), "num_finished": len(summaries)}, frames, {}, shown)
+    counts = {"num_settings": len(cases), "num_finished": len(summaries)}
+    if not summaries:
+        return Results(config, counts, {}, {})
+    curves, common = early.combine(shown)
+    frames = {NAME: table(values, list(summaries.values())), "curves": curves}
+    return Results(config, {**counts, "common": common}, frames, {})
 
 
 def settings(config: ConfigDict, sweep: str) -> dict[str, ConfigDict]:
@@ -135,7 +139,7 @@ def tell(results: Results) -> str:
 
 def draw(results: Results) -> dict[str, Figure]:
     """The first finished settings in one figure."""
-    return {NAME: early.overlay(results.runs)} if results.runs else {}
+    return {NAME: early.overlay(results.tables["curves"], results.summary["common"])} if results.tables else {}
 
 
 EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, options=OPTIONS, holds_runs=True)

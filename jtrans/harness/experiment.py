@@ -20,8 +20,7 @@ from jtrans.harness import fields, folder
 from jtrans.harness.fields import Field
 from jtrans.population import devices
 
-# Keys of the summary: the names of the files of tables and arrays, and of the folders of other runs that it shows.
-FILES, RUNS = "files", "runs"
+FILES = "files"  # the key of the summary that names the files of tables and arrays
 
 
 class Results(NamedTuple):
@@ -32,14 +31,12 @@ class Results(NamedTuple):
       summary: the findings, as JSON holds them: NaN is None.
       tables: by name; `NAME.csv` on disk. An interval is always the columns `X`, `X_low` and `X_high`.
       arrays: by name a mapping from array names to arrays; `NAME.npz` on disk.
-      runs: the results of other runs that this one shows, by the names of their folders in its own.
     """
 
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
     tables: Mapping[str, pandas.DataFrame]
     arrays: Mapping[str, Any]
-    runs: Mapping[str, "Results"] = {}
 
 
 class Experiment(NamedTuple):
@@ -107,9 +104,8 @@ def _as_read(measured: Results, config: ConfigDict, seconds: float) -> Results:
     tables = {name: folder.plain_table(table) for name, table in measured.tables.items()}
     arrays = {name: {key: np.asarray(array) for key, array in each.items()} for name, each in measured.arrays.items()}
     names = [*(f"{name}.csv" for name in tables), *(f"{name}.npz" for name in arrays)]
-    shown = {FILES: names} | ({RUNS: list(measured.runs)} if measured.runs else {})
-    summary = folder.complete({**measured.summary, "seconds": seconds, **shown}, config)
-    return Results(folder.plain(config.to_dict()), summary, tables, arrays, measured.runs)
+    summary = folder.complete({**measured.summary, "seconds": seconds, FILES: names}, config)
+    return Results(folder.plain(config.to_dict()), summary, tables, arrays)
 
 
 def _write(experiment: Experiment, config: ConfigDict, workdir: Path, results: Results) -> None:
@@ -132,8 +128,7 @@ def read(workdir: Path | str) -> Results:
     paths = [workdir / Path(name).name for name in summary.get(FILES, ())]
     tables = {path.stem: folder.read_table(path) for path in paths if path.suffix == ".csv"}
     arrays = {path.stem: files.read_npz(path) for path in paths if path.suffix == ".npz"}
-    runs = {name: read(workdir / Path(name).name) for name in summary.get(RUNS, ())}
-    return Results(config, summary, tables, arrays, runs)
+    return Results(config, summary, tables, arrays)
 
 
 def maker(workdir: Path | str) -> Experiment:

@@ -86,7 +86,7 @@ def test_the_table_holds_the_means_and_intervals_of_the_arrays(finished):
 
 
 def test_the_summary_says_what_was_found_and_with_what(finished):
-    config, summary, _, _ = experiment.read(finished)
+    config, summary, *_ = experiment.read(finished)
     assert config["num_networks"] == 3
     angle = arrays(finished)["angle"].mean(0)
     assert summary["random"]["dimension"] == 64

@@ -33,7 +33,7 @@ PROGRAMS = {"training": ("epoch_order", "_one_step"), "directions": ("_look",), 
 ONCE = {
     "intervals": ((trajectory, "curves"),),
     "npz and CSV files": ((files, "write_npz"), (folder, "write_table")),
-    "figure": ((early, "draw"), (folder, "write_figure")),
+    "figure": ((early, "draw"), (folder, "drawn")),
     "batch overlap": ((engine, "batch_overlap"),),
 }
 

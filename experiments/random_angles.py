@@ -5,5 +5,4 @@ import sys
 from jtrans.experiments import random_angles
 from jtrans.harness import cli
 
-if __name__ == "__main__":
-    sys.exit(cli.run(random_angles.EXPERIMENT))
+sys.exit(cli.run(random_angles.EXPERIMENT))

@@ -5,5 +5,4 @@ import sys
 from jtrans.experiments import reproduce
 from jtrans.harness import cli
 
-if __name__ == "__main__":
-    sys.exit(cli.run(reproduce.EXPERIMENT))
+sys.exit(cli.run(reproduce.EXPERIMENT))

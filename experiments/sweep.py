@@ -5,5 +5,4 @@ import sys
 from jtrans.experiments import sweep
 from jtrans.harness import cli
 
-if __name__ == "__main__":
-    sys.exit(cli.run(sweep.EXPERIMENT))
+sys.exit(cli.run(sweep.EXPERIMENT))

@@ -5,5 +5,4 @@ import sys
 from jtrans.experiments import updates
 from jtrans.harness import cli
 
-if __name__ == "__main__":
-    sys.exit(cli.run(updates.EXPERIMENT))
+sys.exit(cli.run(updates.EXPERIMENT))

@@ -9,6 +9,7 @@ or not finite, the input is returned unchanged.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -46,9 +47,8 @@ def success(attacked: np.ndarray, clean_target: np.ndarray, clean_source: np.nda
     """Success rates of attacks on N images, from outputs of `right`, each `[..., N]`.
 
     Args:
-      attacked: whether the attacked network, the target, predicts the label of the adversarial image.
-      clean_target, clean_source: whether the target, and the network that the attack was computed on, predict the label
-        of the clean image.
+      attacked: of the attacked network, the target, for the adversarial images.
+      clean_target, clean_source: of the target, and of the source of the attack, for the clean images.
     """
     attacked, target, source = np.broadcast_arrays(attacked, clean_target, clean_source)
     finite = ~np.isnan(attacked) & ~np.isnan(target)
@@ -59,11 +59,7 @@ def success(attacked: np.ndarray, clean_target: np.ndarray, clean_source: np.nda
 
 
 def flipped(attacked: jax.Array, clean: jax.Array) -> jax.Array:
-    """The share of correctly classified images whose adversarial images are misclassified; NaN if there are none.
-
-    Args:
-      attacked, clean: `[..., N]`, outputs of `right` for the adversarial and the clean images.
-    """
+    """The share of correctly classified images that an attack flips (NaN if none), from `right`'s outputs `[..., N]`."""
     counted = (clean == 1) & ~jnp.isnan(attacked)
     return (counted & (attacked == 0)).sum(-1) / counted.sum(-1)
 
@@ -73,13 +69,15 @@ def own_prediction(f: Function, x: jax.Array) -> jax.Array:
     return f(x).argmax(-1)
 
 
+def where_finite(vectors: jax.Array, otherwise: jax.Array | int = 0) -> jax.Array:
+    """The vectors `[N, ...]`, with `otherwise` in place of each that is not finite and so has no direction."""
+    return jnp.where(jnp.isfinite(vectors).all(axis=tuple(range(1, vectors.ndim)), keepdims=True), vectors, otherwise)
+
+
 def fgsm(epsilon: float, *, random_start: bool = False, bounds: Bounds = (0, 1)) -> Attack:
     """The fast gradient sign method (Goodfellow et al. 2015): one step of L-inf PGD, of size epsilon.
 
-    Args:
-      epsilon: the largest change of any input value, in the units of the input.
-      random_start: start at a uniformly random point of the ball (as Liang et al. 2021 do) instead of `x`.
-      bounds: the range of valid inputs; None: unbounded.
+    Arguments as `pgd`; Liang et al. (2021) use a random start.
 
     >>> import jax.numpy as jnp
     >>> x, y = jnp.array([[0.25, 0.75]]), jnp.array([0])
@@ -98,16 +96,12 @@ def pgd(
     random_start: bool = True,
     bounds: Bounds = (0, 1),
 ) -> Attack:
-    """Projected gradient ascent on the cross entropy (Madry et al. 2018).
-
-    The result lies exactly in the ball and in the bounds, despite rounding.
+    """Projected gradient ascent on the cross entropy (Madry et al. 2018), exactly in ball and bounds despite rounding.
 
     Args:
-      epsilon: the ball's radius, in the units of the input.
-      steps: the number of steps.
-      step_size: the length of each step, in the units of the input.
+      epsilon, steps, step_size: the ball's radius, the number of steps and their length, in the units of the input.
       norm: `linf` (steps along the sign of the gradient) or `l2` (along the gradient).
-      random_start: start at a uniformly random point of the ball; example i uses `fold_in(key, i)`.
+      random_start: start at a uniformly random point of the ball, not at `x`; example i uses `fold_in(key, i)`.
       bounds: the range of valid inputs; None: unbounded.
 
     Raises:
@@ -128,13 +122,12 @@ def pgd(
 
         def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             adversarial, has_gradient = carry
-            gradient = _finite(directions.loss_gradient(f, adversarial, y))
+            gradient = where_finite(directions.loss_gradient(f, adversarial, y))
             stepped = adversarial + step_size * step_direction(gradient)
             return project(stepped, x, epsilon, bounds), has_gradient | (_sums(jnp.abs(gradient)) > 0)
 
-        adversarial, has_gradient = loops.repeat(steps, step, (start, jnp.zeros(len(x), bool)))
-        # A random start without any gradient step is not an attack.
-        return jnp.where(_per_example(has_gradient, x), adversarial, x)
+        adversarial, has_gradient = loops.repeat(steps, step, (start, jnp.zeros_like(_sums(x), bool)))
+        return jnp.where(has_gradient, adversarial, x)  # a random start without any gradient step is not an attack
 
     return attack
 
@@ -143,21 +136,19 @@ def mi_fgsm(epsilon: float, steps: int, step_size: float, *, decay: float = 1.0,
     """Momentum iterative FGSM in L-inf (Dong et al. 2018), without a random start.
 
     The momentum is `decay` times the previous momentum plus the gradient divided by its L1 norm; steps follow its sign.
-
-    Args:
-      epsilon, steps, step_size, bounds: as `pgd`.
-      decay: the factor on the previous momentum.
+    Other arguments as `pgd`.
     """
 
     def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
         def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             adversarial, momentum = carry
-            gradient = _finite(directions.loss_gradient(f, adversarial, y))
-            momentum = decay * momentum + gradient / _per_example(_nonzero(_sums(jnp.abs(gradient))), gradient)
+            gradient = where_finite(directions.loss_gradient(f, adversarial, y))
+            size = _sums(jnp.abs(gradient))
+            momentum = decay * momentum + gradient / jnp.where(size == 0, 1, size)
             return _project_linf(adversarial + step_size * jnp.sign(momentum), x, epsilon, bounds), momentum
 
         adversarial, momentum = loops.repeat(steps, step, (x, jnp.zeros_like(x)))
-        return jnp.where(_per_example(_sums(jnp.abs(momentum)) > 0, x), adversarial, x)
+        return jnp.where(_sums(jnp.abs(momentum)) > 0, adversarial, x)
 
     return attack
 
@@ -165,18 +156,14 @@ def mi_fgsm(epsilon: float, steps: int, step_size: float, *, decay: float = 1.0,
 def virtual(epsilon: float, *, level: int = 0, bounds: Bounds = None) -> Attack:
     """The virtual adversarial attack (Liang et al. 2021): a step of epsilon along the Jacobian's right singular vector.
 
-    The labels are ignored. The sign of the vector is arbitrary.
-
-    Args:
-      epsilon: the L2 length of the perturbation, in the units of the input.
-      level: 0 for the largest singular value.
-      bounds: the range of valid inputs; None: unbounded.
+    The labels are ignored. The sign of the vector is arbitrary. Epsilon is the L2 length of the perturbation, in the
+    units of the input; `level` is 0 for the largest singular value; `bounds` as `pgd`.
     """
 
     def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        v = _finite(directions.singular_vector(f, x, level=level))
+        v = where_finite(directions.singular_vector(f, x, level=level))
         adversarial = _project_l2(x + epsilon * v, x, epsilon, bounds)
-        return jnp.where(_per_example(_sums(jnp.abs(v)) > 0, x), adversarial, x)
+        return jnp.where(_sums(jnp.abs(v)) > 0, adversarial, x)
 
     return attack
 
@@ -191,11 +178,6 @@ BY_NAME: dict[str, Callable[[float, int, int], Attack]] = {
     "mi_fgsm": lambda epsilon, steps, dimension: mi_fgsm(epsilon, steps, epsilon / steps),
     "virtual": lambda epsilon, steps, dimension: virtual(epsilon * math.sqrt(dimension), bounds=(0, 1)),
 }
-
-
-def _finite(vectors: jax.Array) -> jax.Array:
-    """The vectors, with zero in place of each that is not finite and so has no direction."""
-    return jnp.where(jnp.isfinite(vectors).all(axis=tuple(range(1, vectors.ndim)), keepdims=True), vectors, 0)
 
 
 def _within(x: jax.Array, bounds: Bounds) -> jax.Array:
@@ -225,12 +207,7 @@ def _project_l2(adversarial: jax.Array, x: jax.Array, epsilon: float, bounds: Bo
     largest = jnp.max(jnp.abs(x)) + epsilon
     radius = jnp.maximum(epsilon * (1 - 1e-6) - np.sqrt(size) * jnp.finfo(x.dtype).eps * largest / 2, 0)
     length = jnp.sqrt(_sums(delta**2))
-    delta = delta * _per_example(jnp.minimum(1, radius / _nonzero(length)), x)
-    return _within(x + delta, bounds)
-
-
-def _uniform_in_cube(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, -1, 1)
+    return _within(x + delta * jnp.minimum(1, radius / jnp.where(length == 0, 1, length)), bounds)
 
 
 def _uniform_in_ball(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
@@ -245,19 +222,11 @@ def _along_gradient(gradient: jax.Array) -> jax.Array:
 
 
 def _sums(x: jax.Array) -> jax.Array:
-    return x.reshape(len(x), -1).sum(1)
+    """The sum of each example's values, `[N, 1, ...]` with the axes of `x`."""
+    return x.reshape(len(x), -1).sum(1).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _nonzero(x: jax.Array) -> jax.Array:
-    """`x` with 1 in place of 0, as the divisor of a numerator that is 0 too."""
-    return jnp.where(x == 0, 1, x)
-
-
-def _per_example(values: jax.Array, like: jax.Array) -> jax.Array:
-    return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-_BALLS = {
-    "linf": (_project_linf, _uniform_in_cube, jnp.sign),
+_BALLS: dict[str, tuple[Callable, Callable, Callable]] = {
+    "linf": (_project_linf, partial(jax.random.uniform, minval=-1, maxval=1), jnp.sign),
     "l2": (_project_l2, _uniform_in_ball, _along_gradient),
 }

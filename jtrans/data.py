@@ -1,7 +1,7 @@
 """Image data sets by name, as `Dataset(train, test)`: uint8 images, integer labels, class names.
 
-A source lists its classes and splits and reads one image. The rest is common to all sources: choosing classes, the test
-split, scaling, the cache.
+A source lists its classes and splits and reads one image. Choosing classes, the test split, scaling and the cache are
+common to all sources.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from jtrans import files
 from jtrans.errors import InputError, one_line
 
 CACHE_VERSION = 2  # of decoded images: raised whenever decoding, scaling or the choice of test images changes
+CACHED = ("train_images", "train_labels", "test_images", "test_labels", "origin")
 TEST_SHARE = 5  # without a test split, one image in five of each class is held out
 NOISE_IMAGES = {"train": 10_000, "test": 2_000}  # as in two classes of CIFAR-10
 SPLIT_FOLDERS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
@@ -39,10 +40,7 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """The images to train on and the images to measure on, which are disjoint.
-
-    `origin` says in words where the test images come from.
-    """
+    """Disjoint images to train on and to measure on; `origin` says in words where the test images come from."""
 
     train: Split
     test: Split
@@ -68,15 +66,6 @@ class Source(NamedTuple):
     fingerprint: str = ""
 
 
-class Wanted(NamedTuple):
-    """The arguments of `load` that a source may need; `key` is for the source alone."""
-
-    key: jax.Array
-    directory: str
-    classes: tuple[str, ...]
-    image_size: int
-
-
 def load(
     name: str,
     key: jax.Array,
@@ -88,17 +77,16 @@ def load(
 ) -> Dataset:
     """Load the named data set, with square images and with labels numbered in the order of `classes`.
 
-    The test images are the split `test`, else `validation`, else a fixed fifth of each class of `train`. Images are
-    scaled to cover the square, then cropped at the centre. Decoded images are cached in `$JTRANS_CACHE` (default
-    `~/.cache/jtrans`).
+    The test images are the split `test`, else `validation`, else a fixed fifth of each class of `train`. Images whose
+    label is not a class (-1 where labels are withheld) are left out and counted.
 
-    Images with 16 bits per channel are scaled to 8 bits, 65535 to 255. Transparency is ignored: a transparent pixel has
-    the colour stored in its file. Rotations in the file's metadata are ignored too. Of an image with several
-    frames the first is read. Images whose label is not a class (-1 where labels are withheld) are left out and counted.
+    Images are scaled to cover the square, then cropped at the centre; 16 bits per channel are scaled to 8, 65535 to
+    255. Transparency (a transparent pixel has the colour stored in its file) and rotations in the file's metadata are
+    ignored; of several frames the first is read. Decoded images are cached in `$JTRANS_CACHE` (`~/.cache/jtrans`).
 
     In a folder of images, a folder named `train`, `test`, `validation` or `val` (the same as `validation`) is a split
-    if it holds folders, and a class if it holds images. Files in formats that Pillow cannot read are left out and
-    counted; hidden files are ignored.
+    if it holds folders, and a class if it holds images. Hidden files are ignored; files in formats that Pillow cannot
+    read are left out and counted.
 
     Args:
       name: `digits` (scikit-learn's handwritten digits), `noise` (uniform random pixels, arbitrary labels), `folder`
@@ -116,15 +104,13 @@ def load(
     """
     noise_key, *label_keys = jax.random.split(key, 3)
     read = SOURCES.get(name, partial(_tensorflow_datasets, name))
-    source = read(Wanted(noise_key, directory, tuple(classes), image_size))
+    source = read(key=noise_key, directory=directory, classes=tuple(classes), image_size=image_size)
     chosen = tuple(classes) or source.class_names
     _check_classes(chosen, source.class_names)
     dataset = _cached(source, chosen, image_size, name)
     if shuffle_labels:
-        splits = zip((dataset.train, dataset.test), label_keys, strict=True)
-        train, test = (
-            split._replace(labels=np.asarray(jax.random.permutation(k, split.labels))) for split, k in splits
-        )
+        shuffled = lambda split, k: split._replace(labels=np.asarray(jax.random.permutation(k, split.labels)))
+        train, test = map(shuffled, (dataset.train, dataset.test), label_keys)
         dataset = dataset._replace(train=train, test=test)
     return dataset
 
@@ -132,21 +118,14 @@ def load(
 def balanced(split: Split, count: int, field: str) -> Split:
     """The first `count` images, taking the classes in turn, so that class sizes differ by at most one.
 
-    Args:
-      field: the config field that `count` comes from, for the error message.
-
     Raises:
-      InputError: the split has fewer class-balanced images than `count`.
+      InputError: the split has fewer class-balanced images than `count`, which comes from the config field `field`.
     """
-    order = np.argsort(split.labels, kind="stable")
-    sizes = np.bincount(split.labels)
-    rank_in_class = np.empty_like(order)
-    rank_in_class[order] = np.concatenate([np.arange(size) for size in sizes])
-    alternating = np.lexsort((split.labels, rank_in_class))
-    available = int(sizes.min() * len(sizes))
-    if count > available:
+    of_class = [np.flatnonzero(split.labels == k) for k in range(split.labels.max() + 1)]
+    in_turn = np.transpose([indices[: min(map(len, of_class))] for indices in of_class]).ravel()
+    if count > (available := len(in_turn)):
         raise InputError(f"{field}: got {count}; the class-balanced images are {available}, so at most {available}")
-    return Split(split.images[alternating[:count]], split.labels[alternating[:count]])
+    return Split(split.images[in_turn[:count]], split.labels[in_turn[:count]])
 
 
 def digest(dataset: Dataset) -> str:
@@ -162,11 +141,7 @@ def digest(dataset: Dataset) -> str:
 
 
 def check_digest(path: Path, there: str, here: str) -> None:
-    """Check that the file at `path` was made from the current data: `there` and `here` are the digests of the two.
-
-    Raises:
-      InputError: it was made from other data, or does not record from which.
-    """
+    """Raises InputError if the digest of its data that the file at `path` records (`there`, or "") is not `here`."""
     if there != here:
         what = f"SHA-256 {there[:12]}... there, {here[:12]}... now" if there else "it does not record which"
         what = f"was made from other images ({what}); restore those images, or use another directory"
@@ -174,15 +149,13 @@ def check_digest(path: Path, there: str, here: str) -> None:
 
 
 def _check_classes(chosen: Sequence[str], available: Sequence[str]) -> None:
-    for c in chosen:
-        if c not in available:
-            raise InputError(f"data.classes: unknown class {c!r}; the classes are {_listed(available, 20)}")
+    names = ", ".join(chosen)
+    if unknown := [c for c in chosen if c not in available]:
+        raise InputError(f"data.classes: unknown class {unknown[0]!r}; the classes are {_listed(available, 20)}")
     if len(set(chosen)) < len(chosen):
-        raise InputError(f"data.classes: got {', '.join(chosen)}; each class may be named once")
+        raise InputError(f"data.classes: got {names}; each class may be named once")
     if len(chosen) < 2:
-        raise InputError(
-            f"data.classes: got only {', '.join(chosen) or 'none'}; a classifier takes two or more classes"
-        )
+        raise InputError(f"data.classes: got only {names or 'none'}; a classifier takes two or more classes")
 
 
 def _listed(names: Sequence[str], limit: int) -> str:
@@ -192,25 +165,20 @@ def _listed(names: Sequence[str], limit: int) -> str:
 def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str) -> Dataset:
     if not source.fingerprint:
         return _decode(source, classes, image_size)
-    identity = (CACHE_VERSION, PIL.__version__, source.fingerprint, classes, image_size)
-    identity_digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:20]
-    root = files.cache()
+    identity = repr((CACHE_VERSION, PIL.__version__, source.fingerprint, classes, image_size))
+    root, identity_digest = files.cache(), hashlib.sha256(identity.encode()).hexdigest()[:20]
     path = root / f"{name.replace('/', '-')}-{identity_digest}.npz"
     try:
         with np.load(path) as cached:
-            train, test = (Split(cached[f"{part}_images"], cached[f"{part}_labels"]) for part in ("train", "test"))
-            return Dataset(train, test, classes, str(cached["origin"]))
+            *arrays, origin = (cached[field] for field in CACHED)
+            return Dataset(Split(*arrays[:2]), Split(*arrays[2:]), classes, str(origin))
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         dataset = _decode(source, classes, image_size)  # not cached yet, or damaged
-    arrays = {
-        f"{part}_{field}": array
-        for part, split in (("train", dataset.train), ("test", dataset.test))
-        for field, array in split._asdict().items()
-    }
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, suffix=".partial") as temporary:  # removed after errors, too
-            np.savez(Path(temporary) / path.name, origin=dataset.origin, **arrays)
+            fields = zip(CACHED, (*dataset.train, *dataset.test, dataset.origin), strict=True)
+            np.savez(Path(temporary) / path.name, **dict(fields))
             os.replace(Path(temporary) / path.name, path)
     except OSError as error:  # the cache only saves time: the run continues without it
         print(f"note: decoded images are not cached in {root} ({one_line(error)})")
@@ -221,36 +189,29 @@ def _decode(source: Source, classes: tuple[str, ...], image_size: int) -> Datase
     if "train" not in source.splits:
         raise InputError(f"data.name: the splits are {', '.join(source.splits)}; one of them must be train")
     train = _members(source, "train", classes)
-    _check_filled(train, classes, "train")
     for part in ("test", "validation"):
         # A test split whose labels are withheld (ImageNet's) has no image of any class.
         if part in source.splits and any(map(len, test := _members(source, part, classes))):
-            _check_filled(test, classes, part)
-            origin = f"the split {part!r}"
+            where, origin = part, f"the split {part!r}"
             break
     else:
-        part, origin = "train", f"a fixed 1/{TEST_SHARE} of each class of the split 'train'"
-        shuffled = [np.random.default_rng(0).permutation(members) for members in train]
-        test = [np.sort(members[: len(members) // TEST_SHARE]) for members in shuffled]
-        train = [np.sort(members[len(members) // TEST_SHARE :]) for members in shuffled]
-        _check_filled(test, classes, f"train's test share of 1/{TEST_SHARE}")
-    return Dataset(
-        _read(source, "train", train, image_size), _read(source, part, test, image_size), tuple(classes), origin
-    )
+        part, where = "train", f"train's test share of 1/{TEST_SHARE}"
+        origin = f"a fixed 1/{TEST_SHARE} of each class of the split 'train'"
+        shares = [np.split(np.random.default_rng(0).permutation(m), [len(m) // TEST_SHARE]) for m in train]
+        test, train = (list(map(np.sort, members)) for members in zip(*shares, strict=True))
+    for filled, members in (("train", train), (where, test)):
+        for indices, c in zip(members, classes, strict=True):
+            if not len(indices):
+                raise InputError(f"data.classes: class {c!r} has no image in {filled}; leave it out or add images")
+    train_split, test_split = _read(source, "train", train, image_size), _read(source, part, test, image_size)
+    return Dataset(train_split, test_split, classes, origin)
 
 
 def _members(source: Source, part: str, classes: Sequence[str]) -> list[np.ndarray]:
     labels, last = source.splits[part].labels(), len(source.class_names) - 1
-    outside = np.count_nonzero((labels < 0) | (labels > last))
-    if outside:
+    if outside := np.count_nonzero((labels < 0) | (labels > last)):
         print(f"note: {outside} of {len(labels)} images of {part} have no label from 0 to {last} and are left out")
     return [np.flatnonzero(labels == source.class_names.index(c)) for c in classes]
-
-
-def _check_filled(members: Sequence[np.ndarray], classes: Sequence[str], part: str) -> None:
-    for indices, c in zip(members, classes, strict=True):
-        if not len(indices):
-            raise InputError(f"data.classes: class {c!r} has no image in {part}; leave it out or add images")
 
 
 def _read(source: Source, part: str, members: Sequence[np.ndarray], image_size: int) -> Split:
@@ -258,8 +219,7 @@ def _read(source: Source, part: str, members: Sequence[np.ndarray], image_size: 
     labels = np.concatenate([np.full(len(indices), k, np.int32) for k, indices in enumerate(members)])
     indices = np.concatenate(members)
     order = np.argsort(indices)  # the source's own order
-    channels = len(PIL.Image.new(source.mode, (1, 1)).getbands())
-    images = np.empty((len(indices), image_size, image_size, channels), np.uint8)
+    images = np.empty((len(indices), image_size, image_size, PIL.Image.getmodebands(source.mode)), np.uint8)
     for row, index in enumerate(indices[order]):
         try:
             image = _eight_bit(records.read(int(index))).convert(source.mode)
@@ -272,11 +232,7 @@ def _read(source: Source, part: str, members: Sequence[np.ndarray], image_size: 
 
 
 def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
-    """16-bit grey images scaled to 8 bits, which `convert` would clip; 8-bit images unchanged.
-
-    Raises:
-      ValueError: floats or other integers, for which Pillow does not give the values of black and white.
-    """
+    """8-bit images as they are; 16-bit grey ones scaled, which `convert` would clip; ValueError for all others."""
     image.load()  # some formats set the mode only here
     if image.mode[0] not in "IF":  # "I;16", "I;16B", "I" and "F" are the modes of more than 8 bits
         return image
@@ -290,7 +246,7 @@ def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))  # 65535 / 257 = 255
 
 
-def _digits(wanted: Wanted) -> Source:
+def _digits(**_: Any) -> Source:
     import sklearn.datasets  # takes half a second, so only for this source
 
     bunch = sklearn.datasets.load_digits()
@@ -299,25 +255,23 @@ def _digits(wanted: Wanted) -> Source:
     return Source(tuple(map(str, bunch.target_names)), {"train": records}, "L")
 
 
-def _noise(wanted: Wanted) -> Source:
-    classes, size = wanted.classes or ("a", "b"), wanted.image_size
+def _noise(key: jax.Array, classes: tuple[str, ...], image_size: int, **_: Any) -> Source:
+    names = classes or ("a", "b")
 
     def records(key: jax.Array, count: int) -> Records:
-        pixels = np.asarray(jax.random.bits(key, (count, size, size, 3), np.uint8))
-        return Records(lambda: np.arange(count) % len(classes), lambda i: PIL.Image.fromarray(pixels[i]))
+        pixels = np.asarray(jax.random.bits(key, (count, image_size, image_size, 3), np.uint8))
+        return Records(lambda: np.arange(count) % len(names), lambda i: PIL.Image.fromarray(pixels[i]))
 
-    keys = jax.random.split(wanted.key)
-    splits = {part: records(k, count) for k, (part, count) in zip(keys, NOISE_IMAGES.items(), strict=True)}
-    return Source(classes, splits, "RGB")
+    splits = map(records, jax.random.split(key), NOISE_IMAGES.values())
+    return Source(names, dict(zip(NOISE_IMAGES, splits, strict=True)), "RGB")
 
 
-def _folder(wanted: Wanted) -> Source:
-    root = Path(wanted.directory)
+def _folder(directory: str, classes: tuple[str, ...], **_: Any) -> Source:
+    root = Path(directory)
     try:
-        if not wanted.directory or not root.is_dir():
-            what = f"no directory {wanted.directory!r}; name a folder that holds one folder per class"
-            raise InputError(f"data.dir: {what}")
-        return _folder_source(root, wanted.classes)
+        if not directory or not root.is_dir():
+            raise InputError(f"data.dir: no directory {directory!r}; name a folder that holds one folder per class")
+        return _folder_source(root, classes)
     except OSError as error:  # a broken link, or no permission
         what = f"{error.filename} cannot be read ({error.strerror})"
         raise InputError(f"data.dir: {what}; make it readable or remove it") from error
@@ -328,15 +282,11 @@ def _folder_source(root: Path, classes: Sequence[str]) -> Source:
     names = tuple(sorted(set().union(*folders.values())))
     if not names:
         raise InputError(f"data.dir: no class folder in {root}; it takes one folder of images per class")
-    entries = [
-        (part, number, path)
-        for part, of_class in folders.items()
-        for number, name in enumerate(names)
-        if name in of_class and name in (classes or names)
-        for path in _entries(of_class[name])
+    chosen = [
+        (part, folder) for part in folders for name, folder in folders[part].items() if name in (classes or names)
     ]
-    skipped = [str(path.relative_to(root)) for _, _, path in entries if not _is_image(path)]
-    if skipped:
+    entries = [(part, names.index(folder.name), path) for part, folder in chosen for path in _entries(folder)]
+    if skipped := [str(path.relative_to(root)) for _, _, path in entries if not _is_image(path)]:
         print(f"note: files in {root} that are not images and are left out: {len(skipped)} ({_listed(skipped, 3)})")
     images = [entry for entry in entries if _is_image(entry[2])]
 
@@ -359,16 +309,14 @@ def _splits(root: Path) -> dict[str, Path]:
         raise InputError(f"data.dir: {root} has the split {names[0]} but no train; add a folder named train")
     if {"val", "validation"} <= set(names):
         raise InputError(f"data.dir: {root} has both val and validation, which name the same split; keep one")
-    others = [name for name in folders if name not in names]
-    if others:
+    if others := [name for name in folders if name not in names]:
         print(f"note: folders in {root} that are not splits and are left out: {len(others)} ({_listed(others, 3)})")
     return {SPLIT_FOLDERS[name]: folders[name] for name in names}
 
 
 def _holds_folders(folder: Path) -> bool:
     inner = _folders(folder)
-    images = [path for path in _entries(folder) if path.name not in inner and _is_image(path)]
-    if inner and images:
+    if inner and (images := [path for path in _entries(folder) if path.name not in inner and _is_image(path)]):
         what = f"{folder} holds both folders, like a split, and images, like a class, such as {images[0].name}"
         raise InputError(f"data.dir: {what}; move the folders or the images elsewhere")
     return bool(inner)
@@ -389,19 +337,16 @@ def _is_image(path: Path) -> bool:
 
 def _fingerprint(root: Path, paths: Sequence[Path]) -> str:
     """Changes whenever a file changes, or its path below `root`, which names its split and class."""
-
-    def identity(path: Path) -> tuple:
-        status = path.stat()  # two files that swap names may differ in nothing but the inode
-        return str(path.relative_to(root)), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-    return hashlib.sha256(repr([identity(path) for path in sorted(paths)]).encode()).hexdigest()
+    states = [(str(path.relative_to(root)), path.stat()) for path in sorted(paths)]
+    # Two files that swap names may differ in nothing but the inode.
+    identity = [(name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in states]
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
-def _tensorflow_datasets(name: str, wanted: Wanted) -> Source:
+def _tensorflow_datasets(name: str, directory: str, **_: Any) -> Source:
     import tensorflow_datasets as tfds
 
-    directory = wanted.directory
-    builder = _prepared(name, directory) or _prepare(name, directory)
+    builder = _builder(name, directory)
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise InputError(f"data.name: {name!r} has no features named image and label; name an image classification set")
@@ -409,8 +354,7 @@ def _tensorflow_datasets(name: str, wanted: Wanted) -> Source:
     if not isinstance(label, tfds.features.ClassLabel):
         raise InputError(f"data.name: the label of {name!r} is not a class; name an image classification set")
     if not isinstance(image, tfds.features.Image) or image.np_dtype not in (np.uint8, np.uint16):
-        what = f"the image of {name!r} is {one_line(image)}"
-        raise InputError(f"data.name: {what}; name a set of images of 8 or 16 bits")
+        raise InputError(f"data.name: the image of {name!r} is {one_line(image)}; name a set of images of 8 or 16 bits")
 
     def records(part: str) -> Records:
         rows = builder.as_data_source(part, decoders={"image": tfds.decode.SkipDecoding()})
@@ -429,34 +373,30 @@ def _tensorflow_datasets(name: str, wanted: Wanted) -> Source:
     except NotImplementedError as error:  # files in a format that only TensorFlow reads
         what = f"{name!r} in {builder.data_dir} is in a format that needs TensorFlow ({one_line(error)})"
         raise InputError(f"data.dir: {what}; prepare it again with file_format='array_record'") from error
-    mode = "L" if image.shape[-1] == 1 else "RGB"
     folder = Path(builder.data_dir)
-    fingerprint = _fingerprint(folder, [path for path in folder.iterdir() if path.is_file()])
-    return Source(tuple(label.names), splits, mode, fingerprint)
+    fingerprint = _fingerprint(folder, list(filter(Path.is_file, folder.iterdir())))
+    return Source(tuple(label.names), splits, "L" if image.shape[-1] == 1 else "RGB", fingerprint)
 
 
-def _prepared(name: str, directory: str):
-    """The builder of a data set that is already prepared, or None. Needs neither TensorFlow nor the internet."""
+def _newest(root: Path, name: str) -> Path | None:
+    """The folder of the newest prepared version of a data set, or `root` itself, if that is one."""
+    info = root / "dataset_info.json"
+    folders = [root] if info.is_file() else sorted(path.parent for path in (root / name).glob(f"*/{info.name}"))
+    return max(folders, key=lambda f: [int(n) if n.isdigit() else -1 for n in f.name.split(".")], default=None)
+
+
+def _builder(name: str, directory: str):
+    """The builder of a prepared data set; to prepare one that is not takes TensorFlow and the internet."""
     import tensorflow_datasets as tfds
 
     if directory and not Path(directory).is_dir():
         raise InputError(f"data.dir: no directory {directory!r}; name one that holds {name!r}, or leave it empty")
     root = Path(directory or os.environ.get("TFDS_DATA_DIR", tfds.core.constants.DATA_DIR)).expanduser()
-    candidates = [root] if (root / "dataset_info.json").is_file() else sorted((root / name).glob("*/dataset_info.json"))
-    if not candidates:
-        return None
-    newest = max(candidates, key=lambda p: [int(n) if n.isdigit() else -1 for n in p.parent.name.split(".")])
-    path = newest.parent if newest.is_file() else newest
-    builder = tfds.builder_from_directory(path)
-    if builder.name != name.split("/")[0]:
-        raise InputError(f"data.name: got {name!r}, but {path} holds {builder.name!r}; use that name")
-    return builder
-
-
-def _prepare(name: str, directory: str):
-    """Download and prepare a data set: the only function that needs TensorFlow and the internet."""
-    import tensorflow_datasets as tfds
-
+    if path := _newest(root, name):
+        builder = tfds.builder_from_directory(path)
+        if builder.name != name.split("/")[0]:
+            raise InputError(f"data.name: got {name!r}, but {path} holds {builder.name!r}; use that name")
+        return builder
     where = directory or "the default data directory"
     try:
         builder = tfds.builder(name, data_dir=directory or None, file_format="array_record")
@@ -474,5 +414,6 @@ def _prepare(name: str, directory: str):
     return builder
 
 
-# By name; all other names are those of TensorFlow Datasets.
-SOURCES: Mapping[str, Callable[[Wanted], Source]] = {"digits": _digits, "noise": _noise, "folder": _folder}
+# By name, of the keywords `key` (for the source alone), `directory`, `classes` and `image_size` of `load`. All other
+# names are those of TensorFlow Datasets.
+SOURCES: Mapping[str, Callable[..., Source]] = {"digits": _digits, "noise": _noise, "folder": _folder}

@@ -1,7 +1,8 @@
 """Adversarial directions: the directions in input space along which a network is easiest to fool.
 
-The length and overall sign of a direction carry no meaning; `normalize` gives the unit vector.
-Every `f` is a pure function from inputs `[N, ...]` to logits `[N, K]`.
+The length and overall sign of a direction carry no meaning; `normalize` gives the unit vector. Every `f` is a pure
+function from inputs `x` `[N, ...]` to logits `[N, K]`, whose row i depends on input i alone; labels `y` are `[N]`
+integers in `[0, K)`.
 """
 
 import jax
@@ -12,13 +13,9 @@ from jtrans.jacobian import Function
 
 
 def normalize(vectors: jax.Array) -> jax.Array:
-    """Each example's vector scaled to unit length.
+    """Each example's vector, of any scale that float32 can hold, scaled to unit length: `[N, ...]` to `[N, D]`.
 
-    Args:
-      vectors: `[N, ...]`, any scale that float32 can hold.
-
-    Returns:
-      `[N, D]`, flattened; NaN where the vector is zero or not finite and so has no direction.
+    NaN where the vector is zero or not finite and so has no direction.
     """
     flat = vectors.reshape(len(vectors), -1)
     # Squares of small gradients underflow in float32: scale the largest entry to 1 before taking the norm.
@@ -31,17 +28,8 @@ def loss_cotangent(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     The gradient of the cross entropy is `softmax(logits) - onehot(label)`. Divided by the total probability of the
     other classes, it is `softmax over the other classes - onehot(label)`: the same direction, but without the float32
-    cancellation that destroys it for a confident network. For two classes it is the gradient of the margin.
-
-    Args:
-      logits: `[N, K]`, K at least 2.
-      labels: `[N]` integers in `[0, K)`.
-
-    Returns:
-      `[N, K]`.
-
-    Raises:
-      ValueError: K is less than 2.
+    cancellation that destroys it for a confident network. For two classes it is the gradient of the margin. From
+    logits `[N, K]` and labels `[N]` to `[N, K]`; raises ValueError if K is less than 2.
     """
     if logits.shape[-1] < 2:
         raise ValueError(f"logits: got {logits.shape[-1]} class; a cross entropy takes 2 or more")
@@ -52,15 +40,8 @@ def loss_cotangent(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def loss_gradient(f: Function, x: jax.Array, y: jax.Array) -> jax.Array:
     """The direction of each example's input gradient, that is, of the gradient of its cross entropy.
 
-    This is the adversarial direction of BenShmuel (2022), section 3.1, up to a positive factor per example.
-
-    Args:
-      f: `[N, ...] -> [N, K]` logits; example i's logits depend on example i alone.
-      x: `[N, ...]` inputs.
-      y: `[N]` integer labels in `[0, K)`.
-
-    Returns:
-      `[N, ...]`, shaped like `x`.
+    This is the adversarial direction of BenShmuel (2022), section 3.1, up to a positive factor per example: shaped like
+    the inputs `x`, for logits `f(x)` `[N, K]` and labels `y` `[N]`.
 
     The loss rises where the label's logit falls and the other rises:
 
@@ -77,8 +58,6 @@ def margin_gradient(f: Function, x: jax.Array, y: jax.Array) -> jax.Array:
     """The input gradient of the logit margin, the largest other logit minus the label's logit.
 
     For two classes it has the direction of `loss_gradient`; for more it depends on the likeliest other class alone.
-
-    Args, returns: as `loss_gradient`.
     """
     logits, pull_back = jax.vjp(f, x)
     is_label = jax.nn.one_hot(y, logits.shape[-1])
@@ -90,28 +69,16 @@ def margin_gradient(f: Function, x: jax.Array, y: jax.Array) -> jax.Array:
 def singular_vector(f: Function, x: jax.Array, *, level: int = 0) -> jax.Array:
     """The Jacobian's right singular vector: the virtual adversarial attack in the limit of small perturbations.
 
-    Liang et al. (2021); for its accuracy see `jacobian.top_singular_triple`. The sign is arbitrary.
-
-    Args:
-      f: `[N, ...] -> [N, K]`.
-      x: `[N, ...]`.
-      level: 0 for the largest singular value.
-
-    Returns:
-      `[N, ...]` unit vectors; NaN where the singular value is 0.
+    Liang et al. (2021). Unit vectors of arbitrary sign, shaped like `x`; NaN where the singular value is 0. For their
+    accuracy and for `level` see `jacobian.top_singular_triple`.
     """
     return jacobian.top_singular_triple(f, x, level=level).v
 
 
 def project_off(vectors: jax.Array, basis: jax.Array) -> jax.Array:
-    """Each example's vector without its component in a subspace.
+    """Each example's vector, `[N, ...]` of D values, without its component in a subspace; not rescaled.
 
-    Args:
-      vectors: `[N, ...]`, D values each.
-      basis: `[K, D]`, orthonormal rows that span the subspace, in the order of the flattened vectors.
-
-    Returns:
-      Shaped like `vectors`, orthogonal to the basis, not rescaled.
+    The rows of `basis` `[K, D]` are orthonormal and span the subspace, in the order of the flattened vectors.
     """
     flat = vectors.reshape(len(vectors), -1)
     component = jnp.matmul(jnp.matmul(flat, basis.T, precision="highest"), basis, precision="highest")
@@ -119,14 +86,9 @@ def project_off(vectors: jax.Array, basis: jax.Array) -> jax.Array:
 
 
 def example_keys(key: jax.Array, count: int) -> jax.Array:
-    """The key of each example, `fold_in(key, i)`, so that random draws do not depend on the batch size.
+    """The key of each of `count` examples, `fold_in(key, i)`, so that random draws do not depend on the batch size.
 
-    Args:
-      key: one key, or one per example, which is returned as it is.
-      count: the number of examples.
-
-    Raises:
-      ValueError: `key` is None.
+    If `key` holds one key per example, it is returned as it is; if it is None, ValueError is raised.
     """
     if key is None:
         raise ValueError("key: got None; random draws take a key, such as jax.random.key(0)")
@@ -136,14 +98,6 @@ def example_keys(key: jax.Array, count: int) -> jax.Array:
 
 
 def random(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Uniformly random directions, the baseline for all others; example i uses `fold_in(key, i)`.
-
-    Args:
-      key: a PRNG key, or one per example.
-      x: `[N, ...]` inputs, for their shape.
-
-    Returns:
-      `[N, ...]` unit vectors.
-    """
+    """Uniformly random unit vectors, shaped like `x`: the baseline for all other directions. Keys as `example_keys`."""
     draw = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
     return normalize(draw(example_keys(key, len(x)))).reshape(x.shape)

@@ -4,8 +4,8 @@
 class InputError(ValueError):
     """A setting, file or argument that cannot be used.
 
-    The message is one line: the field, what was given, and what is accepted. Experiments print it and exit with status
-    2, so it is raised before any computation.
+    The message is one line: the field, what was given and what is accepted. It is raised before any computation.
+    Experiments print it and exit with status 2.
     """
 
 

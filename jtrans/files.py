@@ -19,11 +19,7 @@ def cache() -> Path:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file atomically: it appears complete or not at all.
-
-    Raises:
-      InputError: it cannot be written.
-    """
+    """Write a file atomically: it appears complete or not at all; InputError if it cannot be written."""
     # A unique name, since another process may write the same file at the same time; the last one replaces it.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -46,22 +42,14 @@ def cannot_write(path: Path, error: Exception) -> InputError:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays to one compressed npz file.
-
-    Raises:
-      InputError: it cannot be written.
-    """
+    """Write named arrays to one compressed npz file, as `write` does."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write(path, buffer.getvalue())
 
 
 def read_npz(path: Path | str) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, by name.
-
-    Raises:
-      InputError: it is missing, damaged or not an npz file, or holds something other than arrays.
-    """
+    """The arrays of an npz file, by name; InputError if it is missing, damaged, or holds anything but arrays."""
     try:
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):  # NumPy would read it as a single array or a pickle
@@ -77,11 +65,7 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
 
 
 def read_numbers(path: Path | str) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, by name, which must hold real numbers.
-
-    Raises:
-      InputError: as `read_npz`, or an array does not hold real numbers.
-    """
+    """As `read_npz`; InputError also for an array of anything but real numbers."""
     arrays = read_npz(path)
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":

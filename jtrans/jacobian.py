@@ -29,12 +29,10 @@ class SingularTriple(NamedTuple):
     """One singular triple of each example's Jacobian J: `J v = s u` and `J^T u = s v`.
 
     Attributes:
-      u: `[N, K]`, the left singular vector, unit length.
-      s: `[N]`, the singular value, 0 or more.
+      u: `[N, K]`, the left singular vector, unit length. The sign of the pair (u, v) is arbitrary.
+      s: `[N]`, the singular value, 0 or more. Where it is 0, `u` and `v` are NaN.
       v: `[N, ...]`, the right singular vector, shaped like the input, unit length.
       residual: `[N]`, `max(|J v - s u|, |J^T u - s v|)`: J has a singular value within this distance of `s`.
-
-    The sign of the pair (u, v) is arbitrary. Where `s` is 0, `u` and `v` are NaN.
     """
 
     u: jax.Array
@@ -44,11 +42,7 @@ class SingularTriple(NamedTuple):
 
 
 def output_size(f: Function, x: jax.Array) -> int:
-    """K, without running `f`.
-
-    Raises:
-      ValueError: `f` does not return `[N, K]`.
-    """
+    """K, without running `f`; raises ValueError if `f` does not return `[N, K]`."""
     shape = jax.eval_shape(lambda x: f(x), x).shape  # a new lambda, since JAX caches shapes by function object
     if len(shape) != 2 or shape[0] != len(x):
         raise ValueError(f"f: returned shape {shape} for {len(x)} inputs; it must return [{len(x)}, K]")
@@ -61,15 +55,7 @@ def batch_size_for(entries: int) -> int:
 
 
 def jacobian(f: Function, x: jax.Array) -> jax.Array:
-    """All rows of each example's Jacobian, by one backward pass per output.
-
-    Args:
-      f: `[N, ...] -> [N, K]`.
-      x: `[N, ...]`.
-
-    Returns:
-      `[N, K, D]`, D the number of input values.
-    """
+    """All rows of each example's Jacobian, `[N, K, D]` for D input values, by one backward pass per output."""
     # vmap over examples, not over outputs: three times faster on a CPU, with the same products.
     with jax.default_matmul_precision("highest"):
         rows = jax.vmap(jax.jacrev(lambda one: f(one[None])[0]))(x)
@@ -86,25 +72,17 @@ def top_singular_triple(f: Function, x: jax.Array, *, level: int = 0) -> Singula
     a small singular value `s` is about `1e-7 s_0^2 / s`. Beyond, it comes from a Krylov space of `KRYLOV_STEPS` steps,
     and the residual shows how far it converged. Where neighbouring singular values agree to within the residual, their
     vectors are not unique: `v` is then a unit vector in their joint space, and `|J v|` still equals `s` to within the
-    residual. A Krylov space finds a repeated value only once, so levels above 0 may skip the repeats.
-
-    Args:
-      f: `[N, ...] -> [N, K]`.
-      x: `[N, ...]`, any number of examples: they are processed in batches of bounded memory.
-      level: 0 for the largest singular value, at most `min(K, D) - 1`.
+    residual. A Krylov space finds a repeated value only once, so levels above 0 may skip the repeats. Any number of
+    examples `[N, ...]` is processed, in batches of bounded memory.
 
     Raises:
-      ValueError: `f` does not return `[N, K]`, or there is no such level.
+      ValueError: `f` does not return `[N, K]`, or there is no such level: at most `min(K, D) - 1` for D input values.
     """
     outputs, values = output_size(f, x), int(np.prod(x.shape[1:]))
-    if not 0 <= level < min(outputs, values):
-        raise ValueError(
-            f"level: got {level}; a Jacobian of {outputs} x {values} has levels 0 to {min(outputs, values) - 1}"
-        )
+    if not 0 <= level <= (last := min(outputs, values) - 1):
+        raise ValueError(f"level: got {level}; a Jacobian of {outputs} x {values} has levels 0 to {last}")
     dense = outputs <= DENSE_OUTPUTS
-    entries = outputs * values if dense else (KRYLOV_STEPS + level) * (outputs + 2 * values)
-
-    size = batch_size_for(entries)
+    size = batch_size_for(outputs * values if dense else (KRYLOV_STEPS + level) * (outputs + 2 * values))
     return loops.in_batches(_triples, size, x, networks=(f,), level=level, dense=dense)[1]
 
 
@@ -121,14 +99,11 @@ def triple_of(matrices: jax.Array, level: int = 0) -> SingularTriple:
     with jax.default_matmul_precision("highest"):
         gram = jnp.einsum("nkd,nld->nkl", matrices, matrices)
         u = jnp.linalg.eigh(gram)[1][:, :, -1 - level]
-        return _triple(
-            u, jnp.einsum("nkd,nk->nd", matrices, u), lambda v: jnp.einsum("nkd,nd->nk", matrices, v), scale[:, 0, 0]
-        )
+        push = lambda v: jnp.einsum("nkd,nd->nk", matrices, v)
+        return _triple(u, jnp.einsum("nkd,nk->nd", matrices, u), push, scale[:, 0, 0])
 
 
-def _triple(
-    u: jax.Array, pulled: jax.Array, push: Callable[[jax.Array], jax.Array], scale: jax.Array
-) -> SingularTriple:
+def _triple(u: jax.Array, pulled: jax.Array, push: Function, scale: jax.Array) -> SingularTriple:
     """The triple from `u`, `J^T u` and a function that applies J, where J is divided by `scale`."""
     s = jnp.linalg.norm(pulled, axis=1)
     v = pulled / s[:, None]

@@ -10,7 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,38 +39,30 @@ def in_batches(
     whole: Sequence[Any] = (),
     **static: Hashable,
 ) -> tuple[Any, Any]:
-    """Apply a function of N examples in batches.
+    """Apply a function of N examples in batches; up to rounding, the batch size does not matter.
 
     Args:
       function: `(*networks, *whole, *arrays, **static) -> (total, each)`, pytrees: `total` is a sum over the examples,
         `each` has one row per example.
       batch_size: the largest number of examples in memory at once.
-      arrays: pytrees of arrays with the leading axis N; the first is an array.
+      arrays: pytrees of arrays with the leading axis N, above 0 (else ValueError); the first is an array.
       networks: pure functions of the first array. If given, `function` is compiled, once for the same function objects
         (each access to a bound method makes a new object). None if `function` calls `repeat`, which would be traced.
       whole: pytrees of arrays that are passed to every batch unsplit.
-      static: further arguments of `function`.
-
-    Returns:
-      `(total, each)` over all N examples; up to rounding, the batch size does not matter.
-
-    Raises:
-      ValueError: N is 0.
     """
-    count = len(jax.tree.leaves(arrays)[0])
-    if count == 0:
+    if not (count := len(jax.tree.leaves(arrays)[0])):
         raise ValueError("x: got no examples; it takes one or more")
     step: Callable = partial(function, *(networks or ()), *whole, **static)
     batch_of = lambda start, stop: jax.tree.map(lambda a: a[start:stop], arrays)
     if is_traced((arrays, whole)):
         if count <= batch_size:
             return step(*arrays)
-        in_full_batches = count - count % batch_size
-        batches = jax.tree.map(lambda a: a[:in_full_batches].reshape(-1, batch_size, *a.shape[1:]), arrays)
+        full = count - count % batch_size
+        batches = jax.tree.map(lambda a: a[:full].reshape(-1, batch_size, *a.shape[1:]), arrays)
         _, (totals, rows) = jax.lax.scan(lambda _, batch: (None, step(*batch)), None, batches)
         total = jax.tree.map(lambda t: t.sum(0), totals)
-        results = [(total, jax.tree.map(lambda r: r.reshape(in_full_batches, *r.shape[2:]), rows))]
-        results += [step(*batch_of(in_full_batches, count))] if in_full_batches < count else []
+        results = [(total, jax.tree.map(lambda r: r.reshape(full, *r.shape[2:]), rows))]
+        results += [step(*batch_of(full, count))] if full < count else []
     else:
         if networks is not None:
             step = partial(_compiled(function, networks, static, (*whole, *batch_of(0, batch_size))), *whole)
@@ -83,21 +75,13 @@ def in_batches(
 
 def unstack(tree: Any) -> list[Any]:
     """The M members `[...]` of a pytree of arrays `[M, ...]`, such as networks trained together."""
-    count = len(jax.tree.leaves(tree)[0])
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(len(jax.tree.leaves(tree)[0]))]
 
 
-class _Program(NamedTuple):
-    """A compiled function of networks, with the program text and the marks of the constants it was compiled from."""
-
-    run: Callable
-    text: str
-    marks: list[Any]
-
-
-# The most recent programs, by function, static arguments, networks' ids and shapes. A program holds its networks'
-# arrays, so it is dropped when one of these networks is deleted.
-_programs: OrderedDict[Hashable, _Program] = OrderedDict()
+# The most recent compiled functions of networks, each with the program text and the marks of the constants that it was
+# compiled from, by function, static arguments, networks' ids and shapes. A program holds its networks' arrays, so it is
+# dropped when one of these networks is deleted.
+_programs: OrderedDict[Hashable, tuple[Callable, str, list[Any]]] = OrderedDict()
 PROGRAMS = 8
 
 
@@ -117,17 +101,17 @@ def _compiled(
         return partial(function, *networks, **static)
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(arguments))
     key = function, tuple(static.items()), tuple(map(id, networks)), shapes
-    program = _programs.get(key)
-    if program and program.text == text and _are_same(program.marks, constants):
+    run, compiled_text, marks = _programs.get(key, (None, "", []))
+    if run and compiled_text == text and _are_same(marks, constants):
         _programs.move_to_end(key)
-        return program.run
+        return run
     try:
         references = [weakref.ref(f, lambda _: _programs.pop(key, None)) for f in networks]
     except TypeError:  # no weak references: its deletion would go unnoticed
         return jax.jit(partial(function, *networks, **static))
     run = jax.jit(lambda *arguments: function(*(reference() for reference in references), *arguments, **static))
     if "callback" not in text:  # a change of what the host computes would go unnoticed
-        _programs[key] = _Program(run, text, list(map(_mark, constants)))
+        _programs[key] = run, text, list(map(_mark, constants))
         while len(_programs) > PROGRAMS:
             _programs.popitem(last=False)
     return run
@@ -152,10 +136,5 @@ def _mark(constant: Any) -> Any:
 
 def _are_same(marks: Sequence[Any], constants: Sequence[Any]) -> bool:
     """Whether the marks are those of these constants."""
-
-    def is_same(mark: Any, constant: Any) -> bool:
-        if isinstance(mark, weakref.ref):
-            return mark() is constant
-        return not isinstance(constant, jax.Array) and mark == _mark(constant)
-
+    is_same = lambda mark, array: mark() is array if isinstance(mark, weakref.ref) else mark == _mark(array)
     return len(marks) == len(constants) and all(map(is_same, marks, constants))

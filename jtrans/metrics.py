@@ -1,11 +1,12 @@
 """Measures of transfer between two networks, for use in notebooks and scripts.
 
 A network is any pure function `f: [N, ...] -> [N, K]` whose output i depends on input i alone; source and target may
-have different numbers of outputs. The source is the first argument. All measures except `success_matrix` can be
-`jit`ted, `vmap`ped over networks and, unless they use singular vectors, differentiated.
+have different numbers of outputs. The source is the first argument. `batch_size` is the number of examples in memory at
+once (None: chosen from the sizes), on which results do not depend, up to rounding. All measures except `success_matrix`
+can be `jit`ted, `vmap`ped over networks and, unless they use singular vectors, differentiated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -105,8 +106,6 @@ def transferability(
         with one key per example (None without `key`).
       key: for an attack with a random start; example i uses `fold_in(key, i)`, for both networks.
       level: the source's singular vector, 0 for the largest singular value; only without `attack`.
-      batch_size: the number of examples in memory at once; None: chosen from the sizes. Up to rounding, the result does
-        not depend on it.
 
     Raises:
       ValueError: `level` is given with an attack, or there is no such level; a random attack has no key.
@@ -122,14 +121,13 @@ def transferability(
     x = jnp.asarray(x)
     if attack is not None and level:
         raise ValueError(f"level: got {level} together with an attack; it is for the linearised attack only")
-    keys = None if key is None else directions.example_keys(key, len(x))
-
     size = batch_size or _batch_size(f_source, f_target, x)
     with jax.default_matmul_precision("highest"):
         if attack is None:
             linearised = loops.in_batches(_linearised_effects, size, x, networks=(f_source, f_target), level=level)
             return _from_moments(*linearised)
-        finite = lambda x, keys: _finite_effects(f_source, f_target, x, attack, keys)
+        keys = None if key is None else directions.example_keys(key, len(x))
+        finite = partial(_finite_effects, f_source, f_target, attack)
         return _from_moments(*loops.in_batches(finite, size, x, keys))
 
 
@@ -156,20 +154,13 @@ def success_matrix(
 ) -> SuccessMatrix:
     """How often an attack computed on each source, away from the true labels, also succeeds on each target.
 
+    Over each of `attacks.DENOMINATORS`: all images, those that the target classifies correctly without the attack,
+    those that both do. Images at which the target's outputs are not finite are in none of them.
+
     Args:
       sources, targets: S and T functions `[N, ...] -> [N, K]` to logits; compiled ones (`jax.jit`) are faster.
-      x: `[N, ...]`, in the units of the attack's epsilon.
+      x, attack, key: as `transferability`, with the same errors; each attack is computed once per source.
       y: `[N]` integer labels in `[0, K)`.
-      attack: as in `transferability`; it is computed once per source, for all targets.
-      key: for an attack with a random start; example i uses `fold_in(key, i)`, for every source.
-      batch_size: the number of examples in memory at once.
-
-    Returns:
-      SuccessMatrix, over each of `attacks.DENOMINATORS`: all images, those that the target classifies correctly without
-      the attack, those that both do. Images at which the target's outputs are not finite are in none of them.
-
-    Raises:
-      ValueError: a random attack has no key.
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     keys = None if key is None else directions.example_keys(key, len(x))
@@ -178,45 +169,32 @@ def success_matrix(
         each = lambda x, y: (None, attacks.right(f(x), y))
         return np.asarray(loops.in_batches(each, batch_size, x, y)[1])
 
-    def perturbed(f: Function, x: jax.Array, y: jax.Array, keys: jax.Array | None) -> jax.Array:
-        adversarial = attack(f, x, y, keys)
-        finite = jnp.isfinite(adversarial).all(axis=tuple(range(1, x.ndim)), keepdims=True)
-        return jnp.where(finite, adversarial, x)  # a user-defined attack may return NaN
-
-    clean_target, rates, counts, unmoved = np.array([right(f, x) for f in targets]), [], [], []
+    clean_target, rows = np.array([right(f, x) for f in targets]), []
     for f in sources:
-        make = lambda x, y, keys, f=f: (None, perturbed(f, x, y, keys))
+        # A user-defined attack may return NaN.
+        make = lambda x, y, keys, f=f: (None, attacks.where_finite(attack(f, x, y, keys), x))
         adversarial = loops.in_batches(make, batch_size, x, y, keys)[1]
-        rate, count = attacks.success(np.array([right(g, adversarial) for g in targets]), clean_target, right(f, x))
-        rates.append(rate)
-        counts.append(count)
-        unmoved.append(int((adversarial == x).reshape(len(x), -1).all(1).sum()))
-    return SuccessMatrix(np.array(rates), np.array(counts), np.array(unmoved))
+        success = attacks.success(np.array([right(g, adversarial) for g in targets]), clean_target, right(f, x))
+        rows.append((*success, int((adversarial == x).reshape(len(x), -1).all(1).sum())))
+    return SuccessMatrix(*map(np.array, zip(*rows, strict=True)))
 
 
 def gradient_matching_distance(
     f_source: Function, f_target: Function, x: jax.Array, *, batch_size: int | None = None
 ) -> jax.Array:
-    """How far the target's Jacobian is from a fixed linear map of the source's.
+    """How far the target's Jacobian is from a fixed linear map of the source's: 0 or more, in the target's units.
 
     `min_A sqrt(E_x |J_T(x) - A J_S(x)|_F^2)`, Liang et al. (2021). A first pass over the examples gives the best A, a
     second the distance: computed as a difference of moments, a small distance would be lost to rounding.
-
-    Args:
-      f_source, f_target: `[N, ...] -> [N, K]`.
-      x: `[N, ...]`.
-      batch_size: as `transferability`.
-
-    Returns:
-      A scalar, 0 or more, in the units of the target's Jacobian.
     """
     x = jnp.asarray(x)
     batch_size = batch_size or _batch_size(f_source, f_target, x)
     with jax.default_matmul_precision("highest"):
         batches = partial(loops.in_batches, networks=(f_source, f_target))
         scales = tuple(map(transfer.power_of_two, batches(_jacobian_sizes, batch_size, x)[1]))
-        moments, _ = batches(_scaled_moments, batch_size, x, whole=(scales,))
-        residual, _ = batches(_scaled_residual, batch_size, x, whole=(scales, _matching_matrix(moments)))
+        moments, _ = batches(_of_scaled, batch_size, x, whole=(scales,), total=_matching_moments)
+        matrix = _matching_matrix(moments)
+        residual, _ = batches(_of_scaled, batch_size, x, whole=(scales, matrix), total=_matching_residual)
         return scales[1] * jnp.sqrt(residual / len(x))
 
 
@@ -232,10 +210,9 @@ def jacobian_matching_distance(source: jax.Array, target: jax.Array) -> jax.Arra
 def function_matching_distance(
     f_source: Function, f_target: Function, x: jax.Array, *, batch_size: int | None = None
 ) -> jax.Array:
-    """How far the target is from an affine map of the source's outputs.
+    """How far the target is from an affine map of the source's outputs: 0 or more, in the units of its outputs.
 
-    `min_(A, b) sqrt(E_x |f_T(x) - A f_S(x) - b|^2)`, Liang et al. (2021). Arguments as `gradient_matching_distance`; a
-    scalar, 0 or more, in the units of the target's outputs.
+    `min_(A, b) sqrt(E_x |f_T(x) - A f_S(x) - b|^2)`, Liang et al. (2021).
     """
     x = jnp.asarray(x)
     with jax.default_matmul_precision("highest"):
@@ -260,7 +237,7 @@ def _linearised_effects(f_source: Function, f_target: Function, x: jax.Array, *,
     return _moments(source.s[:, None] * source.u, target_change, target_best)
 
 
-def _finite_effects(f_source: Function, f_target: Function, x: jax.Array, attack: Attack, keys: jax.Array | None):
+def _finite_effects(f_source: Function, f_target: Function, attack: Attack, x: jax.Array, keys: jax.Array | None):
     source, target = f_source(x), f_target(x)
     from_source = attack(f_source, x, source.argmax(-1), keys)
     from_target = attack(f_target, x, target.argmax(-1), keys)
@@ -301,18 +278,11 @@ def _jacobian_sizes(f_source: Function, f_target: Function, x: jax.Array):
     return None, (size(f_source), size(f_target))
 
 
-def _scaled(f_source: Function, f_target: Function, scales: tuple[jax.Array, jax.Array], x: jax.Array):
-    return [jacobian.jacobian(f, x) / scale for f, scale in zip((f_source, f_target), scales, strict=True)]
-
-
-def _scaled_moments(f_source: Function, f_target: Function, scales: tuple[jax.Array, jax.Array], x: jax.Array):
-    return _matching_moments(*_scaled(f_source, f_target, scales, x)), None
-
-
-def _scaled_residual(
-    f_source: Function, f_target: Function, scales: tuple[jax.Array, jax.Array], matrix: jax.Array, x: jax.Array
-):
-    return _matching_residual(matrix, *_scaled(f_source, f_target, scales, x)), None
+def _of_scaled(f_source: Function, f_target: Function, scales: Sequence[jax.Array], *rest: jax.Array, total: Callable):
+    """A total over the examples, the last argument, from what comes before them and the two scaled Jacobians."""
+    *whole, x = rest
+    jacobians = [jacobian.jacobian(f, x) / scale for f, scale in zip((f_source, f_target), scales, strict=True)]
+    return total(*whole, *jacobians), None
 
 
 def _matching_moments(source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,9 +9,9 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 
@@ -19,134 +19,78 @@ from jtrans import files
 from jtrans.errors import InputError, one_line
 from jtrans.experiments import early
 from jtrans.harness import cli, experiment, fields, folder
-from jtrans.harness.experiment import Results
+from jtrans.harness.experiment import Experiment, Results
 
 ENVIRONMENT = ("devices", "versions", "git_commit", "seconds")  # of a summary: what the numbers were made with
 
 
-class Image(NamedTuple):
-    """A PNG file in base64, and what it shows."""
-
-    content: str
-    alt: str
-
-
-class Table(NamedTuple):
-    """A CSV file in base64, its name, and its columns and rows."""
-
-    content: str
-    name: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-
-class Section(NamedTuple):
-    """What the page shows of a run; of the config and the environment the values by dotted name."""
-
-    label: str
-    about: str
-    figures: Sequence[Image]
-    words: str
-    tables: Sequence[Table]
-    config: Mapping[str, Any]
-    environment: Mapping[str, Any]
-
-
 def find(folders: Sequence[Path]) -> list[Path]:
-    """The folders of the finished runs, each folder itself or at any depth below it, by name.
+    """The folders of finished runs, each folder itself or at any depth below it; InputError if a folder holds none.
 
-    Raises:
-      InputError: a folder holds none.
+    Only runs with a figure: the networks that a run trains for itself have none.
     """
     runs = []
     for path in folders:
         inside = path.rglob(folder.SUMMARY) if os.path.isdir(path) else ()
-        below = sorted(summary.parent for summary in inside if _is_run(summary.parent))
+        below = sorted(summary.parent for summary in inside if summary.is_file() and any(summary.parent.glob("*.png")))
         if not below:
             raise InputError(f"{path}: no finished run is there; name a run's folder, or one with such folders in it")
         runs += below
     return list(dict.fromkeys(runs))
 
 
-def _is_run(path: Path) -> bool:
-    """Whether it holds a finished run with a figure: the networks that a run trains for itself have none."""
-    return (path / folder.SUMMARY).is_file() and any(path.glob("*.png"))
-
-
 def page(folders: Sequence[Path]) -> str:
     """All of the runs' figures, numbers, configs and environments in one page of HTML.
 
-    The page can be mailed: it does not show where on the machine the folders lie.
-
-    Raises:
-      InputError: a folder is damaged, or an earlier version of jtrans made it; it names the folder.
+    The page can be mailed: it does not show where on the machine the folders lie. Raises InputError, which names the
+    folder, if one is damaged or of an earlier version of jtrans.
     """
-    sections: list[Section] = []
+    absolute = [Path(os.path.abspath(path)) for path in folders]
+    common = os.path.commonpath([path.parent for path in absolute])  # the nearest folder that holds them all
+    sections = []
     early_runs: dict[str, Results] = {}
     alike = set()
-    for path, label in zip(folders, _labels(folders), strict=True):
+    for path, label in zip(folders, (path.relative_to(common).as_posix() for path in absolute), strict=True):
         with _naming(path):
             maker, results = experiment.maker(path), experiment.read(path)
-            about = cli.about(maker)
-            sections.append(_section(path, label, about, maker.tell(results), results))
+            sections.append(_section(path, label, maker, results))
             if maker.name == early.NAME:
                 alike.add((results.summary["random"]["dimension"], results.summary["chance"]))
                 if len(early_runs) < early.MOST_CURVES:
                     early_runs[label] = results
                     early.overlay({label: results})  # alone, so that an error names its folder
-    overlay = _overlay(early_runs) if len(early_runs) > 1 and len(alike) == 1 else None
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("jtrans", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
+    overlay = {}
+    if len(early_runs) > 1 and len(alike) == 1:
+        overlay[f"{len(early_runs)} runs in one figure"] = _base64(folder.drawn(early.overlay(early_runs), "png"))
+    loader = jinja2.PackageLoader("jtrans", "")
+    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     templates.filters["cell"] = _cell
     return templates.get_template("report.html.jinja").render(sections=sections, overlay=overlay)
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
-    """The folders relative to the nearest one that holds them all."""
-    absolute = [Path(os.path.abspath(path)) for path in folders]
-    common = os.path.commonpath([path.parent for path in absolute])
-    return [path.relative_to(common).as_posix() for path in absolute]
-
-
-def _section(path: Path, label: str, about: str, words: str, results: Results) -> Section:
+def _section(path: Path, label: str, maker: Experiment, results: Results) -> dict[str, Any]:
+    """What the page shows of a run: files in base64; of the config and the environment the values by dotted name."""
+    names = {f"{stem}.csv": table for stem, table in results.tables.items()}
     environment = {name: results.summary[name] for name in ENVIRONMENT if name in results.summary}
-    return Section(
-        label=label,
-        about=about,
-        figures=[Image(_base64(png.read_bytes()), f"{png.stem} of {path.name}") for png in sorted(path.glob("*.png"))],
-        words=words,
-        tables=[
-            Table(
-                _base64((path / f"{stem}.csv").read_bytes()),
-                f"{stem}.csv",
-                list(table),
-                list(table.itertuples(index=False, name=None)),
-            )
-            for stem, table in results.tables.items()
-        ],
-        config={name: _without_place(value) for name, value in fields.flat(results.config).items()},
-        environment=fields.flat(environment),
-    )
+    return {
+        "label": label,
+        "about": cli.about(maker),
+        "figures": {f"{png.stem} of {path.name}": _base64(png.read_bytes()) for png in sorted(path.glob("*.png"))},
+        "words": maker.tell(results),
+        "tables": [(name, _base64((path / name).read_bytes()), table) for name, table in names.items()],
+        "config": {name: _without_place(value) for name, value in fields.flat(results.config).items()},
+        "environment": fields.flat(environment),
+    }
 
 
 def _without_place(value: Any) -> Any:
     """A value of a config; of an absolute path, or one after `ARCHITECTURE=`, the last part alone."""
     if isinstance(value, list):
-        return [_without_place(each) for each in value]
+        return list(map(_without_place, value))
     if not isinstance(value, str):
         return value
-    name, equals, path = value.partition("=")
-    if os.path.isabs(value):
-        return f"…/{Path(value).name}"
-    return f"{name}{equals}…/{Path(path).name}" if os.path.isabs(path) else value
-
-
-def _overlay(runs: Mapping[str, Results]) -> Image:
-    return Image(_base64(folder.drawn(early.overlay(runs), "png")), f"{len(runs)} runs in one figure")
+    head, equals, path = ("", "", value) if os.path.isabs(value) else value.partition("=")
+    return f"{head}{equals}…/{Path(path).name}" if os.path.isabs(path) else value
 
 
 @contextlib.contextmanager
@@ -195,9 +139,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folders = find(given.folders)
         content = page(folders).encode()
-    except InputError as error:
-        parser.error(str(error))
-    try:
         files.write(Path(os.path.realpath(out)), content)  # a link stays one
     except InputError as error:
         parser.error(str(error).replace("--workdir", "--out", 1))

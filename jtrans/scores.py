@@ -1,7 +1,8 @@
 """Transferability scores that need no attack, to compare with tau1 and tau2.
 
-All are computed from a source network's features or predictions on images of the target domain, in float64 NumPy. A
-larger score predicts better transfer.
+All are computed from a source network's features `[N, F]` or predictions on N images of the target domain, in float64
+NumPy; `labels` are `[N]` integers from 0 to K - 1. A larger score predicts better transfer. ValueError is raised if the
+features or predictions are not finite, or if the labels are not one per row of them, or all of one class.
 """
 
 import numpy as np
@@ -12,17 +13,8 @@ def logme(features: np.ndarray, labels: np.ndarray) -> float:
     """LogME: the log evidence of a linear Gaussian model of the labels, per example (You et al. 2021).
 
     The indicator of each class is modelled as N(0, s2 (I + F F^T / ratio)); the evidence is maximised over s2 and
-    ratio, then averaged over the classes. For features that are all zero it is the evidence of white noise.
-
-    Args:
-      features: `[N, F]`.
-      labels: `[N]` integers from 0 to K - 1.
-
-    Returns:
-      Nats; any real number.
-
-    Raises:
-      ValueError: `features` are not finite; `labels` are not one per row of `features`, or all of one class.
+    ratio, then averaged over the classes: any real number, in nats. For features that are all zero it is the evidence
+    of white noise.
     """
     features, indicators = _finite("features", features), _indicators(labels, len(features))
     left, singular, _ = np.linalg.svd(features, full_matrices=False)
@@ -36,14 +28,12 @@ def logme(features: np.ndarray, labels: np.ndarray) -> float:
         return -(count * (np.log(2 * np.pi * variance) + 1) + np.log(eigenvalues).sum()) / 2
 
     # The evidence may have several maxima: find the highest on a grid, then refine it.
-    centre = np.log(squares.max() or 1.0)  # for zero features all ratios give the same evidence
-    grid = centre + np.linspace(-30, 30, 121)
+    grid = np.log(squares.max() or 1.0) + np.linspace(-30, 30, 121)  # zero features: the same evidence for all ratios
     evidences = []
     for k in range(indicators.shape[1]):
         peak = grid[np.argmax([evidence(log_ratio, k) for log_ratio in grid])]
-        optimum = scipy.optimize.minimize_scalar(
-            lambda log_ratio, k=k: -evidence(log_ratio, k), bounds=(peak - 0.5, peak + 0.5), method="bounded"
-        )
+        loss = lambda log_ratio, k=k: -evidence(log_ratio, k)
+        optimum = scipy.optimize.minimize_scalar(loss, bounds=(peak - 0.5, peak + 0.5), method="bounded")
         evidences.append(-optimum.fun / count)
     return float(np.mean(evidences))
 
@@ -51,15 +41,8 @@ def logme(features: np.ndarray, labels: np.ndarray) -> float:
 def leep(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """LEEP: the mean log likelihood of the labels, predicted from the source's classes (Nguyen et al. 2020).
 
-    Args:
-      probabilities: `[N, Z]`, predicted by the source network for its own Z classes on the target's images.
-      labels: `[N]` integers from 0 to K - 1.
-
-    Returns:
-      Nats, at most 0.
-
-    Raises:
-      ValueError: as `logme`, or a row of `probabilities` is not a distribution.
+    In nats, at most 0. The `probabilities` `[N, Z]` are those that the source predicts for its own Z classes.
+    ValueError is raised also if a row of them is not a distribution.
     """
     probabilities, indicators = _finite("probabilities", probabilities), _indicators(labels, len(probabilities))
     if (probabilities < 0).any() or not np.allclose(probabilities.sum(1), 1, atol=1e-2):
@@ -72,15 +55,7 @@ def leep(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def h_score(features: np.ndarray, labels: np.ndarray) -> float:
     """H-score: `tr(cov(F)^+ cov(E[F | label]))`, how well the labels explain the features (Bao et al. 2019).
 
-    Args:
-      features: `[N, F]`.
-      labels: `[N]` integers from 0 to K - 1.
-
-    Returns:
-      In [0, K - 1]; 0 if the features are the same for every example.
-
-    Raises:
-      ValueError: as `logme`.
+    In [0, K - 1]; 0 if the features are the same for every example.
     """
     features, indicators = _finite("features", features), _indicators(labels, len(features))
     features = features[:, np.ptp(features, axis=0) > 0]  # a centred constant would leave rounding errors
@@ -93,14 +68,8 @@ def h_score(features: np.ndarray, labels: np.ndarray) -> float:
 def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
     """Linear centred kernel alignment of two networks' features on the same examples (Kornblith et al. 2019).
 
-    Args:
-      first, second: `[N, F]` and `[N, G]`.
-
-    Returns:
-      In [0, 1]; 1 if one is the other rotated and scaled.
-
-    Raises:
-      ValueError: the numbers of rows differ; one is not finite, or has no variance.
+    From `[N, F]` and `[N, G]` a number in [0, 1]; 1 if one is the other rotated and scaled. ValueError is raised if the
+    numbers of rows differ, or one is not finite or has no variance.
     """
     if len(first) != len(second):
         raise ValueError(f"second: got {len(second)} examples; first has {len(first)}")
@@ -108,9 +77,8 @@ def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
     if not (np.ptp(first, axis=0).any() and np.ptp(second, axis=0).any()):
         raise ValueError("features: they are the same for every example; CKA takes features that vary")
     first, second = (x - x.mean(0) for x in (first, second))
-    pairs = ((first, second), (first, first), (second, second))
-    across, within_first, within_second = (np.linalg.norm(a.T @ b) for a, b in pairs)
-    return float(across**2 / (within_first * within_second))
+    size = lambda a, b: np.linalg.norm(a.T @ b)
+    return float(size(first, second) ** 2 / (size(first, first) * size(second, second)))
 
 
 def _finite(name: str, rows: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Means with confidence intervals over seeds, and the distribution of the angle between random directions."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -37,16 +36,10 @@ def _student(mean: np.ndarray, standard_error: np.ndarray, freedom: np.ndarray |
 
 
 def mean_ci(values: np.ndarray, axis: int = 0) -> Interval:
-    """The mean of independent values and its 95 % interval by Student's t.
+    """The mean of values that are independent along `axis` and its 95 % interval by Student's t.
 
-    NaN entries are left out; n remaining values give n - 1 degrees of freedom.
-
-    Args:
-      values: any shape; independent along `axis`.
-      axis: the axis of the seeds.
-
-    Returns:
-      Interval of arrays without that axis; its bounds are NaN where n is 1, the mean too where n is 0.
+    NaN entries are left out; n remaining values give n - 1 degrees of freedom. The bounds are NaN where n is 1, the
+    mean too where n is 0.
     """
     values = np.asarray(values, np.float64)
     valid, mean = ~np.isnan(values), _mean(values, axis)
@@ -71,12 +64,10 @@ def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Int
     averages over pairs.
 
     Args:
-      values: `[P, ...]`, one row per pair; NaN entries are left out.
+      values: `[P, ...]`, one row per pair; NaN entries are left out. The bounds are NaN where leaving out some network
+        leaves no pair.
       pair: `[P, 2]`, the two networks of each pair.
       model: `[M]`, the architecture of each network.
-
-    Returns:
-      Interval of arrays `[...]`; its bounds are NaN where leaving out some network leaves no pair.
     """
     values, pair = np.asarray(values, np.float64), np.asarray(pair)
     flat = values.reshape(len(pair), math.prod(values.shape[1:]))
@@ -92,13 +83,9 @@ def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Int
 
 
 def wilson(successes: np.ndarray, count: np.ndarray) -> Interval:
-    """The share of successes among independent trials and its 95 % interval (Wilson 1927).
+    """The share of successes among `count` independent trials and its 95 % interval (Wilson 1927), in [0, 1].
 
-    Args:
-      successes, count: any shape, the same; each `successes` from 0 to `count`.
-
-    Returns:
-      Interval of arrays of that shape, in [0, 1]; all NaN where `count` is 0.
+    For arrays of one shape, `successes` from 0 to `count`; all NaN where `count` is 0.
     """
     successes, count = np.asarray(successes, np.float64), np.asarray(count, np.float64)
     z = scipy.stats.norm.ppf(0.975)
@@ -115,11 +102,9 @@ def jackknife_ci(estimate: Callable[[np.ndarray], np.ndarray], group: np.ndarray
     """Any estimate from independent networks and its 95 % interval by a jackknife, leaving out each network in turn.
 
     Args:
-      estimate: maps the networks to use, a boolean mask `[M]`, to an array.
+      estimate: maps the networks to use, a boolean mask `[M]`, to an array. The bounds are NaN where some network
+        cannot be left out.
       group: `[M]`, the group that each network is a sample of, such as its architecture.
-
-    Returns:
-      Interval of arrays like the estimate; its bounds are NaN where some network cannot be left out.
     """
     number = np.arange(len(group))
     without = np.stack([estimate(number != i) for i in number])
@@ -134,12 +119,10 @@ def _jackknife(whole: np.ndarray, without: np.ndarray, group: np.ndarray) -> Int
 
 
 class Correlation(NamedTuple):
-    """The correlation of two quantities over few sources.
+    """The correlation of the sources' means with its 95 % interval.
 
-    Attributes:
-      statistic: of the sources' means, with its 95 % interval.
-      p_value: of the two-sided exact permutation test over sources: the share of all pairings whose statistic is at
-        least as far from 0.
+    The p-value is of the two-sided exact permutation test over sources: the share of all pairings whose statistic is at
+    least as far from 0.
     """
 
     statistic: Interval
@@ -155,16 +138,13 @@ def correlation(
     seeds of the same sources. It does not cover other sources; the permutation test does.
 
     A seed where either quantity is NaN is left out of both means of its source. A source with no seed left is left out
-    of the correlation and its test. A bootstrap sample in which a source has no value is left out.
+    of the correlation and its test. A bootstrap sample in which a source has no value is left out. All is NaN if fewer
+    than 3 sources are left, or either quantity is the same for all of them.
 
     Args:
       first, second: `[S, seeds]`, for 3 to 9 sources (the test goes through all S! pairings).
-      rng: draws the bootstrap samples.
+      rng: draws the `resamples` bootstrap samples.
       ranks: compute Spearman's correlation.
-      resamples: the number of bootstrap samples.
-
-    Returns:
-      Correlation; all NaN if fewer than 3 sources are left, or either quantity is the same for all of them.
 
     Raises:
       ValueError: the shapes differ, or S is not 3 to 9.
@@ -182,16 +162,13 @@ def correlation(
     if sources < 3 or constant(first_mean) or constant(second_mean):
         return Correlation(Interval(np.nan, np.nan, np.nan), np.nan)
 
-    def distance_from_zero(x: np.ndarray, axis: int) -> np.ndarray:
-        return np.abs(_correlate(np.moveaxis(x, axis, -1), second_mean, ranks))
-
+    distance_from_zero = lambda x, axis: np.abs(_correlate(np.moveaxis(x, axis, -1), second_mean, ranks))
     test = {"permutation_type": "pairings", "alternative": "greater", "n_resamples": np.inf, "vectorized": True}
     permutation = scipy.stats.permutation_test((first_mean,), distance_from_zero, **test)
     resampled = rng.integers(seeds, size=(resamples, sources, seeds))
     first, second = _mean(both[:, np.arange(sources)[:, None], resampled], -1)
     bootstrap = _correlate(first, second, ranks)
-    # NaN where a sample makes all sources equal, or leaves one without a value.
-    bootstrap = bootstrap[~np.isnan(bootstrap)]
+    bootstrap = bootstrap[~np.isnan(bootstrap)]  # of samples that make all sources equal, or leave one without a value
     several_seeds = (~np.isnan(both)).sum(-1).max() > 1  # for some source, so that samples differ
     low, high = np.quantile(bootstrap, (0.025, 0.975)) if several_seeds and len(bootstrap) else (np.nan, np.nan)
     return Correlation(Interval(_correlate(first_mean, second_mean, ranks), low, high), float(permutation.pvalue))
@@ -211,8 +188,7 @@ def _correlate(x: np.ndarray, y: np.ndarray, ranks: bool) -> np.ndarray:
         return np.where(undefined, np.nan, (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1)))
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomAngle:
+class RandomAngle(NamedTuple):
     """The folded angle between two independent, uniformly random directions in `dimension` dimensions, in degrees.
 
     The squared cosine follows Beta(1/2, (dimension - 1) / 2). All methods are exact except the last two, which are the

@@ -85,13 +85,7 @@ def pixels(images: jax.Array) -> jax.Array:
 def cross_entropy(
     model: Model, variables: Variables, images: jax.Array, labels: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, Variables]:
-    """The mean negative log-likelihood of a batch and the updated variables: the usual objective.
-
-    Args:
-      images: `[B, H, W, C]` in [0, 1].
-      labels: `[B]`.
-      key: draws the dropout, if the model has any.
-    """
+    """The mean negative log-likelihood of a batch and the updated variables; the key draws the dropout, if any."""
     logits, updated = model.train(variables, images, key)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
 
@@ -105,12 +99,7 @@ def train_step(
     key: jax.Array,
     objective: Objective = cross_entropy,
 ) -> Network:
-    """The network after one optimizer step on the objective of one batch.
-
-    Args:
-      images: uint8 `[B, H, W, C]`.
-      labels, key: as `cross_entropy`.
-    """
+    """The network after one optimizer step on the objective of one batch, with uint8 images `[B, H, W, C]`."""
     params = network.variables["params"]
     loss = lambda p: objective(model, {**network.variables, "params": p}, pixels(images), labels, key)
     gradient, variables = jax.grad(loss, has_aux=True)(params)

@@ -9,25 +9,19 @@ import scipy  # its submodules load on first use, which saves `jtrans.metrics` 0
 
 
 class Head(NamedTuple):
-    """An affine map of features: `features @ weights + bias`."""
+    """An affine map of features, `features @ weights + bias`: weights `[F, K]`, bias `[K]`."""
 
     weights: jax.Array
     bias: jax.Array
 
 
 def fit_head(features: jax.Array, targets: jax.Array) -> Head:
-    """The affine map of least squared error, in closed form.
+    """The head of least squared error from features `[N, F]` to targets `[N, K]`, in closed form.
 
-    Args:
-      features: `[N, F]`. If they are linearly dependent, the solution has the smallest norm.
-      targets: `[N, K]`.
-
-    Returns:
-      Head of weights `[F, K]` and bias `[K]`.
+    If the features are linearly dependent, it is the solution of the smallest norm.
     """
     scale = power_of_two(features)
-    weights, _ = _least_squares(features / scale, targets)
-    weights = weights / scale
+    weights = _least_squares(features / scale, targets)[0] / scale
     with jax.default_matmul_precision("highest"):
         return Head(weights, (targets - features @ weights).mean(0))
 
@@ -72,9 +66,6 @@ def fit_softmax_head(features: np.ndarray, labels: np.ndarray, num_classes: int,
       labels: `[N]` integers in `[0, num_classes)`.
       weight_decay: above 0, since separable classes have no minimum without it.
 
-    Returns:
-      Head of weights `[F, num_classes]` and bias `[num_classes]`, float64.
-
     Raises:
       ValueError: `features` are not finite, or `weight_decay` is not above 0.
       RuntimeError: the optimizer did not converge.
@@ -103,10 +94,7 @@ def fit_softmax_head(features: np.ndarray, labels: np.ndarray, num_classes: int,
 
 
 def classification(head: Head, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """The head's mean cross entropy in nats and its accuracy, on features `[N, F]` with labels `[N]`.
-
-    The accuracy is NaN if the cross entropy is not finite.
-    """
+    """Mean cross entropy in nats and accuracy (NaN if the former is not finite) on features `[N, F]`, labels `[N]`."""
     logits = np.asarray(features, np.float64) @ head.weights + head.bias
     loss = -scipy.special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()
     accuracy = (logits.argmax(1) == labels).mean() if np.isfinite(loss) else np.nan

@@ -41,7 +41,7 @@ def all_rates(optimizer):
 @pytest.mark.parametrize("name", training.OPTIMIZERS)
 def test_a_learning_rate_of_its_own_is_the_same_as_one_for_all(name):
     """The networks of the second rate are the third and fourth of a population that has this rate throughout."""
-    run, first_update = all_rates(name)
+    run = all_rates(name)
     one_rate = population(training.OPTIMIZERS[name](RATES[1]), 4, on=jax.devices()[:1])
     steps, weights, measured = [], [], []
     for step, ((group,),), measurement in engine.trajectory(one_rate, engine.initialize(one_rate), 3):
@@ -53,13 +53,14 @@ def test_a_learning_rate_of_its_own_is_the_same_as_one_for_all(name):
     np.testing.assert_allclose(got["angle"], want["angle"], atol=1e-3)
     np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-4)
     flat = [np.concatenate([leaf[2].ravel() for leaf in jax.tree.leaves(w)]) for w in weights[:2]]
-    assert first_update[2] == pytest.approx(np.linalg.norm(flat[1] - flat[0]) / np.linalg.norm(flat[0]), rel=1e-4)
+    ratio = np.linalg.norm(flat[1] - flat[0]) / np.linalg.norm(flat[0])
+    assert run["first_update"][2] == pytest.approx(ratio, rel=1e-4)
 
 
 def test_the_first_updates_of_adam_and_sgd_grow_with_the_learning_rate():
-    _, adam = all_rates("adam")
+    adam = all_rates("adam")["first_update"]
     assert adam.reshape(3, 2).mean(1) / adam[:2].mean() == pytest.approx([1, 10, 100], rel=0.2)
-    _, sgd = all_rates("sgd")
+    sgd = all_rates("sgd")["first_update"]
     assert sgd.max() < adam.min() * 100  # a hundredth of Adam's at the same rate
     # Adam moves every weight that has a gradient by the learning rate, whatever the gradient's size.
     variables = jax.vmap(MODEL.init)(engine.network_keys(engine.keys(0).init, 1, 2)[0])["params"]
@@ -166,10 +167,9 @@ def test_every_part_is_kept_as_soon_as_it_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(control, "train", until_interrupted)
     assert run(tmp_path, "--config.batch_sizes=(64,)") == 130
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "adam-64.npz", ".lock"}
-    ((trajectory, first_update),) = trained
     part = files.read_npz(tmp_path / "adam-64.npz")
-    np.testing.assert_array_equal(part["angle"], trajectory["angle"])
-    np.testing.assert_array_equal(part["first_update"], first_update)
+    for name in ("angle", "first_update"):
+        np.testing.assert_array_equal(part[name], trained[0][name])
 
 
 @pytest.mark.slow

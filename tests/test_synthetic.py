@@ -8,8 +8,8 @@ from conftest import ROOT
 from jtrans.errors import InputError
 from jtrans.experiments import synthetic
 from jtrans.experiments.synthetic import problem
-from jtrans.experiments.synthetic.problem import Recipe
 from jtrans.harness import cli, experiment
+from jtrans.harness.fields import defaults
 
 SMALL = [
     "--config.num_seeds=3",
@@ -70,22 +70,11 @@ def float64_row(target, source, x, y, level=0):
     }
 
 
-RECIPE = Recipe(
-    scales=(0.0, 0.2, 0.6),
-    widths=(8, 12),
-    target_width=12,
-    num_points=300,
-    input_size=6,
-    output_size=3,
-    num_clusters=4,
-    num_steps=300,
-    batch_size=50,
-    learning_rate=1e-2,
-)
-
-
-def small_problem(seed=0):
-    return problem.generate(seed, RECIPE)
+def small_problem(seed=0, num_steps=300):
+    config = defaults(synthetic.FIELDS)
+    config.update(scales=(0.0, 0.2, 0.6), widths=(8, 12), target_width=12, num_points=300, input_size=6)
+    config.update(output_size=3, num_clusters=4, fit={"num_steps": num_steps, "batch_size": 50, "learning_rate": 1e-2})
+    return problem.generate(seed, config)
 
 
 @pytest.mark.parametrize("level", [0, 1])
@@ -137,7 +126,7 @@ def test_the_drift_adds_up_along_one_deviation():
 
 
 def test_the_target_is_fitted_and_is_the_source_that_drifts():
-    x, y, _, target, sources = problem.generate(0, RECIPE._replace(num_steps=5000))
+    x, y, _, target, sources = small_problem(num_steps=5000)
     error = np.asarray(problem.apply(target, x) - y)
     assert (error**2).sum(1).mean() < 0.1 * np.var(y, axis=0).sum()
     for drifting, of_target in zip(sources[12], target, strict=True):

@@ -13,29 +13,24 @@ from typing import Any
 import jax
 import numpy as np
 import pandas
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from ml_collections import ConfigDict
 
 from jtrans import data, files, stats, training
 from jtrans.harness import fields, figures, folder, setup, tables
 from jtrans.harness.experiment import Experiment, Results
-from jtrans.harness.fields import Field, is_number, whole
 from jtrans.population import devices, engine, observe, trajectory
-from jtrans.population.engine import Population
 from jtrans.population.trajectory import FALL, Trajectory
-from jtrans.stats import Interval
 
 NAME = "control"
 PART = "{}-{}"  # the npz file of an optimizer and batch size
 
-FIELDS: Mapping[str, Field] = {
+FIELDS: Mapping[str, fields.Field] = {
     **fields.NETWORKS,  # so many networks for each setting
-    "num_steps": whole(20),
+    "num_steps": fields.whole(20),
     "optimizers": fields.some_of(tuple(training.OPTIMIZERS), training.OPTIMIZERS),
     "learning_rates": fields.increasing(
-        (1e-4, 1e-3, 1e-2, 1e-1, 1.0), lambda v: is_number(v) and v > 0, "numbers above 0"
+        (1e-4, 1e-3, 1e-2, 1e-1, 1.0), lambda v: fields.is_number(v) and v > 0, "numbers above 0"
     ),
     "batch_sizes": fields.counts((128,)),
 }
@@ -57,62 +52,48 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     dataset, test = setup.load(config, keys.data, max(config.batch_sizes))
     identity = setup.identity(dataset)
     devices.first_does(partial(folder.write_config, workdir, NAME, config))
-    num_rates = len(config.learning_rates)
+    num_rates, num_classes = len(config.learning_rates), len(dataset.class_names)
     options = {"num_networks": num_rates * config.num_networks, "pair": compared(num_rates, config.num_networks)}
     parts = {}
     for optimizer, batch_size in itertools.product(config.optimizers, config.batch_sizes):
-        of_part = {"optimizer": training.adjustable(optimizer), "batch_size": batch_size, **options}
-        population = setup.population(config, dataset, test, keys, **of_part)
+        options |= {"optimizer": training.adjustable(optimizer), "batch_size": batch_size}
+        population = setup.population(config, dataset, test, keys, **options)
         path = workdir / f"{PART.format(optimizer, batch_size)}.npz"
         parts[optimizer, batch_size] = part(path, population, config, identity["data_sha256"])
-    random, chance = trajectory.random(test.images[0].size), 1 / len(dataset.class_names)
-    table = settings_table(parts, config.learning_rates, random["dimension"], len(dataset.class_names))
+    random = trajectory.random(test.images[0].size)
+    table = settings_table(parts, config.learning_rates, random["dimension"], num_classes)
     summary = {
         "num_settings": len(table),
         "num_networks": sum(len(run["model"]) for run in parts.values()),
         "random": random,
-        "chance": chance,
-        "unlike": unlike_rates(parts, table, config.learning_rates, chance),
+        "chance": 1 / num_classes,
+        "unlike": unlike_rates(parts, table, config.learning_rates, 1 / num_classes),
         **identity,
     }
     return Results(config, summary, {NAME: table}, {PART.format(*setting): run for setting, run in parts.items()})
 
 
 def compared(num_rates: int, num_networks: int) -> np.ndarray:
-    """The pairs `[P, 2]` of networks that are compared: all within a learning rate, and of those across rates all, or
-    a sample of `observe.MOST_PAIRS`.
-    """
+    """The pairs `[P, 2]` to compare: all within a learning rate, and a sample of `observe.MOST_PAIRS` across rates."""
     pair = np.stack(np.triu_indices(num_rates * num_networks, 1), axis=1)
     first, second = (pair // num_networks).T
     return np.concatenate([pair[first == second], observe.sample(pair[first != second], observe.MOST_PAIRS)])
 
 
-def part(path: Path, population: Population, config: ConfigDict, digest: str) -> Trajectory:
-    """The trajectory of a part: read, if an earlier run kept it, else trained and kept.
-
-    Raises:
-      InputError: it was made from other images than those of `digest`, or cannot be read or written.
-    """
+def part(path: Path, population: engine.Population, config: ConfigDict, digest: str) -> Trajectory:
+    """A part: read, if an earlier run kept it (InputError if of other images than the digest's), else trained."""
     if devices.from_first(np.array(path.exists())):
         run = files.read_npz(path)
         data.check_digest(path, str(run.get("data_sha256", "")), digest)
         return run
-    run, first_update = train(population, config.learning_rates, config.num_steps)
-    run |= {"first_update": first_update, "data_sha256": np.array(digest)}
+    run = train(population, config.learning_rates, config.num_steps) | {"data_sha256": np.array(digest)}
     devices.first_does(partial(files.write_npz, path, run))
     print(f"{path.name}: {len(config.learning_rates)} learning rates measured", flush=True)
     return run
 
 
-def train(population: Population, learning_rates: Sequence[float], num_steps: int) -> tuple[Trajectory, np.ndarray]:
-    """All learning rates of one optimizer and batch size, the networks of each rate in a row.
-
-    Args:
-      population: with an optimizer that is `training.adjustable`.
-
-    Returns:
-      The trajectory, and for each network the length of its first update over that of its weights.
-    """
+def train(population: engine.Population, learning_rates: Sequence[float], num_steps: int) -> Trajectory:
+    """One of `Parts`, from a population whose optimizer is `training.adjustable`."""
     (placement,), (start,) = population.placements, engine.initialize(population)
     rates = np.repeat(np.array(learning_rates, np.float32), population.num_networks // len(learning_rates))
     start = list(map(training.with_learning_rate, start, devices.split(rates, placement)))
@@ -122,53 +103,43 @@ def train(population: Population, learning_rates: Sequence[float], num_steps: in
         if step < 2:
             weights.append(devices.merge([group.variables["params"] for group in groups], placement))
     before, after = map(jax.tree.leaves, weights)
-    moved = length([b - a for a, b in zip(before, after, strict=True)])
-    return trajectory.collect(population, *zip(*measured, strict=True)), moved / length(before)
+    first_update = length([b - a for a, b in zip(before, after, strict=True)]) / length(before)
+    return trajectory.collect(population, *zip(*measured, strict=True)) | {"first_update": first_update}
 
 
 def length(leaves: Sequence[np.ndarray]) -> np.ndarray:
-    """The Euclidean length of each network's numbers, which stand along the first axis."""
+    """The Euclidean length `[M]` of each network's numbers, in leaves `[M, ...]`."""
     return np.sqrt(sum(np.square(leaf, dtype=np.float64).reshape(len(leaf), -1).sum(1) for leaf in leaves))
 
 
 def settings_table(parts: Parts, learning_rates: Sequence[float], dimension: int, num_classes: int) -> pandas.DataFrame:
     """What each setting of optimizer, batch size and learning rate reaches.
 
-    Args:
-      dimension, num_classes: as in `trajectory.summarize`.
-
-    Returns:
-      By columns: the setting; the step of the lowest mean angle among those before the accuracy leaves chance; the mean
-      angle there in degrees, and the accuracy, each with its 95 % interval; the median of the first updates' relative
-      lengths; the share of all directions that were zero or not finite; how many networks were lost, their loss no
-      longer finite; and whether this is early transferability (1 or 0; NaN where no angle was measured at chance).
+    Columns: the setting; the `step` of the lowest mean angle before the accuracy leaves chance; there `angle` (degrees)
+    and `accuracy`, with 95 % intervals; the median of the first updates' relative lengths; the share of all directions
+    that were zero or not finite; how many networks were `lost`, their loss no longer finite; and whether this is early
+    transferability (1 or 0; NaN where no angle was measured at chance).
     """
     rows = []
     for (optimizer, batch_size), run in parts.items():
-        for rate, networks in zip(learning_rates, by_rate(run, learning_rates), strict=True):
-            setting = {"optimizer": optimizer, "batch_size": batch_size, "learning_rate": rate}
-            rows.append(setting | reached(run, networks, dimension, num_classes))
+        by_rate = np.arange(len(run["model"])).reshape(len(learning_rates), -1)
+        for rate, networks in zip(learning_rates, by_rate, strict=True):
+            of_setting = trajectory.select(run, networks)
+            summary = trajectory.summarize(of_setting, trajectory.curves(of_setting), dimension, num_classes)
+            lowest, verdict = summary["lowest_at_chance"], summary["early_transferability"]
+            row = {
+                "optimizer": optimizer,
+                "batch_size": batch_size,
+                "learning_rate": rate,
+                "step": lowest["step"],
+                **tables.interval_columns({name: stats.Interval(**lowest[name]) for name in ("angle", "accuracy")}),
+                "first_update": pandas.Series(run["first_update"][networks]).where(np.isfinite).median(),
+                "undirected": summary["undirected"] / summary["directions"],
+                "lost": len(summary["non_finite"]),
+                "early_transferability": math.nan if verdict is None else int(verdict),
+            }
+            rows.append(row)
     return pandas.DataFrame(rows)
-
-
-def by_rate(run: Trajectory, learning_rates: Sequence[float]) -> np.ndarray:
-    """The numbers of the networks of each learning rate, `[rates, networks]`."""
-    return np.arange(len(run["model"])).reshape(len(learning_rates), -1)
-
-
-def reached(run: Trajectory, networks: np.ndarray, dimension: int, num_classes: int) -> dict[str, Any]:
-    """What the networks of one setting, given by their numbers, reach: a row of the table without its setting."""
-    of_setting = trajectory.select(run, networks)
-    summary = trajectory.summarize(of_setting, trajectory.curves(of_setting), dimension, num_classes)
-    lowest, verdict = summary["lowest_at_chance"], summary["early_transferability"]
-    return {
-        "step": lowest["step"],
-        **tables.interval_columns({name: Interval(**lowest[name]) for name in ("angle", "accuracy")}),
-        "first_update": pandas.Series(run["first_update"][networks]).where(np.isfinite).median(),
-        "undirected": summary["undirected"] / summary["directions"],
-        "lost": len(summary["non_finite"]),
-        "early_transferability": math.nan if verdict is None else int(verdict),
-    }
 
 
 def unlike_rates(
@@ -176,44 +147,43 @@ def unlike_rates(
 ) -> list[dict[str, Any]]:
     """How much larger the angle is between networks of two learning rates than within either, ready for JSON.
 
-    Returns:
-      For each optimizer and batch size with two or more learning rates that show early transferability: these
-      `learning_rates`, and the `excess` of those as `{mean, low, high}`.
+    For each optimizer and batch size with two or more learning rates that show early transferability: these
+    `learning_rates`, and the `excess` of those as `{mean, low, high}`.
     """
     rows = []
     for (optimizer, batch_size), run in parts.items():
         of_part = table[(table["optimizer"] == optimizer) & (table["batch_size"] == batch_size)]
         shown = np.flatnonzero(of_part["early_transferability"] == 1)
         if len(shown) > 1:
-            setting = {"optimizer": optimizer, "batch_size": batch_size}
-            rates = {"learning_rates": [learning_rates[i] for i in shown.tolist()]}
-            of_shown = trajectory.select(run, by_rate(run, learning_rates)[shown].ravel())
-            rows.append({**setting, **rates, **stats.plain(excess(of_shown, len(shown), chance))})
+            by_rate = np.arange(len(run["model"])).reshape(len(learning_rates), -1)
+            of_shown = trajectory.select(run, by_rate[shown].ravel())
+            rates = [learning_rates[i] for i in shown.tolist()]
+            row = {"optimizer": optimizer, "batch_size": batch_size, "learning_rates": rates}
+            rows.append(row | stats.plain(excess(of_shown, len(shown), chance)))
     return rows
 
 
-def excess(run: Trajectory, num_settings: int, chance: float) -> Interval:
+def excess(run: Trajectory, num_settings: int, chance: float) -> stats.Interval:
     """The mean angle between networks of two settings less the mean of those within either, in degrees.
 
     Over all two of the settings, and over the steps after training began at which all are at chance. The networks of
     each setting stand in a row.
     """
-    setting = np.repeat(np.arange(num_settings), len(run["model"]) // num_settings)
+    setting, pair = np.repeat(np.arange(num_settings), len(run["model"]) // num_settings), run["pair"]
     accuracy = stats.mean_ci(run["accuracy"].reshape(num_settings, -1, len(run["step"])), axis=1).mean
     angle = stats.mean_ci(run["angle"][:, 1 : trajectory.steps_at_chance(accuracy, chance)], axis=1).mean
-    pair = run["pair"]
-    return stats.jackknife_ci(lambda included: _excess(angle, setting[pair], included[pair].all(axis=1)), setting)
-
-
-def _excess(angle: np.ndarray, setting: np.ndarray, included: np.ndarray) -> np.ndarray:
-    """The estimate of `excess` from the pairs `included [P]`: their angles `[P]` and both settings `[P, 2]`."""
-    num_settings, valid = setting.max() + 1, included & ~np.isnan(angle)
-    first, second = np.sort(setting, axis=1).T
-    add = lambda values: np.bincount((first * num_settings + second)[valid], values[valid], num_settings**2)
-    with np.errstate(invalid="ignore"):  # 0 / 0, where no pair is left, is the NaN that is meant
-        mean = (add(angle) / add(np.ones_like(angle))).reshape(num_settings, num_settings)
+    first, second = np.sort(setting[pair], axis=1).T
     a, b = np.triu_indices(num_settings, 1)
-    return np.asarray((mean[a, b] - (mean[a, a] + mean[b, b]) / 2).mean())
+
+    def estimate(included: np.ndarray) -> np.ndarray:
+        """From the pairs among the networks `included [M]`."""
+        valid = included[pair].all(axis=1) & ~np.isnan(angle)
+        add = lambda values: np.bincount((first * num_settings + second)[valid], values[valid], num_settings**2)
+        with np.errstate(invalid="ignore"):  # 0 / 0, where no pair is left, is the NaN that is meant
+            mean = (add(angle) / add(np.ones_like(angle))).reshape(num_settings, num_settings)
+        return np.asarray((mean[a, b] - (mean[a, a] + mean[b, b]) / 2).mean())
+
+    return stats.jackknife_ci(estimate, setting)
 
 
 def tell(results: Results) -> str:
@@ -241,9 +211,7 @@ def tell(results: Results) -> str:
 
 
 def draw(results: Results) -> dict[str, Figure]:
-    """The lowest angle at chance: a map over learning rate and batch size, a panel for each optimizer; or, for a single
-    batch size, curves over the learning rate, and over the size of the first update.
-    """
+    """The lowest angle at chance, as a map of all settings, or as curves where there is a single batch size."""
     config = results.config
     figure = draw_map(results) if len(config["batch_sizes"]) > 1 else draw_curves(results)
     figure.suptitle(
@@ -257,49 +225,39 @@ def draw(results: Results) -> dict[str, Figure]:
 
 
 def draw_map(results: Results) -> Figure:
-    """A panel for each optimizer, with a cell for each setting."""
+    """A panel for each optimizer, with a cell for each setting: its angle, and how far the interval reaches."""
     optimizers, rates, batches = (results.config[name] for name in ("optimizers", "learning_rates", "batch_sizes"))
     columns = min(len(optimizers), 2)
     rows = -(-len(optimizers) // columns)
     size = (1.6 + columns * (1.2 + 0.62 * len(rates)), 1.6 + rows * (1.0 + 0.52 * len(batches)))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
-    table = results.tables[NAME]
-    for axes, optimizer in zip(panels.flat, optimizers, strict=False):
-        image = draw_panel(axes, table[table["optimizer"] == optimizer])
-        axes.set_title(optimizer)
     for axes in panels.flat[len(optimizers) :]:
         axes.axis("off")
+    of_optimizers = results.tables[NAME].groupby("optimizer", sort=False)
+    for axes, (optimizer, table) in zip(panels.flat, of_optimizers, strict=False):
+        grid = table.pivot(index="batch_size", columns="learning_rate", values=["angle", "angle_high"])
+        mean, reach = grid["angle"], (grid["angle_high"] - grid["angle"]).to_numpy()
+        image = axes.imshow(mean, vmin=0, vmax=90, cmap="viridis", aspect="auto", origin="lower")
+        for (row, column), angle in np.ndenumerate(mean):
+            text = f"{angle:.0f}" + (f"\n±{reach[row, column]:.0f}" if np.isfinite(reach[row, column]) else "")
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="k" if angle > 50 else "w")
+        axes.set_xticks(range(len(rates)), [f"{rate:.0e}".replace("e-0", "e-").replace("e+0", "e") for rate in rates])
+        axes.set_yticks(range(len(batches)), batches)
+        axes.set(xlabel="learning rate", ylabel="batch size", title=optimizer)
     label = f"mean angle (degrees), ± 95 % interval\nrandom directions: {results.summary['random']['mean_angle']:.1f}"
     figure.colorbar(image, ax=panels, label=label)
     return figure
-
-
-def draw_panel(axes: Axes, of_optimizer: pandas.DataFrame) -> AxesImage:
-    """The angles of one optimizer, and how far their intervals reach."""
-    grid = of_optimizer.pivot(index="batch_size", columns="learning_rate", values=["angle", "angle_high"])
-    mean, reach = grid["angle"], (grid["angle_high"] - grid["angle"]).to_numpy()
-    image = axes.imshow(mean, vmin=0, vmax=90, cmap="viridis", aspect="auto", origin="lower")
-    for (row, column), angle in np.ndenumerate(mean):
-        text = f"{angle:.0f}" + (f"\n±{reach[row, column]:.0f}" if np.isfinite(reach[row, column]) else "")
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="k" if angle > 50 else "w")
-    rates = [f"{rate:.0e}".replace("e-0", "e-").replace("e+0", "e") for rate in mean.columns]
-    axes.set_xticks(range(len(rates)), rates)
-    axes.set_yticks(range(len(mean.index)), mean.index)
-    axes.set(xlabel="learning rate", ylabel="batch size")
-    return image
 
 
 def draw_curves(results: Results) -> Figure:
     """A curve for each optimizer: over the learning rate on the left, over the first update on the right."""
     figure = Figure(figsize=(10.5, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    table = results.tables[NAME]
-    for i, optimizer in enumerate(results.config["optimizers"]):
-        of_optimizer = table[table["optimizer"] == optimizer]
-        angle = tables.interval(of_optimizer, "angle")
-        figures.curve(left, of_optimizer["learning_rate"], angle, f"C{i}", optimizer)
-        figures.curve(right, of_optimizer["first_update"], angle, f"C{i}")
+    for i, (optimizer, table) in enumerate(results.tables[NAME].groupby("optimizer", sort=False)):
+        angle = tables.interval(table, "angle")
+        figures.curve(left, table["learning_rate"], angle, f"C{i}", optimizer)
+        figures.curve(right, table["first_update"], angle, f"C{i}")
     figures.band_entry(left)
     left.set(xlabel="learning rate", ylabel="lowest mean angle at chance (degrees)", ylim=(0, 92))
     right.set(xlabel="first update over initial weights (ratio of Euclidean lengths)")

@@ -5,14 +5,14 @@ Many networks train side by side, and every pair of them is measured on held-out
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 
 from jtrans import stats
@@ -21,14 +21,11 @@ from jtrans.harness import fields, figures, folder, setup, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, whole, yes_no
 from jtrans.population import engine, follow, trajectory
-from jtrans.population.engine import Population
-from jtrans.population.follow import Plan
 from jtrans.population.trajectory import FALL, SUCCESS, at_chance
 
 NAME = "early"
-COLOURS = ("C0", "C1")
 MOST_CURVES = 10  # of runs in one figure
-EPOCHS = 10  # from so many on the x axis counts epochs, not steps
+EPOCHS = 10  # from so many on, the x axis counts epochs, not steps
 
 FIELDS: Mapping[str, Field] = {
     **fields.NETWORKS,
@@ -58,88 +55,66 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     options = {"epsilon": config.attack.epsilon, "keep_examples": config.keep_examples}
     population = setup.population(config, dataset, test, keys, **options)
     announce(config, population)
-    identity = setup.identity(dataset)
-    begin = partial(folder.write_config, workdir, NAME, config)
-    checkpoint = config.checkpoint.seconds, config.checkpoint.steps
-    plan = Plan(config.num_steps, config.measure_every, *checkpoint, identity["data_sha256"], begin, config.tensorboard)
+    identity, begin = setup.identity(dataset), partial(folder.write_config, workdir, NAME, config)
+    settings = config.num_steps, config.measure_every, config.checkpoint.seconds, config.checkpoint.steps
+    plan = follow.Plan(*settings, identity["data_sha256"], begin, config.tensorboard)
     run, networks = follow.run(population, plan, workdir)
     if config.save_networks:
         folder.write_networks(workdir, [network.variables for network in networks])
     curves = trajectory.curves(run)
-    summary = {
-        **trajectory.summarize(run, curves, test.images[0].size, len(dataset.class_names)),
-        "steps_per_epoch": population.steps_per_epoch,
-        "batch_overlap": engine.batch_overlap(population),
-        **identity,
-    }
+    summary = trajectory.summarize(run, curves, test.images[0].size, len(dataset.class_names))
+    summary |= {"steps_per_epoch": population.steps_per_epoch, "batch_overlap": engine.batch_overlap(population)}
+    summary |= identity
     return Results(config, summary, {"trajectory": tables.of_trajectory(run, curves)}, {"trajectory": run})
 
 
-def announce(config: ConfigDict, population: Population) -> None:
-    """Log how many networks are on the devices at once, and how many pairs are compared, where these are not all."""
+def announce(config: ConfigDict, population: engine.Population) -> None:
+    """Say how many networks are on the devices at once, and how many pairs are compared, where these are not all."""
     for name, placement in zip(config.models, population.placements, strict=True):
         if placement.num_groups > 1 or len(placement.devices) > 1:
             on = f"each of {len(placement.devices)} {placement.devices[0].platform} devices"
             print(f"{name}: {config.num_networks} networks, {placement.size} at once on {on}")
-    count = config.num_networks
-    every = count**2 if len(config.models) > 1 else math.comb(count, 2)
+    every = config.num_networks**2 if len(config.models) > 1 else math.comb(config.num_networks, 2)
     if len(population.pair) < every:
         print(f"{len(population.pair)} of {every} pairs, drawn at random, are compared")
 
 
 def tell(results: Results) -> str:
-    """The findings as a table and a sentence."""
-    summary = results.summary
-    random, chance = summary["random"], summary["chance"]
+    """The findings as a table, what is left out of the means, and a sentence."""
+    summary, random = results.summary, results.summary["random"]
     moments = {
         "before training": summary["before_training"],
         f"first below {random['quantile_angle']:.1f} deg *": summary["first_below_random"],
         "lowest while at chance": summary["lowest_at_chance"],
         "lowest": summary["lowest"],
     }
-    cell = lambda moment, name, digits: stats.interval_text(moment[name], digits) if moment else ""
-    table = {
-        "": list(moments),
-        "step": [moment["step"] if moment else "never" for moment in moments.values()],
-        "angle, degrees [95 %]": [cell(moment, "angle", 2) for moment in moments.values()],
-        "accuracy [95 %]": [cell(moment, "accuracy", 3) for moment in moments.values()],
-    }
+    cells = lambda name, digits: [stats.interval_text(m[name], digits) if m else "" for m in moments.values()]
+    steps = [moment["step"] if moment else "never" for moment in moments.values()]
+    table = {"": list(moments), "step": steps, "angle, degrees [95 %]": cells("angle", 2)}
     below = f"* {random['quantile']:.0%} of random pairs have an angle below this"
-    lines = [tables.text(table), f"{below}; the mean of random pairs is {random['mean_angle']:.2f}"]
-    lines += [*left_out(summary), *attacks(summary["lowest_at_chance"]), verdict(summary, chance)]
-    return "\n".join(lines)
-
-
-def left_out(summary: Mapping[str, Any]) -> list[str]:
-    """A line for the directions, and one for the networks, that are in no mean."""
-    lines = []
+    lines = [tables.text(table | {"accuracy [95 %]": cells("accuracy", 3)})]
+    lines += [f"{below}; the mean of random pairs is {random['mean_angle']:.2f}"]
     if summary["undirected"]:
         counted = f"{summary['undirected']} of {summary['directions']}"
         lines.append(f"{counted} input gradients were zero or not finite and are left out")
     if summary["non_finite"]:
         lost = ", ".join(f"{lost['network']} (from step {lost['step']} on)" for lost in summary["non_finite"])
         lines.append(f"networks whose loss is not finite: {lost}")
-    return lines
+    moment = summary["lowest_at_chance"]
+    if all(name in moment for name in SUCCESS):
+        lines.append(f"share of the rightly classified images that FGSM changes at step {moment['step']}, by whose")
+        rates = (f"{attack} {stats.interval_text(moment[name], 2)}" for name, attack in SUCCESS.items())
+        lines.append(f"direction: {', '.join(rates)}")
+    return "\n".join([*lines, verdict(summary)])
 
 
-def attacks(moment: Mapping[str, Any]) -> list[str]:
-    """Two lines on how often FGSM succeeds, where networks were attacked."""
-    if "success_transferred" not in moment:
-        return []
-    rates = ", ".join(f"{attack} {stats.interval_text(moment[name], 2)}" for name, attack in SUCCESS.items())
-    return [
-        f"share of the rightly classified images that FGSM changes at step {moment['step']}, by whose",
-        f"direction: {rates}",
-    ]
-
-
-def verdict(summary: Mapping[str, Any], chance: float) -> str:
+def verdict(summary: Mapping[str, Any]) -> str:
     """Whether there is early transferability, in a sentence."""
+    chance, lowest = summary["chance"], summary["lowest_at_chance"]
     while_at_chance = f"while the accuracy was still at chance ({chance:.3f} +- {at_chance(chance):.3f})."
     if summary["early_transferability"] is None:
         return f"No network had a direction {while_at_chance}"
-    lowest, mean = summary["lowest_at_chance"], summary["random"]["mean_angle"]
-    drop = f"{mean - lowest['angle']['mean']:.1f} degrees below that of random directions"
+    drop = f"{summary['random']['mean_angle'] - lowest['angle']['mean']:.1f} degrees below that of random directions"
     if summary["early_transferability"]:
         return f"Early transferability: at step {lowest['step']} the angle was {drop}\n{while_at_chance}"
     return f"No early transferability (a fall of {FALL:.0f} degrees): the angle was at most {drop}\n{while_at_chance}"
@@ -148,70 +123,64 @@ def verdict(summary: Mapping[str, Any], chance: float) -> str:
 def draw(results: Results) -> dict[str, Figure]:
     """The layout of BenShmuel (2022), Figure 1: the angle above, the accuracies below, over optimizer steps.
 
-    Where networks were attacked, the success rates stand below. Shaded bands are 95 % intervals (over pairs by a
-    jackknife over networks; over networks by Student's t). A single pair has none, and none is drawn.
+    Below them stand the success rates, where networks were attacked. Bands are 95 % intervals (over pairs by a
+    jackknife over networks; over networks by Student's t); a single pair has none.
     """
     run, config, table = results.arrays["trajectory"], results.config, results.tables["trajectory"]
-    x, x_label = progress(results)
-    attacked = "success" in run
+    (x, x_label), attacked = progress(results), "success" in run
     figure = Figure(figsize=(7.5, 8.4 if attacked else 6.4), layout="constrained")
     above, below, *rest = figure.subplots(2 + attacked, 1, sharex=True, height_ratios=(3, 2, 2)[: 2 + attacked])
-
-    pairs = len(run["pair"])
     angle = tables.interval(table, "angle")
-    above.plot(x, angle.mean, "C0", marker=".", label=f"mean of {pairs} pair{'s' * (pairs > 1)}")
+    above.plot(x, angle.mean, "C0", marker=".", label=f"mean of {pairs(results)}")
     figures.band(above, x, angle, "C0")
     figures.random_lines(above, results.summary["random"])
-    above.set_title(title([config], int(run["num_examples"])), fontsize="medium")
-    above.legend(loc="best", fontsize="small")
-
+    above.set_title(title([results]), fontsize="medium")
     for group, name in enumerate(config["models"]):
-        rows, colour = run["accuracy"][run["model"] == group], COLOURS[group]
+        rows, colour = run["accuracy"][run["model"] == group], f"C{group}"
         below.plot(x, rows.T, color=colour, alpha=0.25, linewidth=0.6)
         accuracy = stats.mean_ci(rows)
         below.plot(x, accuracy.mean, colour, marker=".", label=f"{name}, mean of {len(rows)} (thin: each)")
         figures.band(below, x, accuracy, colour, figures.INTERVAL if group == 0 else None)
     figures.chance_line(below, results.summary["chance"])
-    below.legend(loc="best", fontsize="small")
     for axes in rest:
-        _draw_attacks(axes, x, results)
-    figures.finish_steps((above, below, *rest), x_label)
-    return {"figure": figure}
-
-
-def _draw_attacks(axes: Axes, x: np.ndarray, results: Results) -> None:
-    """The success rates of FGSM."""
-    for i, (name, attack) in enumerate(SUCCESS.items()):
-        rate = tables.interval(results.tables["trajectory"], name)
-        figures.curve(axes, x, rate, f"C{i + 2}", f"along {attack}" + " direction" * (i < 2))
-    epsilon = results.config["attack"]["epsilon"]
-    axes.set(ylabel=f"errors by FGSM, epsilon {epsilon:.3g}\n(share of images got right)", ylim=(0, 1))
-    axes.legend(loc="best", fontsize="small")
+        for i, (name, attack) in enumerate(SUCCESS.items()):
+            whose = f"along {attack}" + " direction" * (i < 2)
+            figures.curve(axes, x, tables.interval(table, name), f"C{i + 2}", whose)
+        what = f"errors by FGSM, epsilon {config['attack']['epsilon']:.3g}\n(share of images got right)"
+        axes.set(ylabel=what, ylim=(0, 1))
+    return {"figure": _finished(figure, x_label)}
 
 
 def overlay(runs: Mapping[str, Results]) -> Figure:
-    """Several runs in one figure, by label: the angle of each above, the accuracies below, with 95 % intervals.
-
-    Of more than `MOST_CURVES` runs the first are drawn.
-    """
+    """The first `MOST_CURVES` runs in one figure, by label: the angles above, the accuracies below, 95 % intervals."""
     runs = dict(list(runs.items())[:MOST_CURVES])
     figure = Figure(figsize=(7.5, 6.8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for i, (label, results) in enumerate(runs.items()):
         (x, x_label), table = progress(results), results.tables["trajectory"]
-        pairs = len(results.arrays["trajectory"]["pair"])
-        named = f"{label} ({pairs} pair{'s' * (pairs > 1)})"
-        figures.curve(above, x, tables.interval(table, "angle"), f"C{i}", named)
+        figures.curve(above, x, tables.interval(table, "angle"), f"C{i}", f"{label} ({pairs(results)})")
         figures.curve(below, x, tables.interval(table, "accuracy"), f"C{i}")
     figures.random_lines(above, results.summary["random"])
     figures.chance_line(below, results.summary["chance"])
     figures.band_entry(above)
-    num_examples = int(results.arrays["trajectory"]["num_examples"])
-    above.set_title(title([run.config for run in runs.values()], num_examples), fontsize="medium")
-    for axes in (above, below):
+    above.set_title(title(list(runs.values())), fontsize="medium")
+    return _finished(figure, x_label)
+
+
+def _finished(figure: Figure, x_label: str) -> Figure:
+    """With legends and grids, and whole numbers of steps or epochs along the lowest panel."""
+    for axes in figure.axes:
         axes.legend(loc="best", fontsize="small")
-    figures.finish_steps((above, below), x_label)
+        axes.grid(alpha=0.25)
+    axes.set_xlabel(x_label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure
+
+
+def pairs(results: Results) -> str:
+    """The number of pairs, in words."""
+    count = len(results.arrays["trajectory"]["pair"])
+    return f"{count} pair{'s' * (count > 1)}"
 
 
 def progress(results: Results) -> tuple[np.ndarray, str]:
@@ -221,20 +190,22 @@ def progress(results: Results) -> tuple[np.ndarray, str]:
     return (epochs, "epochs") if epochs[-1] >= EPOCHS else (steps, "optimizer steps")
 
 
-def title(configs: Sequence[Mapping[str, Any]], num_examples: int) -> str:
+def title(runs: Sequence[Results]) -> str:
     """What the runs have in common."""
 
-    def same(texts: list[str], before: str = ", ") -> str:
-        return before + texts[0] if len(set(texts)) == 1 else ""
+    def common(say: Callable[[Mapping[str, Any]], str], before: str = ", ") -> str:
+        texts = {say(run.config) for run in runs}
+        return before + texts.pop() if len(texts) == 1 else ""
 
-    data = same([figures.data(config["data"]) for config in configs], "")
+    data = common(lambda config: figures.data(config["data"]), "")
+    num_examples = int(runs[-1].arrays["trajectory"]["num_examples"])
     return (
         "Adversarial directions of independently trained networks"
-        + same([figures.networks(config) for config in configs], ": ")
+        + common(figures.networks, ": ")
         + f"\n{data}{', ' * bool(data)}{num_examples} test images"
-        + same([config["optimizer"]["name"] for config in configs], "; ")
-        + same([f"learning rate {config['optimizer']['learning_rate']:g}" for config in configs])
-        + same([f"batch size {config['batch_size']}" for config in configs])
+        + common(lambda config: config["optimizer"]["name"], "; ")
+        + common(lambda config: f"learning rate {config['optimizer']['learning_rate']:g}")
+        + common(lambda config: f"batch size {config['batch_size']}")
     )
 
 

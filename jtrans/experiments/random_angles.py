@@ -21,23 +21,19 @@ from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_number, is_tuple, is_whole, seed, whole
 
 BLOCK = 2**21  # values drawn at once
+DIMENSIONS = "a tuple of whole numbers, 2 or more"
+FACTORS = "a tuple of numbers above 0: the angle arccos(factor / sqrt(dimension))"
 
 FIELDS: Mapping[str, Field] = {
     "seed": seed(),
     "num_seeds": whole(10),
     "dimensions": Field(
-        (3, 10, 100, 784, 3072, 150_528),
-        lambda v: is_tuple(v, lambda d: is_whole(d) and d >= 2),
-        "a tuple of whole numbers, 2 or more",
+        (3, 10, 100, 784, 3072, 150_528), lambda v: is_tuple(v, lambda d: is_whole(d) and d >= 2), DIMENSIONS
     ),
     "num_pairs": whole(200),  # of each dimension and seed
     "dimension": whole(3072, least=2),  # where small angles are looked for
     "num_rare_pairs": whole(20_000),  # of each seed, there
-    "factors": Field(
-        (1, 2, 3, 4, 5, 6, 8, 10),
-        lambda v: is_tuple(v, lambda k: is_number(k) and k > 0),
-        "a tuple of numbers above 0: the angle arccos(factor / sqrt(dimension))",
-    ),
+    "factors": Field((1, 2, 3, 4, 5, 6, 8, 10), lambda v: is_tuple(v, lambda k: is_number(k) and k > 0), FACTORS),
 }
 
 
@@ -60,18 +56,13 @@ def sample(keys: jax.Array, dimension: int, num_pairs: int) -> np.ndarray:
         return metrics.angles(directions.random(first, like), directions.random(second, like))
 
     draw = jax.jit(partial(jax.lax.map, block))
-    count = -(-num_pairs // size)
-    angles = [np.ravel(draw(directions.example_keys(key, count)))[:num_pairs] for key in keys]
+    angles = [np.ravel(draw(directions.example_keys(key, -(-num_pairs // size))))[:num_pairs] for key in keys]
     print(f"{dimension} dimensions: {len(keys)} x {num_pairs} pairs drawn", flush=True)
     return np.stack(angles)
 
 
 def typical_table(sampled: Mapping[int, np.ndarray]) -> pandas.DataFrame:
-    """Table 3: by dimension the paper's typical angle, the exact mean, and the sampled mean over seeds, in degrees.
-
-    Args:
-      sampled: angles `[seeds, pairs]` by dimension.
-    """
+    """Table 3: the paper's typical angle, the exact mean, and that of sampled angles `[seeds, pairs]`, in degrees."""
     laws = [stats.random_angle(dimension) for dimension in sampled]
     means = stats.mean_ci(np.stack([angles.mean(1, dtype=np.float64) for angles in sampled.values()]), axis=1)
     columns = {"dimension": list(sampled), "typical": [law.typical() for law in laws]}
@@ -80,10 +71,7 @@ def typical_table(sampled: Mapping[int, np.ndarray]) -> pandas.DataFrame:
 
 
 def unlikely_table(rare: np.ndarray, dimension: int, factors: tuple[float, ...]) -> pandas.DataFrame:
-    """Table 4: by factor k the angle `arccos(k / sqrt(dimension))`, and the probability of an angle as small.
-
-    That is Markov's bound, the exact probability, and the share of the sampled pairs, `rare [seeds, pairs]`.
-    """
+    """Table 4: by factor an angle, and how rare one as small is: Markov's bound, exact, and in `[seeds, pairs]`."""
     law, factor = stats.random_angle(dimension), np.array(factors, np.float64)
     angle = np.rad2deg(np.arccos(np.minimum(factor / np.sqrt(dimension), 1)))
     shares = stats.mean_ci((rare[:, :, None] <= angle).mean(1))
@@ -95,13 +83,9 @@ def smallest(rare: np.ndarray, dimension: int) -> dict[str, Any]:
     """The smallest of the angles `[seeds, pairs]` of each seed, and what the exact law expects of it."""
     law, (num_seeds, num_pairs) = stats.random_angle(dimension), rare.shape
     quantiles = {"low": 0.025, "median": 0.5, "high": 0.975}
-    return {
-        "dimension": dimension,
-        "num_pairs": num_pairs,
-        "num_seeds": num_seeds,
-        "least": stats.plain(stats.mean_ci(rare.min(1))),
-        "expected": {name: law.least(num_pairs, p) for name, p in quantiles.items()},
-    }
+    least = {"least": stats.plain(stats.mean_ci(rare.min(1)))}
+    least["expected"] = {name: law.least(num_pairs, p) for name, p in quantiles.items()}
+    return {"dimension": dimension, "num_pairs": num_pairs, "num_seeds": num_seeds, **least}
 
 
 def tell(results: Results) -> str:
@@ -152,7 +136,9 @@ def draw(results: Results) -> dict[str, Figure]:
     right.axvline(summary["least"]["mean"], color="0.5", linestyle=":", label=label)
     right.set(yscale="log", ylim=(1e-9, 2), xlabel="angle (degrees)", ylabel="probability of an angle as small")
     right.set_title(f"Small angles in {summary['dimension']} dimensions", fontsize="medium")
-    figures.shared_legend(figure, (left, right), ncols=3)
+    handles = [axes.get_legend_handles_labels() for axes in (left, right)]
+    entries = {label: line for lines, labels in handles for line, label in zip(lines, labels, strict=True)}
+    figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", ncols=3)  # each once
     return {"figure": figure}
 
 

@@ -25,7 +25,6 @@ from jtrans.errors import InputError
 from jtrans.harness import fields, figures, setup, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_tuple, whole
-from jtrans.models import Model, Variables
 from jtrans.population import engine, observe, trajectory
 from jtrans.stats import Interval
 
@@ -64,10 +63,9 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     for name, of_model, shares in zip(config.models, init_keys, itertools.batched(batches, count), strict=True):
         step = jax.jit(partial(one_step, setup.model(config, name, dataset), learning_rate=config.learning_rate))
         # The update vectors stay on the device, where every network is compared with all others.
-        each = zip(of_model, shares, strict=True)
-        steps[name] = [jax.block_until_ready(step(key, batch, test)) for key, batch in each]
+        steps[name] = [jax.block_until_ready(step(*of_one, test)) for of_one in zip(of_model, shares, strict=True)]
         print(f"{name}: {count} networks took a step", flush=True)
-    frames = tabulate(compare(steps))
+    frames = tabulate(steps)
     summary = {
         "table": frames[NAME].to_dict("records"),
         "random": trajectory.random(test.images[0].size),
@@ -79,11 +77,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
 
 
 def disjoint(key: jax.Array, train: Split, batch_size: int, count: int) -> list[Split]:
-    """Batches that share no image.
-
-    Raises:
-      InputError: there are too few images for them.
-    """
+    """Batches that share no image; InputError if there are too few images for them."""
     needed, num_images = batch_size * count, len(train.labels)
     if needed > num_images:
         what = f"{count} networks with batches of their own take {needed} images, and there are {num_images}"
@@ -93,12 +87,7 @@ def disjoint(key: jax.Array, train: Split, batch_size: int, count: int) -> list[
 
 
 class Angles(NamedTuple):
-    """The folded angles between two sets of vectors.
-
-    Attributes:
-      mean: degrees in [0, 90]; NaN where no two vectors have an angle.
-      histogram: `[BINS]`, the share of the angles in each degree.
-    """
+    """The mean of folded angles in degrees, NaN where there is none, and `[BINS]`, the share of them in each degree."""
 
     mean: jax.Array
     histogram: jax.Array
@@ -121,7 +110,7 @@ class Step(NamedTuple):
     ratio: jax.Array
 
 
-def one_step(model: Model, key: jax.Array, batch: Split, test: Split, *, learning_rate: float) -> Step:
+def one_step(model: models.Model, key: jax.Array, batch: Split, test: Split, *, learning_rate: float) -> Step:
     """One step on a batch (uint8 `[B, H, W, C]`, labels `[B]`), measured for Tables 1 and 2.
 
     Args:
@@ -130,8 +119,13 @@ def one_step(model: Model, key: jax.Array, batch: Split, test: Split, *, learnin
       learning_rate: of the large step; the direction of the update vectors does not depend on it.
     """
     variables = model.init(key)
-    update = gradient(model, variables, batch)
-    unit = vectors(update)
+
+    def loss(params: models.Variables) -> jax.Array:
+        logits = model.apply({**variables, "params": params}, training.pixels(batch.images))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+
+    update = jax.grad(loss)(variables["params"])
+    vectors = directions.normalize(update[FIRST_LAYER]["kernel"])
     after = jax.tree.map(lambda p, g: p - learning_rate * g, variables["params"], update)
     f = partial(model.apply, {**variables, "params": after})
     gradients = directions.loss_gradient(f, training.pixels(test.images), test.labels)
@@ -139,71 +133,42 @@ def one_step(model: Model, key: jax.Array, batch: Split, test: Split, *, learnin
     adversarial = directions.normalize(jnp.moveaxis(gradients, -1, 1))
     size = lambda params: jnp.linalg.norm(params[FIRST_LAYER]["kernel"])
     ratio = learning_rate * size(update) / size(variables["params"])
-    return Step(unit, angles(unit, unit, same=True), angles(adversarial, unit), ratio)
-
-
-def gradient(model: Model, variables: Variables, batch: Split) -> Variables:
-    """The gradient of the mean negative log-likelihood of a batch: what a step of SGD subtracts, per learning rate."""
-
-    def loss(params: Variables) -> jax.Array:
-        logits = model.apply({**variables, "params": params}, training.pixels(batch.images))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
-
-    return jax.grad(loss)(variables["params"])
-
-
-def vectors(params: Variables) -> jax.Array:
-    """The first layer's rows at unit length, `[H, D]`; NaN where a row is zero, as of a unit that did not move."""
-    return directions.normalize(params[FIRST_LAYER]["kernel"])
+    return Step(vectors, angles(vectors, vectors, same=True), angles(adversarial, vectors), ratio)
 
 
 def angles(first: jax.Array, second: jax.Array, *, same: bool = False) -> Angles:
-    """Every vector of one set with every one of the other; vectors of NaN are left out.
+    """Every unit vector of `first [G, D]` with every one of `second [H, D]`; vectors of NaN are left out.
 
-    Args:
-      first, second: unit vectors `[G, D]` and `[H, D]`.
-      same: both are the same set: each pair counts once, and no vector with itself.
+    Where both are the same set, each pair counts once, and no vector with itself.
     """
-    cosine = jnp.matmul(first, second.T, precision="highest")
-    angle = jnp.rad2deg(jnp.arccos(jnp.minimum(jnp.abs(cosine), 1.0)))
-    valid = ~jnp.isnan(angle)
-    if same:
-        valid = jnp.triu(valid, 1)
+    angle = observe.folded(jnp.matmul(first, second.T, precision="highest"))
+    valid = jnp.triu(~jnp.isnan(angle), 1) if same else ~jnp.isnan(angle)
     count = valid.sum()
     degree = jnp.clip(jnp.where(valid, angle, 0), 0, BINS - 1).astype(int)
     histogram = jnp.zeros(BINS, int).at[degree].add(valid)  # float32 stops counting at 2^24
     return Angles(jnp.where(valid, angle, 0).sum() / count, histogram / count)
 
 
-class Compared(NamedTuple):
-    """Vectors compared, in many networks or in many pairs of them.
-
-    Attributes:
-      angle: the mean angle in degrees, with its 95 % interval over networks.
-      histogram: `[BINS]`, the mean share of the angles in each degree.
-    """
-
-    angle: Interval
-    histogram: np.ndarray
-
-
-def compare(steps: Mapping[str, Sequence[Step]]) -> dict[str, Compared]:
+def tabulate(steps: Mapping[str, Sequence[Step]]) -> dict[str, pandas.DataFrame]:
     """BenShmuel (2022), Tables 1 and 2, over many networks, by what is compared: `KIND.ARCHITECTURE`.
 
-    Args:
-      steps: of the networks of each architecture.
+    The mean angles in degrees, with 95 % intervals over networks, a row each; and the mean share of the angles in each
+    degree, a column each.
     """
-    by_name = {}
+    compared = {}
     for name, of_model in steps.items():
-        by_name[f"within.{name}"] = average([step.within for step in of_model])
-        by_name[f"adversarial.{name}"] = average([step.adversarial for step in of_model])
+        compared[f"within.{name}"] = average([step.within for step in of_model])
+        compared[f"adversarial.{name}"] = average([step.adversarial for step in of_model])
     for names in itertools.combinations_with_replacement(steps, 2):
-        by_name[".".join(("between", *names))] = between([steps[name] for name in dict.fromkeys(names)])
+        compared[".".join(("between", *names))] = between([steps[name] for name in dict.fromkeys(names)])
         print(f"{' and '.join(names)} compared", flush=True)
-    return by_name
+    intervals, histograms = zip(*compared.values(), strict=True)
+    angle = tables.interval_columns({"angle": Interval(*np.transpose(intervals))})
+    shares = {"degree": np.arange(BINS), **dict(zip(compared, histograms, strict=True))}
+    return {NAME: pandas.DataFrame({"what": list(compared), **angle}), "histograms": pandas.DataFrame(shares)}
 
 
-def between(steps: Sequence[Sequence[Step]]) -> Compared:
+def between(steps: Sequence[Sequence[Step]]) -> tuple[Interval, np.ndarray]:
     """The update vectors of one network with those of another: all pairs of one architecture, or across two."""
     unit = [step.vectors for of_model in steps for step in of_model]
     pair, model = observe.pairs(len(steps), len(steps[0]))
@@ -212,18 +177,10 @@ def between(steps: Sequence[Sequence[Step]]) -> Compared:
     return average(each, partial(stats.pair_mean_ci, pair=pair, model=model))
 
 
-def average(each: Sequence[Angles], interval: Callable[..., Interval] = stats.mean_ci) -> Compared:
-    """The mean angle by `interval`, and the mean histogram, of networks or of pairs."""
-    means = np.array([of_one.mean for of_one in each], np.float64)
-    return Compared(interval(means), stats.mean_ci([of_one.histogram for of_one in each]).mean)
-
-
-def tabulate(compared: Mapping[str, Compared]) -> dict[str, pandas.DataFrame]:
-    """The mean angles, a row each, and the histograms, a column each."""
-    angle = Interval(*np.transpose([of_one.angle for of_one in compared.values()]))
-    means = pandas.DataFrame({"what": list(compared), **tables.interval_columns({"angle": angle})})
-    shares = {what: of_one.histogram for what, of_one in compared.items()}
-    return {NAME: means, "histograms": pandas.DataFrame({"degree": np.arange(BINS), **shares})}
+def average(each: Sequence[Angles], interval: Callable[..., Interval] = stats.mean_ci) -> tuple[Interval, np.ndarray]:
+    """The mean angle by `interval`, and the mean histogram `[BINS]`, of networks or of pairs."""
+    means, histograms = zip(*each, strict=True)
+    return interval(np.array(means, np.float64)), stats.mean_ci(histograms).mean
 
 
 def sizes(steps: Mapping[str, Sequence[Step]]) -> dict[str, Any]:
@@ -245,11 +202,8 @@ def caption(what: str) -> str:
 def tell(results: Results) -> str:
     """The means, and what was left out."""
     table, summary = results.tables[NAME], results.summary
-    columns = {
-        "update vectors": table["what"].map(caption),
-        "mean angle, degrees [95 %]": tables.cells(table, "angle", 2),
-    }
-    random = summary["random"]
+    random, angles = summary["random"], tables.cells(table, "angle", 2)
+    columns = {"update vectors": table["what"].map(caption), "mean angle, degrees [95 %]": angles}
     lines = [tables.text(columns), f"random directions in {random['dimension']} dimensions: {random['mean_angle']:.2f}"]
     for name, unmoved in summary["unmoved"].items():
         ratio = summary["large_step_over_weights"][name]

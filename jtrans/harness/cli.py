@@ -92,8 +92,8 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None, *, prepare: b
         print(f"{program}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Interrupted) as stop:
-        resume = "finished parts are kept; the same command resumes"
-        print(f"{program}: {str(stop) or f'interrupted; {resume}'}", file=sys.stderr)
+        resume = "interrupted; finished parts are kept; the same command resumes"
+        print(f"{program}: {str(stop) or resume}", file=sys.stderr)
         return 130
     return 0
 
@@ -114,18 +114,14 @@ def usage(program: str, experiment: Experiment, values: flags.FlagValues, overri
         program=program,
         description=about(experiment),
         options="".join(f"  --{name:<16}{text}\n" for name, text in experiment.options.items()),
-        configs=", ".join(sorted(path.stem for path in shipped().glob("*.py"))),
+        configs=", ".join(shipped()),
         config=values.config or "the experiment, with their defaults",
         fields="\n".join(listed),
     )
 
 
 def parse(argv: Sequence[str], experiment: Experiment) -> tuple[flags.FlagValues, list[str]]:
-    """The values of the flags, and the overrides of config fields.
-
-    Raises:
-      InputError: a flag is unknown or has a wrong value.
-    """
+    """The values of the flags, and the overrides of config fields; InputError for an unknown flag or a wrong value."""
     values = flags.FlagValues()
     for name in ("config", "workdir", "coordinator", *experiment.options):
         flags.DEFINE_string(name, None, "", flag_values=values)
@@ -143,11 +139,7 @@ def parse(argv: Sequence[str], experiment: Experiment) -> tuple[flags.FlagValues
 
 
 def connect(values: flags.FlagValues) -> None:
-    """Join the other processes of the job, where there are any.
-
-    Raises:
-      InputError: the flags do not name all of it, or the others cannot be reached.
-    """
+    """Join the other processes of the job, where the flags or the environment name any; InputError if that fails."""
     given = {name: values[name].value for name in ("coordinator", "num_processes", "process_id")}
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
@@ -161,41 +153,29 @@ def connect(values: flags.FlagValues) -> None:
 def load(program: str, values: flags.FlagValues, overrides: Sequence[str]) -> tuple[ConfigDict, Path]:
     """The config and the work directory that the command line names.
 
-    Raises:
-      InputError: the config cannot be read, or a field is unknown or has a wrong value.
+    Raises InputError if the config cannot be read, or a field is unknown or has a wrong value.
     """
     name, _, argument = (values.config or "").partition(":")
-    flag = f"--config={find(name)}" + (f":{argument}" if argument else "")
+    path = Path(name) if name.endswith(".py") else shipped().get(name)
+    if path is None:
+        raise InputError(f"--config: got {name!r}; {fields.nearest(name, [*shipped(), 'FILE.py'])}")
+    if not path.is_file():
+        raise InputError(f"--config: got {name!r}, and there is no such file; name one, as --config=configs/digits.py")
+    flag = f"--config={path}" + (f":{argument}" if argument else "")
     known = fields.flat(_load([program, flag]))
     for override in overrides:
         field = override.removeprefix("--config.").partition("=")[0]
         if not any(name == field or name.startswith(f"{field}.") for name in known):
             raise fields.unknown_field(field, known)
-    config = _load([program, flag, *overrides])
     label = Path(name).stem + (f"-{argument}" if argument else "")
-    return config, Path(values.workdir or Path("runs") / label)
+    return _load([program, flag, *overrides]), Path(values.workdir or Path("runs") / label)
 
 
-def shipped() -> Path:
-    """The folder of the configs that come with the package: in it, or beside it in a checkout."""
+def shipped() -> dict[str, Path]:
+    """By name the configs that come with the package: in it, or beside it in a checkout."""
     package = Path(__file__).parent.parent
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-
-
-def find(name: str) -> Path:
-    """The file of a config: a path that ends in `.py`, or the name of a shipped one.
-
-    Raises:
-      InputError: there is no such file.
-    """
-    if not name.endswith(".py"):
-        names = sorted(path.stem for path in shipped().glob("*.py"))
-        if name not in names:
-            raise InputError(f"--config: got {name!r}; {fields.nearest(name, [*names, 'FILE.py'])}")
-        return shipped() / f"{name}.py"
-    if not Path(name).is_file():
-        raise InputError(f"--config: got {name!r}, and there is no such file; name one, as --config=configs/digits.py")
-    return Path(name)
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
 
 def _load(argv: Sequence[str]) -> ConfigDict:
@@ -205,7 +185,9 @@ def _load(argv: Sequence[str]) -> ConfigDict:
     try:
         values(argv)
     except Exception as error:  # a config file is code and can fail in any way
-        origin = _origin(error)
+        origin: BaseException = error
+        if (wrapped := error.__context__) and str(wrapped).startswith("Error whilst parsing config file"):
+            origin = wrapped.__context__ or error  # what the file raised, before ml_collections put it into words
         if isinstance(origin, InputError):
             raise origin from None
         if isinstance(origin, flags.Error):
@@ -214,11 +196,3 @@ def _load(argv: Sequence[str]) -> ConfigDict:
     if not isinstance(values.config, ConfigDict):
         raise InputError(f"{argv[1]}: its get_config() gave no ml_collections.ConfigDict")
     return values.config
-
-
-def _origin(error: BaseException) -> BaseException:
-    """What a config file raised, where ml_collections has put its traceback into words; else the error itself."""
-    wrapped = error.__context__
-    if wrapped and wrapped.__context__ and str(wrapped).startswith("Error whilst parsing config file"):
-        return wrapped.__context__
-    return error

@@ -84,7 +84,12 @@ def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **optio
     workdir = Path(workdir)
     fields.check(config, experiment.fields)
     experiment.check(config, **options)
-    with _opened(experiment, config, workdir) as finished:
+    if experiment.holds_runs:
+        devices.first_does(partial(folder.shared, workdir, experiment.name))
+        claim: contextlib.AbstractContextManager[bool] = contextlib.nullcontext(False)
+    else:
+        claim = folder.claimed(workdir, experiment.name, config, experiment.resumable)
+    with claim as finished:
         if finished:
             print(f"{workdir} holds the results of this config already")
             results = read(workdir)
@@ -95,13 +100,6 @@ def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **optio
             devices.first_does(partial(_write, experiment, config, workdir, results))
     print(f"\n{experiment.tell(results)}\n\nresults: {workdir}")
     return results
-
-
-def _opened(experiment: Experiment, config: ConfigDict, workdir: Path) -> contextlib.AbstractContextManager[bool]:
-    if not experiment.holds_runs:
-        return folder.claimed(workdir, experiment.name, config, experiment.resumable)
-    devices.first_does(partial(folder.shared, workdir, experiment.name))
-    return contextlib.nullcontext(False)
 
 
 def _as_read(measured: Results, config: ConfigDict, seconds: float) -> Results:
@@ -118,7 +116,8 @@ def _write(experiment: Experiment, config: ConfigDict, workdir: Path, results: R
     folder.write_config(workdir, experiment.name, config)
     write_data(workdir, results)
     for stem, figure in experiment.figures(results).items():
-        folder.write_figure(workdir, stem, figure)
+        for suffix in ("png", "svg"):
+            files.write(workdir / f"{stem}.{suffix}", folder.drawn(figure, suffix))
     folder.write_summary(workdir, results.summary)
 
 
@@ -131,11 +130,7 @@ def write_data(workdir: Path, results: Results) -> None:
 
 
 def read(workdir: Path | str) -> Results:
-    """The results of a finished run.
-
-    Raises:
-      InputError: a file is missing or damaged.
-    """
+    """The results of a finished run; raises InputError if a file is missing or damaged."""
     workdir = Path(workdir)
     summary = folder.read_summary(workdir)  # the last file of a run: where it is missing, the run is not finished
     config = {name: value for name, value in folder.read_config(workdir).items() if name != folder.EXPERIMENT}
@@ -147,11 +142,7 @@ def read(workdir: Path | str) -> Results:
 
 
 def maker(workdir: Path | str) -> Experiment:
-    """The experiment that made a folder.
-
-    Raises:
-      InputError: the folder does not say which, or names one that is not there.
-    """
+    """The experiment that made a folder; raises InputError if the folder names none, or one that is not there."""
     return load(folder.read_config(Path(workdir))[folder.EXPERIMENT])
 
 
@@ -161,11 +152,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Experiment:
-    """The experiment of that name.
-
-    Raises:
-      InputError: there is none; it names the nearest.
-    """
+    """The experiment of that name; raises InputError, which names the nearest, if there is none."""
     if name not in names():
         raise InputError(f"experiment: got {name!r}; {fields.nearest(name, names())}")
     return importlib.import_module(f"jtrans.experiments.{name}").EXPERIMENT

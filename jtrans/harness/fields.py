@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +14,7 @@ from jtrans.errors import InputError, one_line
 
 
 class Field(NamedTuple):
-    """A config field.
-
-    Attributes:
-      default: its value where the config does not set it.
-      accepts: whether a value will do.
-      takes: in words what `accepts` accepts.
-    """
+    """A config field: its default, whether it accepts a value, and in words what it takes."""
 
     default: Any
     accepts: Callable[[Any], bool]
@@ -35,6 +29,11 @@ def is_number(value: Any) -> bool:
 def is_whole(value: Any) -> bool:
     """Whether the value is an int, which True and False are not."""
     return type(value) is int
+
+
+def is_count(value: Any) -> bool:
+    """Whether the value is a whole number, 1 or more."""
+    return is_whole(value) and value > 0
 
 
 def is_tuple(value: Any, each: Callable[[Any], bool], lengths: range = range(1, 10**6)) -> bool:
@@ -59,9 +58,8 @@ def positive(default: float) -> Field:
 
 def epsilon(default: float) -> Field:
     """The largest change of a pixel in [0, 1]; 0, where that is the default, means no attack."""
-    if default == 0:
-        return Field(default, lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
-    return Field(default, lambda v: is_number(v) and 0 < v <= 1, "a number above 0, 1 at most")
+    takes = "a number from 0 to 1" if default == 0 else "a number above 0, 1 at most"
+    return Field(default, lambda v: is_number(v) and 0 <= v <= 1 and (v > 0 or default == 0), takes)
 
 
 def yes_no(default: bool) -> Field:
@@ -83,49 +81,28 @@ def one_of(default: str, names: Iterable[str]) -> Field:
 def some_of(default: Sequence[str], names: Iterable[str]) -> Field:
     """A tuple of some of the names, each once."""
     names = tuple(names)
-    return Field(
-        tuple(default),
-        lambda v: is_tuple(v, lambda name: name in names) and len(set(v)) == len(v),
-        f"a tuple of {', '.join(names)}, each once",
-    )
-
-
-def one_or_two_of(default: Sequence[str], names: Iterable[str]) -> Field:
-    """A tuple of one or two of the names."""
-    names = tuple(names)
-    return Field(
-        tuple(default),
-        lambda v: is_tuple(v, lambda name: name in names, range(1, 3)),
-        f"one or two of {', '.join(names)}, as a tuple",
-    )
+    takes = f"a tuple of {', '.join(names)}, each once"
+    return Field(tuple(default), lambda v: is_tuple(v, names.__contains__) and len(set(v)) == len(v), takes)
 
 
 def increasing(default: Sequence[Any], each: Callable[[Any], bool], what: str) -> Field:
     """A tuple of increasing numbers, each of which passes; `what` says in words which those are."""
-    return Field(
-        tuple(default),
-        lambda v: is_tuple(v, each) and sorted(set(v)) == list(v),
-        f"a tuple of {what}, each larger than the one before",
-    )
+    takes = f"a tuple of {what}, each larger than the one before"
+    return Field(tuple(default), lambda v: is_tuple(v, each) and sorted(set(v)) == list(v), takes)
 
 
 def counts(default: Sequence[int]) -> Field:
     """A tuple of increasing whole numbers, 1 or more."""
-    return increasing(default, lambda v: is_whole(v) and v > 0, "whole numbers, 1 or more")
+    return increasing(default, is_count, "whole numbers, 1 or more")
 
 
 def widths(default: tuple[int, ...], number: Callable[[tuple[int, ...]], bool] = bool) -> Field:
     """Sizes of hidden layers; `number` says whether there may be that many."""
-    return Field(
-        default,
-        lambda v: is_tuple(v, lambda w: is_whole(w) and w > 0) and number(v),
-        f"a tuple of whole numbers, 1 or more, as {default}",
-    )
+    takes = f"a tuple of whole numbers, 1 or more, as {default}"
+    return Field(default, lambda v: is_tuple(v, is_count) and number(v), takes)
 
 
-WIDTHS: Mapping[str, Field] = {
-    f"widths.{name}": widths(sizes, partial(models.takes_widths, name)) for name, sizes in models.WIDTHS.items()
-}
+WIDTHS = {f"widths.{name}": widths(sizes, partial(models.takes_widths, name)) for name, sizes in models.WIDTHS.items()}
 
 DATA: Mapping[str, Field] = {
     "data.name": text("digits", f"{', '.join(data.SOURCES)} or the name of a TFDS image set", empty=False),
@@ -148,7 +125,11 @@ DATA: Mapping[str, Field] = {
 NETWORKS: Mapping[str, Field] = {
     "seed": seed(),
     # One architecture: every pair of its networks is measured. Two: the pairs across.
-    "models": one_or_two_of(("mlp_deep",), models.WIDTHS),
+    "models": Field(
+        ("mlp_deep",),
+        lambda v: is_tuple(v, tuple(models.WIDTHS).__contains__, range(1, 3)),
+        f"one or two of {', '.join(models.WIDTHS)}, as a tuple",
+    ),
     **WIDTHS,
     "initializer": one_of("pytorch", models.INITIALIZERS),
     "num_networks": whole(16),  # of each architecture
@@ -173,34 +154,25 @@ CHECKPOINT: Mapping[str, Field] = {
 
 def defaults(fields: Mapping[str, Field]) -> ConfigDict:
     """The config with every field at its default."""
-    config = ConfigDict()
+    config: dict[str, Any] = {}
     for name, field in fields.items():
         *sections, last = name.split(".")
-        section = config
-        for part in sections:
-            if part not in section:
-                section[part] = ConfigDict()
-            section = section[part]
-        section[last] = field.default
-    return config
+        reduce(lambda section, part: section.setdefault(part, {}), sections, config)[last] = field.default
+    return ConfigDict(config)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The config's values by dotted name."""
     values: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            values |= flat(value, f"{prefix}{name}.")
-        else:
-            values[prefix + name] = value
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, ConfigDict | dict) else {prefix + name: value}
     return values
 
 
 def check(config: ConfigDict, fields: Mapping[str, Field]) -> None:
     """Check that the config has exactly these fields, and that each accepts its value.
 
-    Raises:
-      InputError: names the first field for which that is not so.
+    Raises InputError, which names the first field for which that is not so.
     """
     values = flat(config)
     for name in sorted(values.keys() - fields.keys()):
@@ -224,11 +196,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_networks(config: ConfigDict) -> None:
-    """Check that the networks of a config with the fields `NETWORKS` can be built and paired.
-
-    Raises:
-      InputError: names the first field that is wrong.
-    """
+    """Check that the networks of a config with the fields `NETWORKS` can be built and paired; else InputError."""
     if len(config.models) == 1 and config.num_networks < 2:
         raise InputError("num_networks: got 1; pairs of one architecture take 2 networks or more")
     for name in config.models:
@@ -236,31 +204,19 @@ def check_networks(config: ConfigDict) -> None:
 
 
 def check_one_model(config: ConfigDict) -> None:
-    """Check that the config names a single architecture.
-
-    Raises:
-      InputError: it names two.
-    """
+    """Check that the config names a single architecture; else InputError."""
     if len(config.models) > 1:
         raise InputError(f"models: got {config.models}; this experiment takes one, as {config.models[:1]}")
 
 
 def check_running_statistics(config: ConfigDict) -> None:
-    """Check that BatchNorm is measured by its running statistics.
-
-    Raises:
-      InputError: the config asks for batch statistics.
-    """
+    """Check that BatchNorm is measured by its running statistics; else InputError."""
     if config.batch_statistics:
         raise InputError("batch_statistics: got True; this experiment measures by running statistics, so False")
 
 
 def check_size(name: str, widths: tuple[int, ...], size: int, field: str) -> None:
-    """Check that the architecture takes images of that size.
-
-    Raises:
-      InputError: they are too small; it names the field.
-    """
+    """Check that the architecture takes images of that size; else InputError, which names the field."""
     try:
         jax.eval_shape(models.build(name, (size, size, 3), 2, widths=widths).init, jax.random.key(0))
     except ValueError as error:

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from jtrans.models import WIDTHS
 from jtrans.stats import Interval
@@ -56,25 +54,14 @@ def chance_line(axes: Axes, chance: float) -> None:
     axes.set(ylabel="test accuracy\n(share of images)", ylim=(0, 1))
 
 
-def finish_steps(panels: tuple[Axes, ...], x_label: str) -> None:
-    """Whole numbers of steps or epochs along the lowest panel, and grids."""
-    panels[-1].set_xlabel(x_label)
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    for axes in panels:
-        axes.grid(alpha=0.25)
-
-
 def networks(config: Mapping[str, Any]) -> str:
     """The architectures in words, with their widths where those are not the default ones."""
-
-    def named(name: str) -> str:
+    words = []
+    for name in config["models"]:
         widths = list(config["widths"][name])
-        if widths == list(WIDTHS[name]):
-            return name
         sizes = f"{widths[0]} to {widths[-1]}" if len(widths) > 4 else ", ".join(map(str, widths))
-        return f"{name} of widths {sizes}"
-
-    return " and ".join(map(named, config["models"]))
+        words.append(name if widths == list(WIDTHS[name]) else f"{name} of widths {sizes}")
+    return " and ".join(words)
 
 
 def data(section: Mapping[str, Any]) -> str:
@@ -83,9 +70,3 @@ def data(section: Mapping[str, Any]) -> str:
     changes = ", shuffled labels" * section["shuffle_labels"] + ", mean image subtracted" * section["subtract_mean"]
     few = f", {section['num_train']} training images" if section["num_train"] else ""
     return f"{section['name']}{classes}{changes}{few}"
-
-
-def shared_legend(figure: Figure, panels: tuple[Axes, ...], **options: Any) -> None:
-    """One legend below all panels, with each label once."""
-    entries = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", **options)

@@ -33,6 +33,7 @@ RESULT_SUFFIXES = {".csv", ".npz", ".png", ".svg"}
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # a file of `files.write` that a killed process left
 ORBAX = {"state", "_CHECKPOINT_METADATA", "commit_success.txt", "orbax.checkpoint"}  # the parts of a saved checkpoint
 LONGEST_NAME = 120  # bytes of a directory's name; file systems take 255
+CSV: dict[str, Any] = {"index": False, "na_rep": "nan", "lineterminator": "\n"}
 NEW_FOLDER = "name another directory"
 
 
@@ -59,12 +60,7 @@ def folder_name(label: str) -> str:
 def claimed(workdir: Path, experiment: str, config: ConfigDict, grows: str = "") -> Iterator[bool]:
     """The work directory, created and checked before any compute, and kept from other runs meanwhile.
 
-    Args:
-      experiment: its name.
-      grows: the field that may be larger than in the results already there, where the experiment resumes from them.
-
-    Yields:
-      Whether the results of this very config are already there.
+    Yields whether the results of this very config are already there. The field `grows` may be larger than in those.
 
     Raises:
       InputError: the directory cannot be written, another run is using it, or it holds something else. In a job of
@@ -78,7 +74,9 @@ def claimed(workdir: Path, experiment: str, config: ConfigDict, grows: str = "")
             stack.callback(os.close, _lock(workdir))
             with _usable(workdir):
                 _check(workdir, experiment, config, grows)
-                _remove_partial(workdir)
+                for path in workdir.iterdir():
+                    if PARTIAL.fullmatch(path.name):
+                        path.unlink()
                 finished = is_finished(workdir, config)
 
         devices.first_does(claim)
@@ -86,11 +84,7 @@ def claimed(workdir: Path, experiment: str, config: ConfigDict, grows: str = "")
 
 
 def shared(workdir: Path, experiment: str) -> None:
-    """Create a work directory whose subfolders are runs of their own, and check that it is no other experiment's.
-
-    Raises:
-      InputError: it cannot be written, or another experiment made it.
-    """
+    """Create a work directory whose subfolders are runs of their own; InputError if another experiment made it."""
     with _usable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if (workdir / CONFIG).exists():
@@ -98,12 +92,10 @@ def shared(workdir: Path, experiment: str) -> None:
 
 
 def _lock(workdir: Path) -> int:
-    """The open lock file, whose lock the system takes back when the process ends, however it ends.
-
-    It is opened for writing, without which NFS grants no lock.
-    """
+    """The open lock file, whose lock the system takes back when the process ends, however it ends."""
     with _usable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
+        # For writing, without which NFS grants no lock.
         opened = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,63 +119,40 @@ def _usable(workdir: Path) -> Iterator[None]:
 def _check(workdir: Path, experiment: str, config: ConfigDict, grows: str) -> None:
     """Check that whatever is in the directory is this run's."""
     if (workdir / CONFIG).exists():
-        _check_same(workdir, _read_claim(workdir, experiment), plain(config.to_dict()), grows)
-    elif held := [path.name for path in workdir.iterdir() if _is_result(path)]:
+        old, new = fields.flat(_read_claim(workdir, experiment)), fields.flat(plain(config.to_dict()))
+        differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+        if grows in differing and isinstance(old.get(grows), int) and old[grows] < new[grows]:
+            differing.remove(grows)
+        if differing:
+            listed = ", ".join(f"{name} ({old.get(name)} there, {new.get(name)} here)" for name in differing)
+            raise InputError(f"--workdir: {workdir} holds a run of another config; {listed}; {NEW_FOLDER}")
+    elif held := [p.name for p in workdir.iterdir() if p.suffix in RESULT_SUFFIXES or p.name in (SUMMARY, NETWORKS)]:
         raise InputError(f"--workdir: {workdir} holds {min(held)} but no {CONFIG}; name a directory of its own")
     networks = workdir / NETWORKS
-    others = [path.name for path in networks.iterdir() if not _is_own(path)] if networks.is_dir() else []
+    others = [path.name for path in networks.iterdir() if not _is_ours(path)] if networks.is_dir() else []
     if networks.is_symlink() or others:  # what a save would delete
         what = f"holds {min(others)}, which jtrans did not write" if others else "is a link"
         raise InputError(f"--workdir: {networks} {what}; move it elsewhere, or {NEW_FOLDER}")
 
 
-def _is_result(path: Path) -> bool:
-    return path.suffix in RESULT_SUFFIXES or path.name in (SUMMARY, NETWORKS)
-
-
-def _is_own(path: Path) -> bool:
-    """Whether a path in `networks` is a part of a saved checkpoint, or the work directory of a stage."""
+def _is_ours(path: Path) -> bool:
+    """Whether a path in `networks` is a part of saved networks, or the work directory of a stage."""
     return path.name in ORBAX or (path / CONFIG).exists() or (path / LOCK).exists()
 
 
 def _read_claim(workdir: Path, experiment: str) -> dict[str, Any]:
-    """The config that the directory holds, without the experiment's name.
-
-    Raises:
-      InputError: it is another experiment's, an earlier version's, or no run's.
-    """
-    path = workdir / CONFIG
-    config = json.loads(path.read_text())
+    """The config that the directory holds, without the experiment's name; InputError if it is another experiment's."""
+    config = json.loads((workdir / CONFIG).read_text())
     if not isinstance(config, dict) or EXPERIMENT not in config:
-        what = "an earlier version of jtrans, or another program, wrote it"
-        raise InputError(f"--workdir: {path} names no experiment ({what}); name a directory of its own")
-    if config[EXPERIMENT] != experiment:
-        raise InputError(f"--workdir: {workdir} holds a run of {config[EXPERIMENT]}, not of {experiment}; {NEW_FOLDER}")
-    return {name: value for name, value in config.items() if name != EXPERIMENT}
-
-
-def _check_same(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any], grows: str) -> None:
-    old, new = fields.flat(there), fields.flat(here)
-    differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    if grows in differing and isinstance(old.get(grows), int) and old[grows] < new[grows]:
-        differing.remove(grows)
-    if differing:
-        listed = ", ".join(f"{name} ({old.get(name)} there, {new.get(name)} here)" for name in differing)
-        raise InputError(f"--workdir: {workdir} holds a run of another config; {listed}; {NEW_FOLDER}")
-
-
-def _remove_partial(workdir: Path) -> None:
-    for path in workdir.iterdir():
-        if PARTIAL.fullmatch(path.name):
-            path.unlink()
+        what = f"{workdir / CONFIG} names no experiment (an earlier version of jtrans, or another program, wrote it)"
+        raise InputError(f"--workdir: {what}; name a directory of its own")
+    if (there := config.pop(EXPERIMENT)) != experiment:
+        raise InputError(f"--workdir: {workdir} holds a run of {there}, not of {experiment}; {NEW_FOLDER}")
+    return config
 
 
 def is_finished(workdir: Path, config: ConfigDict) -> bool:
-    """Whether the results of this very config are there.
-
-    Raises:
-      InputError: the summary is damaged.
-    """
+    """Whether the results of this very config are there; InputError if the summary is damaged."""
     try:
         return (workdir / SUMMARY).exists() and read_summary(workdir).get("config") == plain(config.to_dict())
     except InputError as error:
@@ -225,11 +194,7 @@ def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The config of a run and, under `EXPERIMENT`, the experiment's name.
-
-    Raises:
-      InputError: there is none, it is damaged, or it names no experiment.
-    """
+    """The config of a run and, under `EXPERIMENT`, the experiment's name; InputError if they cannot be read."""
     config = _read_json(workdir / CONFIG)
     if EXPERIMENT not in config:
         raise _unreadable(workdir / CONFIG, "it names no experiment: an earlier version of jtrans wrote it")
@@ -237,34 +202,29 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def read_summary(workdir: Path) -> dict[str, Any]:
-    """The summary of a finished run.
-
-    Raises:
-      InputError: there is none, or it is damaged.
-    """
+    """The summary of a finished run; InputError if there is none, or it is damaged."""
     return _read_json(workdir / SUMMARY)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
-    if not isinstance(content, dict):
-        raise _unreadable(path, "it holds no JSON object")
     return content
 
 
 def write_table(path: Path, table: pandas.DataFrame) -> None:
     """Write a CSV file with a header line; floats in full precision, NaN as `nan`."""
-    files.write(path, _csv(table).encode())
+    files.write(path, table.to_csv(**CSV).encode())
 
 
 def read_table(path: Path) -> pandas.DataFrame:
     """What `write_table` wrote; each column is of True and False, else of whole numbers, of floats, or of text.
 
-    Raises:
-      InputError: the file is missing or damaged, or has no rows.
+    Raises InputError if the file is missing or damaged, or has no rows.
     """
     try:
         return _table(path.read_bytes().decode())
@@ -274,11 +234,7 @@ def read_table(path: Path) -> pandas.DataFrame:
 
 def plain_table(table: pandas.DataFrame) -> pandas.DataFrame:
     """The table as `read_table` gives it back."""
-    return _table(_csv(table))
-
-
-def _csv(table: pandas.DataFrame) -> str:
-    return table.to_csv(index=False, na_rep="nan", lineterminator="\n")
+    return _table(table.to_csv(**CSV))
 
 
 def _table(text: str) -> pandas.DataFrame:
@@ -299,12 +255,6 @@ def _typed(column: pandas.Series) -> pandas.Series:
     return column
 
 
-def write_figure(workdir: Path, stem: str, figure: Figure) -> None:
-    """Write `STEM.png` and `STEM.svg`."""
-    for suffix in ("png", "svg"):
-        files.write(workdir / f"{stem}.{suffix}", drawn(figure, suffix))
-
-
 def drawn(figure: Figure, suffix: str) -> bytes:
     """The content of a figure's file."""
     buffer = io.BytesIO()
@@ -315,10 +265,7 @@ def drawn(figure: Figure, suffix: str) -> bytes:
 def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
     """Write `networks/`: for each architecture, in order, the variables of all its networks, as an Orbax checkpoint.
 
-    All processes of a job call it together, since Orbax waits for each; the first writes.
-
-    Raises:
-      InputError: it cannot be written.
+    All processes of a job call it together, since Orbax waits for each; the first writes, or raises InputError.
     """
     path = workdir / NETWORKS
     if others := sorted({entry.name for entry in path.iterdir()} - ORBAX) if path.is_dir() else []:
@@ -332,11 +279,7 @@ def write_networks(workdir: Path, networks: Sequence[Variables]) -> None:
 
 
 def read_networks(workdir: Path) -> list[Variables]:
-    """What `write_networks` wrote.
-
-    Raises:
-      InputError: it is missing, or damaged.
-    """
+    """What `write_networks` wrote; raises InputError if it is missing or damaged."""
     try:
         networks = ocp.load((workdir / NETWORKS).resolve())
         return [networks[name] for name in sorted(networks)]

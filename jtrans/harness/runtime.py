@@ -20,16 +20,11 @@ PROGRAMS_BYTES = 2**30  # of compiled programs on disk: those of some hundred ru
 
 
 def prepare() -> None:
-    """Keep compiled programs between runs, and memory between steps."""
-    keep_programs()
-    keep_memory()
+    """Keep memory between steps, and compiled programs between runs: in a folder of bounded size.
 
-
-def keep_programs() -> None:
-    """JAX's persistent compilation cache, for every program, in a folder of bounded size.
-
-    What JAX's own environment variables say goes before that.
+    JAX's own environment variables take precedence.
     """
+    keep_memory()
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # Most programs take less than the second that JAX asks for.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -15,11 +15,7 @@ from jtrans.population.engine import Keys, Population
 
 
 def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Dataset, Split]:
-    """The data set, and the test images that are measured.
-
-    Raises:
-      InputError: it cannot be read, or has too few images for what the config asks, or for a batch.
-    """
+    """The data set and the test images measured; InputError if it cannot be read, or is too small for the config."""
     dataset = _images(config, key)
     test = data.balanced(dataset.test, config.num_examples, "num_examples")
     count = len(dataset.train.labels)
@@ -30,11 +26,7 @@ def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Datas
 
 
 def images(config: ConfigDict, key: jax.Array, section: str = "data", classes: Sequence[str] = ()) -> Dataset:
-    """The data set of a section of the config; of the classes given, else of the section's.
-
-    Raises:
-      InputError: it cannot be read, or has too few images.
-    """
+    """The data set of a section of the config, of these classes or its own; InputError if it cannot be read."""
     dataset = _images(config, key, section, classes)
     _announce(config, dataset, section)
     return dataset
@@ -84,15 +76,12 @@ def model(config: ConfigDict, name: str, dataset: Dataset, section: str = "data"
 def population(config: ConfigDict, dataset: Dataset, test: Split, keys: Keys, **options: Any) -> Population:
     """The networks of a config with the fields `NETWORKS` and, unless `options` bring their own, `TRAINING`.
 
-    Args:
-      test: the test images measured.
-      options: of `engine.build`, instead of the config's.
+    `test` holds the test images measured; the options, those of `engine.build`, replace the config's.
     """
     if "models" not in options:
         options["models"] = [model(config, name, dataset) for name in config.models]
     if "optimizer" not in options:
         options["optimizer"] = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
     options.setdefault("batch_size", config.get("batch_size"))
-    for name in ("num_networks", "group_size", "batch_statistics"):
-        options.setdefault(name, config[name])
-    return engine.build(keys=keys, train=dataset.train, test=test, **options)
+    settings = {name: config[name] for name in ("num_networks", "group_size", "batch_statistics")}
+    return engine.build(keys=keys, train=dataset.train, test=test, **settings | options)

@@ -1,6 +1,6 @@
-"""Tables as data frames: intervals as columns, and the same table as text and as Markdown."""
+"""Tables as data frames: intervals as columns, and the same table as text."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,15 +39,8 @@ def text(columns: Mapping[str, Iterable[Any]]) -> str:
     """A table as text, its columns aligned; numbers to the right, words to the left."""
     aligned = []
     for name, values in columns.items():
-        values = list(values)
         lines = [name, *map(str, values)]
         width = max(map(len, lines))
         right = all(line.strip("-+").replace(".", "", 1)[:1].isdigit() and "[" not in line for line in lines[1:])
         aligned.append([line.rjust(width) if right else line.ljust(width) for line in lines])
     return "\n".join("  ".join(row).rstrip() for row in zip(*aligned, strict=True))
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -34,10 +34,7 @@ CONVOLUTIONAL: Mapping[str, tuple[Convolution, ...]] = {
 }
 STEM = Convolution(3, 1, 1, batch_norm=True)  # of CIFAR
 # Residual blocks in each of the four stages, and whether they are bottlenecks: He et al. (2016), with the CIFAR stem.
-RESIDUAL: Mapping[str, tuple[tuple[int, ...], bool]] = {
-    "resnet18": ((2, 2, 2, 2), False),
-    "resnet50": ((3, 4, 6, 3), True),
-}
+RESIDUAL = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True)}
 # Sizes of the hidden layers, from the input on. For its fully-connected networks, BenShmuel (2022) gives them only in
 # Figure 6, which is lost; here these networks have one and four hidden layers.
 WIDTHS: Mapping[str, tuple[int, ...]] = {
@@ -119,22 +116,21 @@ def _module(name: str, widths: Sequence[int], num_classes: int) -> Callable[...,
 
 def last_layer(variables: Variables) -> dict[str, jax.Array]:
     """The kernel `[K, F]` and the bias `[K]` of the last layer, which maps features to logits."""
-    flat = flatten_dict(variables)
-    path = _last_layer(flat)
+    flat, path = _last_layer(variables)
     return {leaf: flat[*path, leaf] for leaf in ("kernel", "bias")}
 
 
 def with_last_layer(variables: Variables, kernel: jax.Array, bias: jax.Array) -> Variables:
     """The network with its last layer replaced; `kernel` has one row per class."""
-    flat = flatten_dict(variables)
-    path = _last_layer(flat)
+    flat, path = _last_layer(variables)
     return unflatten_dict({**flat, (*path, "kernel"): kernel, (*path, "bias"): bias})
 
 
-def _last_layer(flat: Mapping[tuple[str, ...], jax.Array]) -> tuple[str, ...]:
-    """The path of the last linear layer. All linear layers of a network are in the same module."""
+def _last_layer(variables: Variables) -> tuple[dict[tuple[str, ...], jax.Array], tuple[str, ...]]:
+    """The arrays by path, and the path of the last linear layer; all linear layers are in the same module."""
+    flat = flatten_dict(variables)
     linear = {path[:-1] for path in flat if path[-2].startswith("Dense_")}
-    return max(linear, key=lambda path: int(path[-1].removeprefix("Dense_")))
+    return flat, max(linear, key=lambda path: int(path[-1].removeprefix("Dense_")))
 
 
 def first_layer(name: str) -> tuple[str, Convolution | None]:
@@ -185,8 +181,7 @@ def build(
     if initializer not in INITIALIZERS:
         raise ValueError(f"initializer: got {initializer!r}; it takes {' or '.join(INITIALIZERS)}")
     if widths is None:
-        large = min(image_shape[:2]) >= IMAGENET_SIZE
-        widths = IMAGENET_WIDTHS.get(name, WIDTHS[name]) if large else WIDTHS[name]
+        widths = (IMAGENET_WIDTHS if min(image_shape[:2]) >= IMAGENET_SIZE else WIDTHS).get(name, WIDTHS[name])
     if not takes_widths(name, widths):
         raise ValueError(f"widths: got {len(widths)} sizes; {name} takes as many as {WIDTHS[name]}")
     module = _module(name, tuple(widths), num_classes)
@@ -198,9 +193,8 @@ def build(
         return _start({path: leaf.shape for path, leaf in flatten_dict(abstract).items()}, initializer, key)
 
     def run(mode: str, variables: Variables, images: jax.Array, headless: bool = False, **options: Any) -> Any:
-        return module(mode=mode, headless=headless).apply(
-            variables, low + (high - low) * (images - subtracted), **options
-        )
+        in_range = low + (high - low) * (images - subtracted)
+        return module(mode=mode, headless=headless).apply(variables, in_range, **options)
 
     def train(variables: Variables, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Variables]:
         logits, updated = run("train", variables, images, rngs={"dropout": key}, mutable=["batch_stats"])
@@ -213,7 +207,7 @@ def build(
 
 
 def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:
-    """A PyTorch network's weights as variables of the named architecture.
+    """A PyTorch network's weights as float32 variables of the named architecture.
 
     Layers are matched by their order in the state dict (the order in which PyTorch modules are created), not by name;
     torchvision's classes and the usual CIFAR implementations have the required order.
@@ -221,9 +215,6 @@ def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:
     Args:
       name: as in `build`; its `apply` takes the returned variables and images of the size the network was trained on.
       state_dict: PyTorch's names to arrays, as `{k: v.numpy() for k, v in network.state_dict().items()}`.
-
-    Returns:
-      The variables, float32.
 
     Raises:
       ValueError: the name is unknown, or the number or shapes of the layers do not match the architecture.

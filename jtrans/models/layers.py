@@ -23,27 +23,16 @@ WINOGRAD_CHANNELS = 16
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
-    """Convolution as in neural networks (a cross-correlation), with zero padding.
+    """Convolution as in neural networks (a cross-correlation), with this many zeros on each side of the image.
 
-    Args:
-      x: `[N, H, W, C]`.
-      kernel: `[kh, kw, C, F]`.
-      stride: step between outputs, in pixels, along both axes.
-      padding: zeros on each side of the image, in pixels.
-
-    Returns:
-      `[N, (H + 2 padding - kh) // stride + 1, (W + 2 padding - kw) // stride + 1, F]`.
-
-    Raises:
-      ValueError: the padded image is smaller than the kernel.
+    The result is `[N, (H + 2 padding - kh) // stride + 1, (W + 2 padding - kw) // stride + 1, F]`; ValueError if the
+    padded image is smaller than the kernel.
     """
-    _, height, width, channels = x.shape
-    if min(height + 2 * padding - kernel.shape[0], width + 2 * padding - kernel.shape[1]) < 0:
-        raise ValueError(
-            f"x: got an image of {height} x {width} pixels with {padding} of padding on each side; "
-            f"a kernel of {kernel.shape[0]} x {kernel.shape[1]} takes a larger one"
-        )
-    if kernel.shape[:2] == (3, 3) and stride == 1 and channels >= WINOGRAD_CHANNELS:
+    (_, height, width, channels), (rows, columns, *_) = x.shape, kernel.shape
+    if height + 2 * padding < rows or width + 2 * padding < columns:
+        image = f"an image of {height} x {width} pixels with {padding} of padding on each side"
+        raise ValueError(f"x: got {image}; a kernel of {rows} x {columns} takes a larger one")
+    if rows == columns == 3 and stride == 1 and channels >= WINOGRAD_CHANNELS:
         # The tiles take four times the input's memory: recompute them in the backward pass, which is cheap.
         return jax.checkpoint(_winograd, static_argnums=2)(x, kernel, padding)
     return _patches(x, kernel, stride, padding)
@@ -53,10 +42,7 @@ def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
     """The maximum of each `size x size` square of pixels; rows and columns that do not fill a square are left out.
 
     Equal maxima share the derivative, where PyTorch gives it to the first. After a ReLU both give the same gradients,
-    since only its zeros are expected to be equal.
-
-    Raises:
-      ValueError: the image is smaller than a square.
+    since only its zeros are expected to be equal. ValueError if the image is smaller than a square.
     """
     _, height, width, _ = x.shape
     if min(height, width) < size:

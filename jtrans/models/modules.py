@@ -47,9 +47,8 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation as in PyTorch, with an unbiased running variance.
 
-    Attributes:
-      mode: `apply` uses the running statistics; `train` the batch's, and moves the running ones a tenth of the way to
-        them; `calibrate` the batch's, which become the running ones.
+    The mode `apply` uses the running statistics; `train` the batch's, and moves the running ones a tenth of the way to
+    them; `calibrate` the batch's, which become the running ones.
     """
 
     mode: str
@@ -72,11 +71,6 @@ class BatchNorm(nn.Module):
         return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]
 
 
-def flatten(x: jax.Array) -> jax.Array:
-    """`[N, H, W, C]` to `[N, C H W]`, channels first."""
-    return jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
-
-
 class MLP(nn.Module):
     """Fully-connected layers of the given widths, each with a ReLU, then a linear layer to the logits."""
 
@@ -88,10 +82,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = flatten(x)
+        x = jnp.moveaxis(x, -1, 1).reshape(len(x), -1)  # [N, C H W]
         for width in self.widths:
-            x = nn.relu(Dense(width)(x))
-            x = nn.Dropout(self.dropout, deterministic=self.mode != "train")(x)
+            x = nn.Dropout(self.dropout, deterministic=self.mode != "train")(nn.relu(Dense(width)(x)))
         return x if self.headless else Dense(self.num_classes)(x)
 
 
@@ -136,16 +129,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = partial(Conv, use_bias=False)
-        norm = partial(BatchNorm, self.mode)
+        conv, norm = partial(Conv, use_bias=False), partial(BatchNorm, self.mode)
         features = 4 * self.width if self.bottleneck else self.width
-        if self.bottleneck:
-            y = nn.relu(norm()(conv(self.width, 1)(x)))
-            y = nn.relu(norm()(conv(self.width, 3, stride=self.stride, padding=1)(y)))
-            y = norm()(conv(features, 1)(y))
-        else:
-            y = nn.relu(norm()(conv(self.width, 3, stride=self.stride, padding=1)(x)))
-            y = norm()(conv(features, 3, padding=1)(y))
+        y = nn.relu(norm()(conv(self.width, 1)(x))) if self.bottleneck else x
+        y = nn.relu(norm()(conv(self.width, 3, stride=self.stride, padding=1)(y)))
+        y = norm()(conv(features, 1)(y) if self.bottleneck else conv(features, 3, padding=1)(y))
         if self.stride > 1 or x.shape[-1] != features:
             x = norm()(conv(features, 1, stride=self.stride)(x))
         return nn.relu(y + x)
@@ -163,11 +151,9 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = Conv(self.widths[0], 3, padding=1, use_bias=False)(x)
-        x = nn.relu(BatchNorm(self.mode)(x))
+        x = nn.relu(BatchNorm(self.mode)(Conv(self.widths[0], 3, padding=1, use_bias=False)(x)))
         for stage, (width, count) in enumerate(zip(self.widths, self.counts, strict=True)):
             for i in range(count):
-                stride = 2 if stage and not i else 1
-                x = Block(width, stride, self.bottleneck, self.mode)(x)
+                x = Block(width, 2 if stage and not i else 1, self.bottleneck, self.mode)(x)
         x = x.mean((1, 2))
         return x if self.headless else Dense(self.num_classes)(x)

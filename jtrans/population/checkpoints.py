@@ -1,12 +1,13 @@
 """Checkpoints of a run: written in the background, complete or not at all, and verified by checksums when read."""
 
+import contextlib
 import hashlib
 import io
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,118 +39,95 @@ class Checkpoints:
     all of them see.
 
     Raises:
-      InputError: `checkpoints`, or a file to be written there, is a link, which may point to the folder of another run.
+      InputError: something cannot be written (every method), or `checkpoints`, or a file to be written there, is a
+        link, which may point to the folder of another run.
     """
 
     def __init__(self, workdir: Path):
         self.folder = workdir.resolve() / FOLDER
-        paths = self.folder.iterdir() if self.folder.is_dir() else ()
-        written = (
-            path for path in paths if path.name == EXAMPLES or path.name.isdecimal() or OWN_NAME.fullmatch(path.name)
-        )
-        for path in (self.folder, *written):
-            if path.is_symlink():
+        self.examples = self.folder / EXAMPLES
+        for path in (self.folder, *self.folder.glob("*")):
+            is_ours = path in (self.folder, self.examples) or path.name.isdecimal() or OWN_NAME.fullmatch(path.name)
+            if is_ours and path.is_symlink():
                 raise InputError(f"--workdir: {path} is a link; remove it, or link the work directory as a whole")
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
-        self.example_sums: dict[str, str] = {}  # by name, of files that this process wrote or read
+        self.example_sums: dict[Path, str] = {}  # of files that this process wrote or read
 
     def newest(self) -> int | None:
-        """The step of the newest intact checkpoint, or None; damaged ones are named on stderr and ignored from now on.
-
-        Raises:
-          InputError: the checksums of a damaged one cannot be removed.
-        """
-        step = -1
+        """The step of the newest intact checkpoint, or None; damaged ones are named on stderr and then ignored."""
+        step = np.array(-1)
 
         def find() -> None:
-            nonlocal step
             for path in reversed(self._paths()):
                 if self._is_good(path):
-                    step = int(path.name)
+                    step[...] = int(path.name)
                     return
                 problem = f"{path} is damaged and left out; its files are not those that were written"
                 print(f"warning: {problem}", file=sys.stderr)
-                try:
+                with self._reported():
                     path.with_suffix(".sha256").unlink()
-                except OSError as error:
-                    raise files.cannot_write(self.folder, error) from error
 
         devices.first_does(find)
-        step = int(devices.from_first(np.array(step)))
-        return None if step < 0 else step
+        newest = int(devices.from_first(step))
+        return None if newest < 0 else newest
 
     def load(self, step: int) -> State:
         """The state that was saved at this step."""
         return ocp.load(self.folder / str(step))
 
     def save(self, step: int, state: State, examples: Iterable[int] = ()) -> None:
-        """Start to write a checkpoint, after the previous one is complete.
-
-        Args:
-          examples: the steps whose files from `write_examples` belong to it.
-
-        Raises:
-          InputError: the disk has no room for it, or the previous one could not be written.
-        """
+        """Start to write a checkpoint, with the examples of the given steps, after the previous one is complete."""
         self.wait()
         path = self.folder / str(step)
 
         def make_room() -> None:
-            try:
+            with self._reported():
                 self.folder.mkdir(exist_ok=True)
                 path.with_suffix(".sha256").unlink(missing_ok=True)
                 needed, free = devices.num_bytes(state), shutil.disk_usage(self.folder).free
                 if needed > free:  # Orbax's own error would fill pages
                     raise OSError(f"{needed / 2**20:.1f} MiB are needed, {free / 2**20:.1f} are free")
-            except OSError as error:
-                raise files.cannot_write(self.folder, error) from error
 
         devices.first_does(make_room)
         response = ocp.save_async(path, state, overwrite=True)
         self.writing = self.thread.submit(self._finish, path, response, [self._example(step) for step in examples])
 
     def write_examples(self, step: int, values: np.ndarray) -> None:
-        """Write the measurements of each image at a step to a separate file, so that each is written only once.
-
-        Raises:
-          InputError: it cannot be written.
-        """
-        name = self._example(step)
+        """Write the measurements of each image at a step to a separate file, so that each is written only once."""
 
         def write() -> None:
-            try:
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise files.cannot_write(self.folder, error) from error
+            with self._reported():
+                self.examples.mkdir(parents=True, exist_ok=True)
             content = io.BytesIO()
             np.save(content, values)
-            files.write(self.folder / name, content.getvalue())
-            self.example_sums[f"{step}.npy"] = hashlib.sha256(content.getvalue()).hexdigest()
+            files.write(self._example(step), content.getvalue())
+            self.example_sums[self._example(step)] = hashlib.sha256(content.getvalue()).hexdigest()
 
         devices.first_does(write)
 
     def read_examples(self, step: int) -> np.ndarray:
         """The values that `write_examples` wrote at this step."""
-        return np.load(self.folder / self._example(step))
+        return np.load(self._example(step))
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written.
-
-        Raises:
-          InputError: it cannot be written.
-        """
-        if self.writing is not None:
-            try:
+        """Wait until the last checkpoint is written."""
+        with self._reported(Exception):  # a full disk may raise anything
+            if self.writing is not None:
                 self.writing.result()
-            except Exception as error:  # a full disk may raise anything
-                raise files.cannot_write(self.folder, error) from error
 
-    def _finish(self, path: Path, response: ocp.AsyncResponse, examples: Iterable[str]) -> None:
+    @contextlib.contextmanager
+    def _reported(self, kind: type[Exception] = OSError) -> Iterator[None]:
+        """Errors of this kind as InputError: the checkpoints cannot be written."""
+        try:
+            yield
+        except kind as error:
+            raise files.cannot_write(self.folder, error) from error
+
+    def _finish(self, path: Path, response: ocp.AsyncResponse, examples: Iterable[Path]) -> None:
         response.result()
         if devices.is_first():
-            sums = self._sums(path, [*_files(path), *(self.folder / name for name in examples)])
-            files.write(path.with_suffix(".sha256"), sums.encode())
+            files.write(path.with_suffix(".sha256"), self._sums(path, examples).encode())
             newest = self._paths()[-KEPT:]
             for old in self.folder.iterdir():  # includes files that a killed process left
                 is_checkpoint = old.name.isdecimal() and (old / METADATA).exists()
@@ -165,31 +143,25 @@ class Checkpoints:
         """Whether the checkpoint's files, including those of its examples, match their checksums."""
         try:
             sums = path.with_suffix(".sha256").read_text()
-            listed = (Path(os.path.normpath(path / line.partition("  ")[2])) for line in sums.splitlines())
-            return self._sums(path, {*_files(path), *listed}) == sums
+            listed = [Path(os.path.normpath(path / line.partition("  ")[2])) for line in sums.splitlines()]
+            return self._sums(path, listed) == sums
         except (OSError, ValueError):  # a missing file, or checksums that are not text
             return False
 
-    def _sums(self, path: Path, members: Iterable[Path]) -> str:
-        """The SHA-256 checksum of each file, one per line, with its path relative to the checkpoint."""
+    def _sums(self, path: Path, others: Iterable[Path]) -> str:
+        """The SHA-256 checksums of the checkpoint's files and of others: one per line, with the path relative to it."""
         lines = []
-        for file in sorted(members):
-            digest = self.example_sums.get(file.name) if file.parent.name == EXAMPLES else None
-            digest = digest or _digest(file)
-            if file.parent.name == EXAMPLES:
-                self.example_sums[file.name] = digest
+        for file in sorted({*others, *(file for file in path.rglob("*") if file.is_file())}):
+            digest = self.example_sums.get(file) or _digest(file)
+            if file.parent == self.examples:
+                self.example_sums[file] = digest
             lines.append(f"{digest}  {file.relative_to(path, walk_up=True).as_posix()}\n")
         return "".join(lines)
 
-    @staticmethod
-    def _example(step: int) -> str:
-        return f"{EXAMPLES}/{step}.npy"
+    def _example(self, step: int) -> Path:
+        return self.examples / f"{step}.npy"
 
 
 def _digest(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]

@@ -27,41 +27,28 @@ Group = Any  # a pytree of arrays `[local devices, size, ...]`
 
 
 class Placement(NamedTuple):
-    """How the networks of one architecture are placed on the devices.
+    """How the M networks of one architecture are placed on the devices."""
 
-    Attributes:
-      num_networks: M.
-      size: the number of networks on a device at once.
-      devices: the devices of all processes, in order.
-      rest_on_host: whether a group is kept in host memory while others are on the devices.
-    """
-
-    num_networks: int
-    size: int
-    devices: tuple[jax.Device, ...]
-    rest_on_host: bool = False
+    num_networks: int  # M
+    size: int  # the number of networks on a device at once
+    devices: tuple[jax.Device, ...]  # of all processes, in order
+    rest_on_host: bool = False  # whether a group is kept in host memory while others are on the devices
 
     @property
     def num_groups(self) -> int:
         return -(-self.num_networks // (self.size * len(self.devices)))
 
 
-def launched() -> int:
-    """The number of processes started by a launcher; 1 without a launcher."""
-    return max(int(os.environ.get(name, 1)) for name in TASKS)
-
-
 def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
     """Join the other processes of a job; to be called before JAX is first asked for a device.
 
     Without arguments, a job of several tasks under Slurm or Open MPI is detected by JAX, which gives each task one GPU;
-    otherwise the process runs alone.
-
-    Raises:
-      ValueError, RuntimeError: the other processes cannot be reached, or an argument is missing.
+    otherwise the process runs alone. Raises ValueError or RuntimeError if the other processes cannot be reached, or an
+    argument is missing.
     """
+    launched = max(int(os.environ.get(name, 1)) for name in TASKS)
     # A single task does not join: JAX would give it only one of its GPUs.
-    if launched() > 1 or (coordinator, num_processes, process_id) != (None, None, None):
+    if launched > 1 or (coordinator, num_processes, process_id) != (None, None, None):
         jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
@@ -77,11 +64,7 @@ def from_first(tree: Any) -> Any:
 
 
 def first_does(action: Callable[[], Any]) -> None:
-    """Call `action` in the first process, while the others wait for it to finish.
-
-    Raises:
-      Exception: the error of `action`, in the first process. The others exit with status 2 and no message.
-    """
+    """Call `action` in the first process while the others wait; where it raises, they exit with status 2, silently."""
     error = None
     if is_first():
         try:
@@ -108,21 +91,13 @@ def memory() -> tuple[int, int]:
 
 
 def place(
-    num_networks: int,
-    bytes_each: int,
-    state_bytes: int,
-    *,
-    size: int = 0,
-    devices: Sequence[jax.Device] | None = None,
+    num_networks: int, bytes_each: int, state_bytes: int, *, size: int = 0, devices: Sequence[jax.Device] | None = None
 ) -> Placement:
-    """Distribute networks over the devices, as many at once as their memory allows.
+    """Distribute M networks over the devices (None: all of all processes), as many at once as their memory allows.
 
     Args:
-      num_networks: M.
-      bytes_each: the memory of a network while it is trained or measured.
-      state_bytes: the memory of its state alone.
+      bytes_each, state_bytes: the memory of a network while it is trained or measured, and of its state alone.
       size: the number of networks on a device at once; 0: as many as fit, in groups of equal size.
-      devices: those to use, of all processes; None: all.
     """
     devices = tuple(devices or jax.devices())
     on_cpu = devices[0].platform == "cpu"

@@ -101,24 +101,18 @@ def network_keys(key: jax.Array, num_models: int, num_networks: int) -> list[jax
     return [fold(jax.random.fold_in(key, model), jnp.arange(num_networks)) for model in range(num_models)]
 
 
-def build(
-    num_networks: int,
-    group_size: int = 0,
-    on: Sequence[jax.Device] | None = None,
-    pair: np.ndarray | None = None,
-    **fields: Any,
-) -> Population:
+def build(num_networks: int, group_size: int = 0, on: Sequence[jax.Device] | None = None, **fields: Any) -> Population:
     """A population whose networks are placed on the devices, as many at once as their memory allows.
 
     Args:
       num_networks: M, of each architecture.
       group_size: networks on a device at once; 0: as many as fit.
       on: the devices; all when None.
-      pair: the networks compared; those of `observe.pairs` when None.
-      fields: of `Population`, all but `placements`.
+      fields: of `Population`, all but `placements`; without `pair`, the networks compared are those of `observe.pairs`.
     """
-    pair = observe.pairs(len(fields["models"]), num_networks)[0] if pair is None else pair
-    population = Population(placements=(), pair=pair, **fields)
+    if "pair" not in fields:
+        fields["pair"], _ = observe.pairs(len(fields["models"]), num_networks)
+    population = Population(placements=(), **fields)
     images, num_models = population.test.images, len(population.models)
     block = observe.block_size(images, num_networks * num_models, population.batch_statistics)
     batch = jax.ShapeDtypeStruct((max(population.batch_size, block), *images.shape[1:]), jnp.float32)
@@ -133,10 +127,7 @@ def place(
     group_size: int = 0,
     on: Sequence[jax.Device] | None = None,
 ) -> Placement:
-    """The networks of one architecture over the devices, for a batch or measured block of images `[N, H, W, C]`.
-
-    Other arguments as `build`.
-    """
+    """Where `build` places the networks of one architecture, for a training batch or measured block `[N, H, W, C]`."""
     key = jax.random.key(0)
     variables = jax.eval_shape(model.init, key)
     forward = jax.make_jaxpr(model.train)(variables, batch, key)
@@ -148,14 +139,13 @@ def place(
 
 def initialize(population: Population) -> list[list[Group]]:
     """The networks of each architecture before training, in groups."""
-    groups = []
-    all_keys = network_keys(population.keys.init, len(population.models), population.num_networks)
-    for model, model_keys, placement in zip(population.models, all_keys, population.placements, strict=True):
+    networks = []
+    all_keys = split(population, network_keys(population.keys.init, len(population.models), population.num_networks))
+    for model, keys, placement in zip(population.models, all_keys, population.placements, strict=True):
         start = jax.vmap(partial(training.initialize, model, population.optimizer))
-        program = devices.program(start, placement.devices)
-        made = map(program, devices.split(model_keys, placement))
-        groups.append([jax.device_get(group) if placement.rest_on_host else group for group in made])
-    return groups
+        groups = map(devices.program(start, population.devices), keys)
+        networks.append([jax.device_get(group) if placement.rest_on_host else group for group in groups])
+    return networks
 
 
 def shapes(population: Population) -> list[Network]:
@@ -170,18 +160,13 @@ def split(population: Population, networks: Sequence[Any]) -> list[list[Group]]:
     return list(map(devices.split, networks, population.placements))
 
 
-def merge(population: Population, networks: Sequence[Sequence[Group]]) -> list[Network]:
+def merge(population: Population, networks: list[list[Group]]) -> list[Network]:
     """What `split` took apart, on the host, in every process."""
     return list(map(devices.merge, networks, population.placements))
 
 
 def trajectory(
-    population: Population,
-    networks: Sequence[Sequence[Group]],
-    num_steps: int,
-    *,
-    measure_every: int = 1,
-    first_step: int = 0,
+    population: Population, networks: list[list[Group]], num_steps: int, *, measure_every: int = 1, first_step: int = 0
 ) -> Iterator[tuple[int, list[list[Group]], Measurement | None]]:
     """Train all networks, and measure them before training, after every `measure_every` steps, and after the last.
 
@@ -195,14 +180,14 @@ def trajectory(
       `(step, networks, measurement)` for each step; the measurement is None where none is due. The networks may be
       used until the next step is asked for.
     """
-    train, test, pair = devices.copies(
-        (population.train, population.test, np.int32(population.pair)), population.devices
-    )
+    on, arrays = population.devices, (population.train, population.test, np.int32(population.pair))
+    train, test, pair = devices.copies(arrays, on)
     measure = observe.measurer(population, test, pair)
-    steppers = [_stepper(population, model) for model in population.models]
-    draw = _drawer(population)
-    trained: list[list[Group]] = [list(groups) for groups in networks]
-    draws = None
+    one_step = lambda model: jax.vmap(partial(_one_step, population, model), (0, 0, None, None))
+    compiled = partial(devices.program, devices=on, in_axes=(0, 0, None, 0), donate=(0,))
+    take_steps = [compiled(one_step(model)) for model in population.models]
+    draw, draws = _drawer(population), None
+    trained = [list(groups) for groups in networks]
     if first_step == 0:
         yield 0, trained, measure(trained)
     for step in range(first_step + 1, num_steps + 1):
@@ -210,10 +195,8 @@ def trajectory(
         if batch == 0 or draws is None:
             draws = draw(epoch)
         at = step, batch * population.batch_size
-        for groups, own_draws, take_step, placement in zip(
-            trained, draws, steppers, population.placements, strict=True
-        ):
-            for i, of_group in enumerate(own_draws):
+        for groups, drawn, take_step, placement in zip(trained, draws, take_steps, population.placements, strict=True):
+            for i, of_group in enumerate(drawn):
                 group = take_step(groups[i], of_group, at, train)
                 groups[i] = jax.device_get(group) if placement.rest_on_host else group
         due = step % measure_every == 0 or step == num_steps
@@ -239,19 +222,8 @@ def _drawer(population: Population) -> Callable[[int], list[list[Draws]]]:
     return lambda epoch: [[draws._replace(order=shuffle(draws.order, epoch)) for draws in each] for each in groups]
 
 
-def _stepper(population: Population, model: Model) -> Callable[..., Group]:
-    """The compiled step of a group: `(group, draws, (step, position), train) -> group`."""
-    each = jax.vmap(partial(_one_step, population, model), (0, 0, None, None))
-    return devices.program(each, population.devices, in_axes=(0, 0, None, 0), donate=(0,))
-
-
 def _one_step(
-    population: Population,
-    model: Model,
-    network: Network,
-    draws: Draws,
-    at: tuple[jax.Array, jax.Array],
-    train: Split,
+    population: Population, model: Model, network: Network, draws: Draws, at: tuple[jax.Array, jax.Array], train: Split
 ) -> Network:
     """One network after its next batch; `at` is the step's number and where in `draws.order` the batch starts."""
     step, position = at
@@ -271,8 +243,6 @@ def batch_overlap(population: Population) -> float:
     for row, model_keys in zip(uses, network_keys(population.keys.order, num_models, count), strict=True):
         for network_key in model_keys:
             row[np.asarray(first(network_key))] += 1
-    if num_models == 1:
-        common, num_pairs = (uses * (uses - 1)).sum() / 2, count * (count - 1) / 2
-    else:
-        common, num_pairs = uses.prod(0).sum(), count**2
+    common = (uses * (uses - 1)).sum() / 2 if num_models == 1 else uses.prod(0).sum()
+    num_pairs = count * (count - 1) / 2 if num_models == 1 else count**2
     return float(common / num_pairs / population.batch_size)

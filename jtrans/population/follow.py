@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from flax.serialization import from_state_dict, to_state_dict
@@ -27,24 +27,15 @@ GIB = 2**30
 
 
 class Plan(NamedTuple):
-    """How a run goes, and where it is saved.
+    """How a run goes, and when it is saved."""
 
-    Attributes:
-      num_steps: the last step.
-      measure_every: the steps from one measurement to the next.
-      seconds, steps: a checkpoint after so many of either, and at the end; 0 and 0: none.
-      digest: of the data set, `data.digest`.
-      begin: called before each checkpoint, in the first process; it writes the config.
-      tensorboard: whether the means are written as TensorBoard events too.
-    """
-
-    num_steps: int
-    measure_every: int
-    seconds: float
-    steps: int
-    digest: str
-    begin: Callable[[], None]
-    tensorboard: bool = False
+    num_steps: int  # the last step
+    measure_every: int  # the steps from one measurement to the next
+    seconds: float  # a checkpoint after so many of these
+    steps: int  # or of these, and at the end; 0 and 0: none
+    digest: str  # of the data set, `data.digest`
+    begin: Callable[[], None]  # called before each checkpoint, in the first process; it writes the config
+    tensorboard: bool = False  # whether the means are written as TensorBoard events too
 
     @property
     def saves(self) -> bool:
@@ -53,14 +44,12 @@ class Plan(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a run stands: the steps behind it, the networks of each architecture `[M, ...]` on the host, and what was
-    measured so far, at which steps.
-    """
+    """Where a run stands."""
 
     step: int
-    networks: list[Network]
-    steps: list[int]
-    measurements: list[Measurement]
+    networks: list[Network]  # of each architecture, `[M, ...]`, on the host
+    steps: list[int]  # those measured so far
+    measurements: list[Measurement]  # after each of them
 
 
 def run(population: Population, plan: Plan, workdir: Path) -> tuple[Trajectory, list[Network]]:
@@ -73,63 +62,15 @@ def run(population: Population, plan: Plan, workdir: Path) -> tuple[Trajectory, 
       Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
       InputError: a checkpoint cannot be written, or an earlier run was begun on other data.
     """
-    checkpoints = Checkpoints(workdir)
-    shapes = engine.shapes(population)
-    restored = restore(checkpoints, shapes, plan, keep_examples=population.keep_examples)
+    checkpoints, shapes = Checkpoints(workdir), engine.shapes(population)
+    restored = _restore(checkpoints, population, shapes, plan)
     start = restored or Progress(0, shapes, [], [])
-    networks = engine.split(population, restored.networks) if restored else engine.initialize(population)
-    results = _follow(population, networks, plan, start, checkpoints, workdir)
-    checkpoints.wait()
-    return results
-
-
-def restore(
-    checkpoints: Checkpoints, networks: Sequence[Network], plan: Plan, *, keep_examples: bool
-) -> Progress | None:
-    """Where an earlier run with the same work directory stopped; None where it left nothing.
-
-    Args:
-      networks: of each architecture the shapes of its networks, `[M, ...]`.
-      keep_examples: whether each image's angle was kept.
-
-    Raises:
-      InputError: the run was begun on other data.
-    """
-    step = checkpoints.newest()
-    if step is None:
-        return None
-    state = checkpoints.load(step)
-    data.check_digest(checkpoints.folder, bytes(state.get("data", b"")).hex(), plan.digest)
-    print(f"resuming from step {step}", flush=True)
-    loaded = [from_state_dict(network, state["networks"][str(i)]) for i, network in enumerate(networks)]
-    history = state["history"]
-    measured = zip(history["step"].tolist(), trajectories.measurements(history), strict=True)
-    # A run that was to end earlier measured its last step too, where that is not one of these.
-    kept = [(t, m) for t, m in measured if t % plan.measure_every == 0 or t == plan.num_steps]
-    # Before the first step there is nothing to resume from: the run measures step 0 again.
-    kept = kept if step > 0 else []
-    if keep_examples:
-        examples = lambda t, m: m.pairs | {"angle_examples": checkpoints.read_examples(t)}
-        kept = [(t, m._replace(pairs=examples(t, m))) for t, m in kept]
-    return Progress(step, loaded, [t for t, _ in kept], [m for _, m in kept])
-
-
-def _follow(
-    population: Population,
-    networks: list[list[devices.Group]],
-    plan: Plan,
-    start: Progress,
-    checkpoints: Checkpoints,
-    workdir: Path,
-) -> tuple[Trajectory, list[Network]]:
-    """Go through the steps, with checkpoints; to the end, or to the step where the run is asked to stop."""
-    step, hosted, steps, measurements = start
+    groups = engine.split(population, start.networks) if restored else engine.initialize(population)
+    step, networks, steps, measurements = start
+    stepped = engine.trajectory(population, groups, plan.num_steps, measure_every=plan.measure_every, first_step=step)
     saved = time.monotonic()
-    run = engine.trajectory(
-        population, networks, plan.num_steps, measure_every=plan.measure_every, first_step=start.step
-    )
     with _Stop() as stop, _Log(plan, workdir, start) as log:
-        for step, trained, measurement in run:
+        for step, groups, measurement in stepped:
             if measurement:
                 steps.append(step)
                 measurements.append(measurement)
@@ -143,92 +84,96 @@ def _follow(
             if halt and not plan.saves:
                 raise Interrupted(f"interrupted at step {step}; without checkpoints nothing of this training was kept")
             if save or halt or step == plan.num_steps:
-                hosted = engine.merge(population, trained)
+                networks = engine.merge(population, groups)
                 if plan.saves:
-                    devices.first_does(plan.begin)
-                    history = trajectories.collect(population, steps, measurements)
-                    examples = steps if population.keep_examples else ()
-                    checkpoints.save(step, _state(hosted, history, plan.digest), examples)
+                    _save(checkpoints, plan, step, networks, trajectories.collect(population, steps, measurements))
                 saved = time.monotonic()
             if halt:
                 checkpoints.wait()
                 raise Interrupted(f"interrupted at step {step}, which is saved; the same command resumes from there")
-    return trajectories.collect(population, steps, measurements), hosted
+    checkpoints.wait()
+    return trajectories.collect(population, steps, measurements), networks
 
 
-def _state(networks: Sequence[Network], trajectory: Trajectory, digest: str) -> dict[str, Any]:
-    # Each image's angles are in files of their own, `Checkpoints.write_examples`.
+def _restore(
+    checkpoints: Checkpoints, population: Population, shapes: Sequence[Network], plan: Plan
+) -> Progress | None:
+    """Where an earlier run stopped, None where it left nothing; InputError if it was begun on other data."""
+    step = checkpoints.newest()
+    if step is None:
+        return None
+    state = checkpoints.load(step)
+    data.check_digest(checkpoints.folder, bytes(state.get("data", b"")).hex(), plan.digest)
+    print(f"resuming from step {step}", flush=True)
+    networks = [from_state_dict(network, state["networks"][str(i)]) for i, network in enumerate(shapes)]
+    measured = zip(state["history"]["step"].tolist(), trajectories.measurements(state["history"]), strict=True)
+    # A run that was to end earlier measured its last step too, where that is not one of these. Before the first step
+    # there is nothing to resume from: the run measures step 0 again.
+    kept = {t: m for t, m in measured if step > 0 and (t % plan.measure_every == 0 or t == plan.num_steps)}
+    if population.keep_examples:
+        for t, measurement in kept.items():
+            measurement.pairs["angle_examples"] = checkpoints.read_examples(t)
+    return Progress(step, networks, list(kept), list(kept.values()))
+
+
+def _save(checkpoints: Checkpoints, plan: Plan, step: int, networks: Sequence[Network], trajectory: Trajectory) -> None:
+    """Start to write a checkpoint; each image's angles are in files of their own, `Checkpoints.write_examples`."""
+    devices.first_does(plan.begin)
     history = {name: values for name, values in trajectory.items() if name != "angle_examples"}
     states = {str(i): to_state_dict(network) for i, network in enumerate(networks)}
-    return {"networks": states, "history": history, "data": np.frombuffer(bytes.fromhex(digest), np.uint8)}
+    state = {"networks": states, "history": history, "data": np.frombuffer(bytes.fromhex(plan.digest), np.uint8)}
+    checkpoints.save(step, state, trajectory["step"].tolist() if "angle_examples" in trajectory else ())
 
 
-class _Stop:
+class _Stop(contextlib.ExitStack):
     """Meanwhile Ctrl-C and SIGTERM only set `asked`; a second one ends the process as usual."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    asked = False
 
-    def __enter__(self) -> "_Stop":
-        self.before = {}
+    def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):  # not the main thread, which alone gets signals
-            self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.callback(signal.signal, number, signal.signal(number, self._ask))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
         self.asked = True
         print("stopping after this step", file=sys.stderr, flush=True)
-        self.__exit__()
+        self.close()  # the handlers of before are back
 
 
-class _Log:
+class _Log(contextlib.ExitStack):
     """What a run logs: a bar on a terminal, else lines; time and memory that it takes; networks that are lost."""
 
     def __init__(self, plan: Plan, workdir: Path, start: Progress) -> None:
+        super().__init__()
         self.plan, self.first_step, self.state_bytes = plan, start.step, devices.num_bytes(start.networks)
-        self.history_bytes = self.example_bytes = 0
+        self.last = Measurement({}, {})
         self.lost: set[int] = set()
         self.moment: tuple[int, float] | None = None  # the first step that was timed, and when it ended
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal, or a notebook
-        hidden = not (watched and devices.is_first())
-        self.bar = tqdm(total=plan.num_steps, initial=start.step, unit="step", disable=hidden)
+        shown = watched and devices.is_first()
+        self.bar = self.enter_context(tqdm(total=plan.num_steps, initial=start.step, unit="step", disable=not shown))
         self.writer = None
         if plan.tensorboard and devices.is_first():
             from tensorboardX import SummaryWriter  # an extra
 
-            self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start.step)
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-        if self.writer:
-            self.writer.close()
+            self.writer = self.enter_context(SummaryWriter(str(workdir / "tensorboard"), purge_step=start.step))
 
     def show(self, step: int, measurement: Measurement | None) -> None:
         """The mean angle and accuracy after a step, where it was measured."""
         self.bar.update(step - self.bar.n)
-        self._count(measurement)
+        self.last = measurement or self.last
         pace = self._pace(step)
         if measurement is None:
             return
-        finite = np.isfinite(measurement.networks["loss"])
-        angle, accuracy, loss = (
-            stats.mean_ci(values).mean
-            for values in (
-                measurement.pairs["angle"],
-                measurement.networks["accuracy"],
-                np.where(finite, measurement.networks["loss"], np.nan),
-            )
-        )
+        losses = measurement.networks["loss"]
+        finite = np.isfinite(losses)
+        values = measurement.pairs["angle"], measurement.networks["accuracy"], np.where(finite, losses, np.nan)
+        angle, accuracy, loss = (stats.mean_ci(each).mean for each in values)
         self.bar.set_postfix_str(f"angle {angle:.1f} deg, accuracy {accuracy:.2f}", refresh=False)
         if self.bar.disable and (step in REPORTED or step == self.plan.num_steps):
-            print(f"step {step}: angle {angle:.2f} degrees, accuracy {accuracy:.3f}{pace}", flush=True)
+            self._say(f"step {step}: angle {angle:.2f} degrees, accuracy {accuracy:.3f}{pace}")
         for network in sorted({*np.flatnonzero(~finite).tolist()} - self.lost):
             self._say(f"network {network}: its loss is not finite at step {step}; the others go on")
             self.lost.add(network)
@@ -236,14 +181,6 @@ class _Log:
             for name, value in (("angle_degrees", angle), ("accuracy", accuracy), ("loss_nats", loss)):
                 if np.isfinite(value):
                     self.writer.add_scalar(name, value, step)
-
-    def _count(self, measurement: Measurement | None) -> None:
-        """The disk that a whole run's measurements take, in each checkpoint and in files of their own."""
-        if measurement is not None and not self.history_bytes:
-            examples = devices.num_bytes(measurement.pairs.get("angle_examples", ()))
-            measured = self.plan.num_steps // self.plan.measure_every + 1
-            self.example_bytes = measured * examples
-            self.history_bytes = measured * (devices.num_bytes(measurement) - examples)
 
     def _pace(self, step: int) -> str:
         """Steps a second and the time left, from the second step of this process on: the first compiles."""
@@ -256,20 +193,21 @@ class _Log:
         left = _duration(seconds * (self.plan.num_steps - step))
         if step == begun + 1:
             used, most = devices.memory()
-            disk = (KEPT + 1) * (self.state_bytes + self.history_bytes) + self.example_bytes
-            disk *= self.plan.saves
-            self._say(
-                f"about {left} to go; {used / GIB:.1f} of {most / GIB:.1f} GiB of memory in use at most, "
-                f"checkpoints up to {disk / GIB:.1f} GiB of disk"
-            )
+            memory = f"{used / GIB:.1f} of {most / GIB:.1f} GiB of memory in use at most"
+            self._say(f"about {left} to go; {memory}, checkpoints up to {self._disk() / GIB:.1f} GiB of disk")
         return f" ({1 / seconds:.2g} steps/s, {left} left)"
+
+    def _disk(self) -> int:
+        """The bytes that a whole run takes: all in each checkpoint, but each image's angles, which are written once."""
+        measured = self.plan.num_steps // self.plan.measure_every + 1
+        examples = measured * devices.num_bytes(self.last.pairs.get("angle_examples", ()))
+        history = measured * devices.num_bytes(self.last) - examples
+        return self.plan.saves * ((KEPT + 1) * (self.state_bytes + history) + examples)
 
     def _say(self, line: str) -> None:
         """A line, above the bar where there is one."""
-        if not self.bar.disable:
-            self.bar.write(line)
-        else:
-            print(line, flush=True)
+        self.bar.write(line)
+        sys.stdout.flush()
 
 
 def _duration(seconds: float) -> str:

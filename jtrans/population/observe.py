@@ -35,17 +35,11 @@ MOST_PAIRS = 2**17  # of more pairs, a sample of so many is compared: all of 512
 
 
 class Seen(NamedTuple):
-    """What one network does at n test images of D values.
+    """What one network does at n test images of D values."""
 
-    Attributes:
-      unit: `[n, D]`, its adversarial directions at unit length; NaN where it has none.
-      logits: `[n, K]`.
-      labels: `[n]`.
-    """
-
-    unit: jax.Array
-    logits: jax.Array
-    labels: jax.Array
+    unit: jax.Array  # `[n, D]`, its adversarial directions at unit length; NaN where it has none
+    logits: jax.Array  # `[n, K]`
+    labels: jax.Array  # `[n]`
 
 
 def mean(values: np.ndarray) -> np.ndarray:
@@ -54,11 +48,11 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 class NetworkMeasure(NamedTuple):
-    """A quantity of a network.
+    """A quantity of a network: what is taken of each image on the device, and how that is reduced on the host.
 
     Attributes:
-      of_images: `Seen -> [n]` or `[..., n]`, of each image of a block; on the device.
-      over_images: `[M, N]` or `[M, ..., N] -> [M]`, from all N test images, float32; on the host.
+      of_images: `Seen -> [n]` or `[..., n]`, for each image of a block.
+      over_images: `[M, N]` or `[M, ..., N] -> [M]`, from all N test images, float32.
     """
 
     of_images: Callable[[Seen], jax.Array]
@@ -66,13 +60,9 @@ class NetworkMeasure(NamedTuple):
 
 
 class PairMeasure(NamedTuple):
-    """A quantity of a pair of networks, the mean over images of what it is at each.
+    """A quantity of a pair of networks, the mean over images of what it is at each; NaN is left out."""
 
-    Attributes:
-      of_images: cosines `[P, n]` between the directions of two networks to `[P, n]`; NaN is left out of the mean.
-    """
-
-    of_images: Callable[[jax.Array], jax.Array]
+    of_images: Callable[[jax.Array], jax.Array]  # cosines `[P, n]` between the directions of two networks -> `[P, n]`
 
 
 def loss(seen: Seen) -> jax.Array:
@@ -109,20 +99,17 @@ NETWORK_MEASURES: dict[str, NetworkMeasure] = {
 PAIR_MEASURES: dict[str, PairMeasure] = {"angle": PairMeasure(folded)}
 
 
+class Observation(NamedTuple):
+    """M networks of one architecture on n test images of D values."""
+
+    unit: jax.Array  # `[M, n, D]`, adversarial directions; NaN where a network has none
+    values: dict[str, jax.Array]  # by the name of each network measure, `[M, n]` or `[M, ..., n]`
+
+
+# For each architecture, a device's share of each group.
+Share = Sequence[Sequence[Observation]]
 # Of a pair measure over images: the whole numbers, what is left of them, and how many values there are, `[P]` each.
 Sums = tuple[jax.Array, jax.Array, jax.Array]
-
-
-class Observation(NamedTuple):
-    """M networks of one architecture on n test images of D values.
-
-    Attributes:
-      unit: `[M, n, D]` adversarial directions; NaN where a network has none.
-      values: by the name of each network measure `[M, n]` or `[M, ..., n]`.
-    """
-
-    unit: jax.Array
-    values: dict[str, jax.Array]
 
 
 class Measurement(NamedTuple):
@@ -144,9 +131,7 @@ def pairs(num_models: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
     """Which networks are compared: `pair [P, 2]`, and the architecture of each network, `model [M]`.
 
     All pairs of one architecture, or all across two; of more than `MOST_PAIRS` a sample, the same at each call.
-
-    Raises:
-      ValueError: other than one or two architectures.
+    ValueError if there are other than one or two architectures.
     """
     if num_models == 1:
         pair = np.stack(np.triu_indices(num_networks, 1), axis=1)
@@ -175,12 +160,10 @@ def attackers(num_models: int, num_networks: int) -> np.ndarray:
 
 
 def block_size(images: np.ndarray, num_networks: int, batch_statistics: bool = False) -> int:
-    """How many test images are measured at once: blocks of one size, the last of which may overlap the one before.
+    """How many test images `[N, H, W, C]` are measured at once; the last such block may overlap the one before.
 
-    Args:
-      images: all test images `[N, H, W, C]`.
-      num_networks: of all architectures, whose directions on a block are held together on every device.
-      batch_statistics: the statistics are those of all test images, which are therefore measured at once.
+    The directions of all architectures' networks on a block are held together on every device. With batch statistics,
+    which are those of all test images, these are measured at once.
     """
     num_examples = len(images)
     if batch_statistics:
@@ -218,20 +201,14 @@ def observe(
     return jax.vmap(one)(networks.variables, jnp.broadcast_to(images, (count, *images.shape)))
 
 
-def measurer(
-    population: Population, test: Split, pair: jax.Array
-) -> Callable[[Sequence[Sequence[Group]]], Measurement]:
-    """What measures all networks and pairs, block by block of the test images.
-
-    Args:
-      test, pair: the population's, on the devices (`devices.copies`).
-    """
+def measurer(population: Population, test: Split, pair: jax.Array) -> Callable[[list[list[Group]]], Measurement]:
+    """What measures all networks and pairs, block by block; `test` and `pair` are the population's, on the devices."""
     on, block, num_examples = population.devices, population.block, len(population.test.labels)
     looks = [devices.program(partial(_look, population, m), on, in_axes=(0, 0, None)) for m in population.models]
     compare = devices.program(partial(_compare, population), on, in_axes=(0, 0, None), out_axes=None)
     attack = devices.program(partial(_attack, population), on, in_axes=(0, 0, 0, None), out_axes=None)
 
-    def measure(networks: Sequence[Sequence[Group]]) -> Measurement:
+    def measure(networks: list[list[Group]]) -> Measurement:
         sums, rows = [], []
         for start in range(0, num_examples, block):
             at = min(start, num_examples - block)
@@ -257,17 +234,10 @@ def _look(population: Population, model: Model, group: Network, test: Split, sta
 
 
 def _compare(
-    population: Population, seen: Sequence[Sequence[Observation]], pair: jax.Array, skipped: jax.Array
+    population: Population, seen: Share, pair: jax.Array, skipped: jax.Array
 ) -> tuple[dict[str, Sums], dict[str, jax.Array]]:
-    """What a block gives, on every device; within a program of `devices`.
-
-    Args:
-      seen: for each architecture, this device's share of each group.
-      pair: `[P, 2]`, the networks compared.
-      skipped: how many of the block's images were counted in the block before.
-
-    Returns:
-      The sums of each pair measure; and by name `[M, ..., n]` of all networks and, if kept, `angle_examples [P, n]`.
+    """A block's sums of each pair measure, and by name `[M, ..., n]` of all networks and, if kept, `angle_examples
+    [P, n]`; its first `skipped` images were counted in the block before.
     """
     cosine, rows = compare(seen, population.placements, pair)
     counted = jnp.arange(population.block) >= skipped
@@ -286,17 +256,9 @@ def _sums(values: jax.Array, counted: jax.Array) -> Sums:
     return total(whole), total(values - whole), valid.sum(1)
 
 
-def compare(
-    seen: Sequence[Sequence[Observation]], placements: Sequence[Placement], pair: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Every pair's cosines, and every network's values, on every device; within a program of `devices`.
-
-    Args:
-      seen: for each architecture, this device's share of each group.
-      pair: `[P, 2]`, the networks compared.
-
-    Returns:
-      Cosines `[P, n]`, and by name `[M, ..., n]` of all architectures' networks.
+def compare(seen: Share, placements: Sequence[Placement], pair: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """On every device, within a program of `devices`: the cosines `[P, n]` of the networks compared, `pair [P, 2]`, and
+    by name the values `[M, ..., n]` of all architectures' networks.
     """
     (last,) = devices.gather([([group.unit for group in seen[-1]], placements[-1])])
     # Each device compares its own networks with all of the last architecture's.
@@ -314,20 +276,11 @@ def compare(
     return cosine[first, second % len(last)], by_name
 
 
-def _attack(
-    population: Population,
-    groups: Sequence[Network],
-    seen: Sequence[Sequence[Observation]],
-    test: Split,
-    start: jax.Array,
-) -> jax.Array:
-    """Whether each network of the first architecture predicts the label under FGSM (Goodfellow et al. 2015).
+def _attack(population: Population, groups: Sequence[Network], seen: Share, test: Split, start: jax.Array) -> jax.Array:
+    """`[M, 3, n]`, what `attacks.right` gives of the first architecture's networks under FGSM (Goodfellow et al. 2015).
 
-    On every device; within a program of `devices`. The attacks are one step along the signs of the directions `seen`.
-    With batch statistics, these stay those of the clean images.
-
-    Returns:
-      `[M, 3, n]`, for each of `ATTACKS` what `attacks.right` gives.
+    On every device; within a program of `devices`. The attacks, `ATTACKS`, are one step along the signs of the
+    directions `seen`. With batch statistics, these stay those of the clean images.
     """
     model, placement = population.models[0], population.placements[0]
     images, labels = _block(test, start, population.block)
@@ -346,8 +299,7 @@ def _attack(
     right = []
     for networks, own, targets in zip(groups, seen[0], devices.slots(placement), strict=True):
         right.append(jax.vmap(one)(networks.variables, own.unit, last[(targets + 1) % len(last)]))
-    (whole,) = devices.gather([(right, placement)])
-    return whole
+    return devices.gather([(right, placement)])[0]
 
 
 def _over_blocks(
@@ -360,7 +312,9 @@ def _over_blocks(
     if population.keep_examples:
         of_pairs["angle_examples"] = values["angle_examples"]
     if population.epsilon:
-        networks["success"] = success(values["attacked"], values["accuracy"], len(population.models))
+        target, source = attackers(len(population.models), population.num_networks).T
+        right = values["accuracy"]
+        networks["success"] = attacks.success(values["attacked"], right[target, None], right[source, None]).rate
     return Measurement(networks, of_pairs)
 
 
@@ -368,14 +322,3 @@ def _mean_of_sums(blocks: Sequence[Sums]) -> np.ndarray:
     total = np.sum([np.float64(whole) + rest for whole, rest, _ in blocks], axis=0)
     with np.errstate(invalid="ignore"):  # 0 / 0, where no image has a value, is the NaN that is meant
         return total / sum(count for *_, count in blocks)
-
-
-def success(attacked: np.ndarray, correct: np.ndarray, num_models: int) -> np.ndarray:
-    """The success rates `[M, 3, 3]` of `Measurement`.
-
-    Args:
-      attacked: `[M, 3, N]`, whether the label is still predicted under each attack, as `attacks.right` gives it.
-      correct: `[M, N]` of all architectures, whether it is without.
-    """
-    target, source = attackers(num_models, len(attacked)).T
-    return attacks.success(attacked, correct[target, None], correct[source, None]).rate

@@ -34,13 +34,11 @@ SUCCESS = dict(zip(("success_transferred", "success_own", "success_random"), ATT
 
 def collect(population: Population, steps: Sequence[int], measurements: Sequence[Measurement]) -> Trajectory:
     """The measurements of a population at the given steps as one trajectory."""
-    first = measurements[0]
-    stack = lambda part, name: np.stack([getattr(m, part)[name] for m in measurements], axis=1)
     _, model = observe.pairs(len(population.models), population.num_networks)
-    fixed = {"step": np.array(steps), "pair": population.pair, "model": model}
-    fixed["num_examples"] = np.array(len(population.test.labels))
-    of_parts = {part: {name: stack(part, name) for name in getattr(first, part)} for part in Measurement._fields}
-    return fixed | of_parts["networks"] | of_parts["pairs"]
+    count = np.array(len(population.test.labels))
+    fixed = {"step": np.array(steps), "pair": population.pair, "model": model, "num_examples": count}
+    stacked = lambda of_steps: {name: np.stack([of[name] for of in of_steps], axis=1) for name in of_steps[0]}
+    return fixed | stacked([m.networks for m in measurements]) | stacked([m.pairs for m in measurements])
 
 
 def measurements(trajectory: Mapping[str, np.ndarray]) -> list[Measurement]:
@@ -60,21 +58,18 @@ def select(trajectory: Mapping[str, np.ndarray], networks: np.ndarray) -> Trajec
     number[networks] = np.arange(len(networks))
     pair = number[trajectory["pair"]]
     among = (pair >= 0).all(axis=1)
-    rows = {
-        **dict.fromkeys(("model", *NETWORK_MEASURES), networks),
-        **dict.fromkeys((*PAIR_MEASURES, "angle_examples"), among),
-    }
-    selected = {name: values[rows[name]] if name in rows else values for name, values in trajectory.items()}
-    return {name: values for name, values in selected.items() if name != "success"} | {"pair": pair[among]}
+    rows = dict.fromkeys(("model", *NETWORK_MEASURES), networks)
+    rows |= dict.fromkeys((*PAIR_MEASURES, "angle_examples"), among)
+    selected = {n: v[rows[n]] if n in rows else v for n, v in trajectory.items() if n != "success"}
+    return selected | {"pair": pair[among]}
 
 
 def curves(trajectory: Mapping[str, np.ndarray]) -> dict[str, Interval]:
     """Means and 95 % intervals at each measured step.
 
-    Returns:
-      Every pair measure (over pairs, by a jackknife over networks), every network measure (over networks; one that is
-      not finite is left out) and, where networks were attacked, a share for each of `SUCCESS`: of the images that the
-      attacked network classifies rightly, those that the attack makes it get wrong.
+    Of every pair measure (over pairs, by a jackknife over networks), of every network measure (over networks; one that
+    is not finite is left out) and, where networks were attacked, of a share for each of `SUCCESS`: of the images that
+    the attacked network classifies rightly, those that the attack makes it get wrong.
     """
     pair, model = trajectory["pair"], trajectory["model"]
     over = {n: stats.pair_mean_ci(trajectory[n], pair, model) for n in PAIR_MEASURES if n in trajectory}
@@ -99,15 +94,9 @@ def random(dimension: int) -> dict[str, Any]:
 def summarize(
     trajectory: Mapping[str, np.ndarray], over: Mapping[str, Interval], dimension: int, num_classes: int
 ) -> dict[str, Any]:
-    """The run's findings, ready for JSON.
+    """The run's findings, ready for JSON, from its `curves`, the number of input values, and that of classes, K.
 
-    A moment is `{step}` and each of `over` as `{mean, low, high}`.
-
-    Args:
-      trajectory: the run.
-      over: its `curves`.
-      dimension: the number of input values, for the law of random angles.
-      num_classes: K, for the accuracy of chance.
+    A moment is `{step}` and each of the curves as `{mean, low, high}`.
 
     Returns:
       `random` (the law's mean and 1 % quantile, degrees), `chance` (1 / K), the moments `before_training`, `last`,
@@ -151,12 +140,10 @@ def at_chance(chance: float) -> float:
 
 
 def steps_at_chance(accuracy: np.ndarray, chance: float) -> int:
-    """How many of the measured steps there are before the mean accuracy first leaves chance.
+    """How many of the measured steps there are before the mean accuracy `[..., T]` first leaves chance, 1 / K.
 
-    Args:
-      accuracy: `[..., T]`, means at each step; it has left where any of them has, or is NaN, since no network is left.
-        That before training is of random weights, which is no learning, wherever it stands.
-      chance: 1 / K.
+    It has left where any of the means at a step has, or is NaN, since no network is left. That before training is of
+    random weights, which is no learning, wherever it stands.
     """
     off = ~(np.abs(accuracy[..., 1:] - chance) <= at_chance(chance))
     left = np.flatnonzero(off.reshape(-1, off.shape[-1]).any(0))

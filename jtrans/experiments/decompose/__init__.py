@@ -5,6 +5,7 @@ Which few directions hold what independently trained networks share, and whether
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import jax
@@ -16,9 +17,7 @@ from jtrans.experiments.decompose import findings, removal, subspaces
 from jtrans.harness import fields, setup
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_tuple, is_whole, whole
-from jtrans.models import Variables
 from jtrans.population import devices, engine
-from jtrans.population.engine import Population
 from jtrans.training import Network
 
 LARGEST = 64  # pixels along an image
@@ -61,9 +60,10 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     without = jax.jit(partial(removal.measure, *population.models, epsilon=config.attack.epsilon))
     of_images = subspaces.of_images(dataset.train.images, keys.attack, most, subtract_mean=config.data.subtract_mean)
     layer, convolution = models.first_layer(*config.models)
-    found, start = {}, None
+    parts = slice(config.num_fit), slice(config.num_fit, None)
+    rows, start = {}, None
     for step, variables in trained(population, config.steps):
-        fit, measured = divide(variables, config.num_fit)
+        fit, measured = (Network(jax.tree.map(itemgetter(part), variables), None) for part in parts)
         kernel = fit.variables["params"][layer]["kernel"]
         start = kernel.copy() if step == 0 else start
         gradients = look(fit, fit_images).unit.reshape(-1, dimension)
@@ -77,27 +77,21 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         del variables, fit, kernel, gradients
         seen = look(measured, test)
         for subspace, rank, basis in subspaces.ranked(bases, config.ranks, dimension):
-            found[step, subspace, rank] = jax.device_get(without(measured, seen, test, basis))
-        accuracy = stats.mean_ci(found[step, subspaces.NOTHING, 0].accuracy).mean
+            rows[step, subspace, rank] = jax.device_get(without(measured, seen, test, basis))
+        accuracy = stats.mean_ci(rows[step, subspaces.NOTHING, 0].accuracy).mean
         print(f"step {step}: accuracy {accuracy:.3f}, {len(bases)} subspaces measured", flush=True)
         del measured, seen
-    table = findings.tabulate(found)
+    table = findings.tabulate(rows)
     summary = findings.summarize(table, dimension, len(dataset.class_names)) | setup.identity(dataset)
     return Results(config, summary, {"decompose": table}, {})
 
 
-def trained(population: Population, steps: Sequence[int]) -> Iterator[tuple[int, Variables]]:
+def trained(population: engine.Population, steps: Sequence[int]) -> Iterator[tuple[int, models.Variables]]:
     """The variables `[M, ...]` of the networks, on the host, at each of the steps."""
     networks = engine.initialize(population)
     for step, (groups,), _ in engine.trajectory(population, networks, steps[-1], measure_every=steps[-1]):
         if step in steps:
             yield step, devices.merge([group.variables for group in groups], *population.placements)
-
-
-def divide(variables: Variables, count: int) -> tuple[Network, Network]:
-    """The first `count` networks, and the others."""
-    part = lambda which: Network(jax.tree.map(lambda leaf: leaf[which], variables), None)
-    return part(slice(count)), part(slice(count, None))
 
 
 EXPERIMENT = Experiment("decompose", FIELDS, measure, findings.tell, findings.draw, check)

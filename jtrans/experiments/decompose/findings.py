@@ -27,50 +27,40 @@ CAPTIONS = {
 }
 
 
-def tabulate(found: Mapping[tuple[int, str, int], Measured]) -> pandas.DataFrame:
-    """Directions without each subspace, at each step.
+def tabulate(rows: Mapping[tuple[int, str, int], Measured]) -> pandas.DataFrame:
+    """What `Measured` has, as means with 95 % intervals over networks; a row for each of the keys of `rows`.
 
-    Args:
-      found: by step, subspace (of `CAPTIONS`) and its number of directions.
-
-    Returns:
-      `step`, `subspace`, `rank`, how many networks are `lost` (their loss is not finite) and in no mean, and with 95 %
-      intervals over networks: `angle` in degrees, `share` of the directions' squared length that was taken out, success
-      of attacks along the component left (`off`) and along the one taken out (`inside`), `accuracy`.
+    Those are `step`, `subspace` (of `CAPTIONS`) and its number of directions, `rank`. The column `lost` counts the
+    networks whose loss is not finite: they are in no mean.
     """
-    all_rows = Measured(*(np.stack(values, axis=1) for values in zip(*found.values(), strict=True)))
-    model = np.zeros(len(all_rows.share), int)
-    pair, ring = observe.pairs(1, len(model))[0], observe.attackers(1, len(model))
+    values = {name: np.stack(each, axis=1) for name, *each in zip(Measured._fields, *rows.values(), strict=True)}
+    model = np.zeros(len(values["accuracy"]), int)
+    ring = observe.attackers(1, len(model))
+    over = {"angle": observe.pairs(1, len(model))[0], "off": ring, "inside": ring}
     intervals = {
-        "angle": stats.pair_mean_ci(all_rows.angle, pair, model),
-        "share": stats.mean_ci(all_rows.share),
-        "off": stats.pair_mean_ci(all_rows.off, ring, model),
-        "inside": stats.pair_mean_ci(all_rows.inside, ring, model),
-        "accuracy": stats.mean_ci(all_rows.accuracy),
+        name: stats.pair_mean_ci(each, over[name], model) if name in over else stats.mean_ci(each)
+        for name, each in values.items()
     }
-    kinds = pandas.DataFrame(list(found), columns=["step", "subspace", "rank"])
-    return kinds.assign(lost=np.isnan(all_rows.accuracy).sum(0), **tables.interval_columns(intervals))
+    kinds = pandas.DataFrame(list(rows), columns=["step", "subspace", "rank"])
+    return kinds.assign(lost=np.isnan(values["accuracy"]).sum(0), **tables.interval_columns(intervals))
 
 
 def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict[str, Any]:
-    """How many directions are enough.
+    """How many directions are enough, ready for JSON.
 
-    Returns:
-      The law of random angles, `chance`, and in `enough` for each step and subspace the smallest measured number of
-      directions from which on the mean angle is within `NEAR` degrees of the random mean, by the mean and by both ends
-      of its interval, where there is one: `{mean, low, high}`; None where that is more than was measured. Steps at
-      which no network has a direction are left out.
+    In `enough` for each step and subspace the smallest measured number of directions from which on the mean angle is
+    within `NEAR` degrees of the random mean, by the mean and by both ends of its interval, where there is one: `{mean,
+    low, high}`; None where that is more than was measured. Steps at which no network has a direction are left out.
     """
     random = stats.random_angle(dimension).mean()
+    # The upper end of the angle gives the fewest directions.
+    ends = {"mean": "angle", "low": "angle_high", "high": "angle_low"}
     enough = []
     for (step, subspace), rows in table[table["subspace"] != NOTHING].groupby(["step", "subspace"], sort=False):
         if rows["angle"].notna().any():
             whole = table[(table["step"] == step) & (table["subspace"] == NOTHING)]
             angle = pandas.concat([whole, rows]).set_index("rank")
-            # The upper end of the angle gives the fewest directions.
-            ends = {"mean": "angle", "low": "angle_high", "high": "angle_low"}
-            bounds = {end: angle[column].fillna(angle["angle"]) for end, column in ends.items()}
-            counts = {end: fewest(bound, random - NEAR) for end, bound in bounds.items()}
+            counts = {end: fewest(angle[name].fillna(angle["angle"]), random - NEAR) for end, name in ends.items()}
             enough.append({"step": int(step), "subspace": subspace, **counts})
     law = {"dimension": dimension, "mean_angle": random}
     return {"random": law, "chance": 1 / num_classes, "near": NEAR, "enough": enough}
@@ -78,19 +68,16 @@ def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict
 
 def fewest(angle: pandas.Series, least: float) -> int | None:
     """The smallest rank, the index, from which on every angle is `least` or more; None where there is none."""
-    short = np.flatnonzero(~(angle >= least))
-    after = short[-1] + 1 if len(short) else 0
+    after = np.flatnonzero(~(angle >= least)).max(initial=-1) + 1
     return int(angle.index[after]) if after < len(angle) else None
 
 
 def tell(results: Results) -> str:
     """The mean angles, a line for each subspace and a column for each step."""
-    table = results.tables["decompose"]
-    kinds = dict(list(table.groupby(["subspace", "rank"], sort=False)))
-    columns = {"off the span of": [CAPTIONS[subspace] for subspace, _ in kinds], "rank": [rank for _, rank in kinds]}
-    for step in table["step"].unique():
-        angles = (rows.set_index("step")["angle"].get(step, np.nan) for rows in kinds.values())
-        columns[f"step {step}"] = [f"{angle:6.1f}" for angle in angles]
+    angles = results.tables["decompose"].set_index(["subspace", "rank", "step"])["angle"].unstack(sort=False)
+    names, ranks = zip(*angles.index, strict=True)
+    columns = {"off the span of": [CAPTIONS[name] for name in names], "rank": ranks}
+    columns |= {f"step {step}": angles[step].map("{:6.1f}".format) for step in angles}
     return f"mean angles in degrees\n{tables.text(columns)}"
 
 
@@ -100,9 +87,8 @@ def draw(results: Results) -> dict[str, Figure]:
     figure = Figure(figsize=(15, 5.2), layout="constrained")
     panels = angle, enough, attack = figure.subplots(1, 3)
     colours = {name: f"C{i}" for i, name in enumerate(name for name in table["subspace"].unique() if name != NOTHING)}
-    _draw_angles(angle, results, colours)
+    _draw_curves(angle, attack, results, colours)
     _draw_counts(enough, results, colours)
-    _draw_attacks(attack, results, colours)
     steps = table["step"].unique()
     for axes in panels:
         axes.set_xticks(range(len(steps)), steps)
@@ -119,60 +105,43 @@ def draw(results: Results) -> dict[str, Figure]:
     return {"figure": figure}
 
 
-def _draw_angles(axes: Axes, results: Results, colours: Mapping[str, str]) -> None:
-    table = results.tables["decompose"]
-    _curve(axes, table, (NOTHING, 0), "angle", "k", label="whole directions")
-    for name, colour in colours.items():
-        rank = _rank(name, results.config)
-        label = f"off {CAPTIONS[name]}" + f", {rank} of them" * (rank > 1)
-        _curve(axes, table, (name, rank), "angle", colour, label=label)
-    figures.random_mean(axes, results.summary["random"])
-    figures.band_entry(axes)
-    axes.set(ylabel="angle between adversarial directions (degrees)", ylim=(0, 92))
-    axes.set_title("what is left of the directions", fontsize="medium")
+def _draw_curves(angle: Axes, attack: Axes, results: Results, colours: Mapping[str, str]) -> None:
+    """The angles without each subspace, and attacks along either component, over the places of the steps."""
+    config, table = results.config, results.tables["decompose"]
+    shown = max(rank for rank in config["ranks"] if rank <= SHOWN_RANK or rank == config["ranks"][0])
+    for name, colour in {NOTHING: "k", **colours}.items():
+        rank = {NOTHING: 0, "mean_image": 1}.get(name, shown)
+        rows = table[(table["subspace"] == name) & (table["rank"] == rank)]
+        x = np.searchsorted(table["step"].unique(), rows["step"])
+        label = f"off {CAPTIONS[name]}" + f", {rank} of them" * (rank > 1) if rank else "whole directions"
+        figures.curve(angle, x, tables.interval(rows, "angle"), colour, label)
+        figures.curve(attack, x, tables.interval(rows, "off"), colour, None if rank else label)
+        if rank:
+            figures.curve(attack, x, tables.interval(rows, "inside"), colour, linestyle=":")
+    figures.random_mean(angle, results.summary["random"])
+    figures.band_entry(angle)
+    angle.set(ylabel="angle between adversarial directions (degrees)", ylim=(0, 92))
+    angle.set_title("what is left of the directions", fontsize="medium")
+    attack.plot([], [], color="0.4", label="along what is left")
+    attack.plot([], [], color="0.4", linestyle=":", label="along what was taken out")
+    attack.set(ylabel="errors by another network's direction\n(share of images got right)", ylim=(0, 1))
+    attack.set_title(f"attacks of L2 length {config['attack']['epsilon']:g} (pixels in [0, 1])", fontsize="medium")
+    attack.legend(fontsize="x-small", loc="upper left")
 
 
 def _draw_counts(axes: Axes, results: Results, colours: Mapping[str, str]) -> None:
     """How many directions are enough, beside each other at each step."""
-    grid, summary = [0, *results.config["ranks"]], results.summary
-    place = lambda rank: len(grid) if rank is None else grid.index(rank)
+    grid, summary = [0, *results.config["ranks"], None], results.summary
     steps = results.tables["decompose"]["step"].unique()
     for i, (name, colour) in enumerate(colours.items()):
         if name in ("random", "mean_image"):
             continue
         rows = [row for row in summary["enough"] if row["subspace"] == name]
         x = np.searchsorted(steps, [row["step"] for row in rows]) + 0.08 * (i - len(colours) / 2)
-        middle, low, high = (np.array([place(row[end]) for row in rows]) for end in ("mean", "low", "high"))
+        middle, low, high = (np.array([grid.index(row[end]) for row in rows]) for end in ("mean", "low", "high"))
         reach = [middle - low, high - middle]
         axes.errorbar(x, middle, reach, color=colour, marker="o", capsize=3, label=CAPTIONS[name])
-    axes.set_yticks(range(len(grid) + 1), [*grid, f"over {grid[-1]}"])
+    axes.set_yticks(range(len(grid)), [*grid[:-1], f"over {grid[-2]}"])
     axes.set(ylabel=f"directions to take out for a mean angle\nwithin {summary['near']:.0f} degrees of random ones")
     axes.set_title("how many directions are enough (bars: 95 % interval)", fontsize="medium")
     axes.legend(fontsize="x-small", loc="best")
-
-
-def _draw_attacks(axes: Axes, results: Results, colours: Mapping[str, str]) -> None:
-    table, config = results.tables["decompose"], results.config
-    _curve(axes, table, (NOTHING, 0), "off", "k", label="whole directions")
-    for name, colour in colours.items():
-        for part, style in (("off", "-"), ("inside", ":")):
-            _curve(axes, table, (name, _rank(name, config)), part, colour, linestyle=style)
-    axes.plot([], [], color="0.4", label="along what is left")
-    axes.plot([], [], color="0.4", linestyle=":", label="along what was taken out")
-    axes.set(ylabel="errors by another network's direction\n(share of images got right)", ylim=(0, 1))
-    epsilon = config["attack"]["epsilon"]
-    axes.set_title(f"attacks of L2 length {epsilon:g} (pixels in [0, 1])", fontsize="medium")
-    axes.legend(fontsize="x-small", loc="upper left")
-
-
-def _rank(name: str, config: Mapping[str, Any]) -> int:
-    """The rank at which a subspace is drawn."""
-    ranks = config["ranks"]
-    return 1 if name == "mean_image" else max(rank for rank in ranks if rank <= SHOWN_RANK or rank == ranks[0])
-
-
-def _curve(axes: Axes, table: pandas.DataFrame, kind: tuple[str, int], name: str, colour: str, **options: Any) -> None:
-    """The interval of that name without one subspace, over the places of the steps."""
-    rows = table[(table["subspace"] == kind[0]) & (table["rank"] == kind[1])]
-    x = np.searchsorted(table["step"].unique(), rows["step"])
-    figures.curve(axes, x, tables.interval(rows, name), colour, **options)

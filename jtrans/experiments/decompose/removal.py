@@ -1,21 +1,19 @@
 """Networks measured with a subspace taken out of their adversarial directions."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jtrans import attacks, loops, training
+from jtrans import attacks, directions, loops, training
 from jtrans.data import Split
-from jtrans.experiments.decompose import subspaces
 from jtrans.models import Model, Variables
 from jtrans.population import observe
-from jtrans.population.observe import NETWORK_MEASURES, Observation
 from jtrans.training import Network
 
 IMAGES = 100  # that a network is measured on at once
-ACCURACY = {"accuracy": NETWORK_MEASURES["accuracy"]}
+ROUNDING = 1e-5  # of a unit direction: a shorter part is float32's rounding
+ACCURACY = {"accuracy": observe.NETWORK_MEASURES["accuracy"]}
 
 
 class Measured(NamedTuple):
@@ -37,45 +35,32 @@ class Measured(NamedTuple):
     accuracy: jax.Array
 
 
-def look(model: Model, networks: Network, test: Split) -> Observation:
+def look(model: Model, networks: Network, test: Split) -> observe.Observation:
     """`observe.observe` of networks `[M, ...]`, one network and `IMAGES` images at once: in the memory of those."""
-    return jax.lax.map(partial(_look_at_one, model, test), networks)
 
-
-def _look_at_one(model: Model, test: Split, network: Network) -> Observation:
-    alone = jax.tree.map(lambda leaf: leaf[None], network)
-
-    def batch(images: jax.Array, labels: jax.Array) -> tuple[None, Observation]:
+    def batch(network: Network, images: jax.Array, labels: jax.Array) -> tuple[None, observe.Observation]:
+        alone = jax.tree.map(lambda leaf: leaf[None], network)
         seen = observe.observe(model, alone, images, labels, measures=ACCURACY)
         return None, jax.tree.map(lambda leaf: leaf[0], seen)
 
-    return loops.in_batches(batch, IMAGES, *test)[1]
+    return jax.lax.map(lambda network: loops.in_batches(batch, IMAGES, *test, whole=(network,))[1], networks)
 
 
 def measure(
-    model: Model, networks: Network, seen: Observation, test: Split, basis: jax.Array, *, epsilon: float
+    model: Model, networks: Network, seen: observe.Observation, test: Split, basis: jax.Array, *, epsilon: float
 ) -> Measured:
-    """The angles without the subspace, and attacks along either component, bounded in L2.
+    """The angles without the subspace of a basis as in `split`, and attacks along either component, bounded in L2.
 
     Args:
       networks: `[M, ...]` of one architecture.
       seen: what `look` gives of them on these test images, uint8 `[n, H, W, C]` with labels `[n]`.
-      basis: as in `subspaces.split`.
       epsilon: the attacks' Euclidean length, in units of pixels in [0, 1].
     """
-    parts, correct = subspaces.split(seen.unit, basis), seen.values["accuracy"]
-    first, second = observe.pairs(1, len(seen.unit))[0].T
-    _, source = observe.attackers(1, len(seen.unit)).T
-    cosine = jnp.einsum("and,bnd->abn", parts.off, parts.off, precision="highest")
+    (off, inside, share), correct = split(seen.unit, basis), seen.values["accuracy"]
+    first, second = observe.pairs(1, len(correct))[0].T
+    _, source = observe.attackers(1, len(correct)).T
+    cosine = jnp.einsum("and,bnd->abn", off, off, precision="highest")
     angle = jnp.nanmean(observe.folded(cosine[first, second]), 1)
-    attacked = partial(_attacked, model, networks.variables, test, epsilon=epsilon)
-    success = lambda unit: attacks.flipped(attacked(unit[source]), correct)
-    share, accuracy = jnp.nanmean(parts.share, 1), jnp.mean(correct, 1)
-    return Measured(angle, share, success(parts.off), success(parts.inside), accuracy)
-
-
-def _attacked(model: Model, variables: Variables, test: Split, unit: jax.Array, *, epsilon: float) -> jax.Array:
-    """What `attacks.right` gives, `[M, n]`, of images moved along directions `[M, n, D]`, one network at once."""
 
     def batch(variables: Variables, images: jax.Array, labels: jax.Array, unit: jax.Array) -> tuple[None, jax.Array]:
         x = training.pixels(images)
@@ -83,5 +68,26 @@ def _attacked(model: Model, variables: Variables, test: Split, unit: jax.Array, 
         moved = jnp.clip(x + epsilon * jnp.nan_to_num(unit).reshape(x.shape), 0, 1)
         return None, attacks.right(model.apply(variables, moved), labels)
 
-    right = lambda one: loops.in_batches(partial(batch, one[0]), IMAGES, *test, one[1])[1]
-    return jax.lax.map(right, (variables, unit))
+    def success(unit: jax.Array) -> jax.Array:
+        right = lambda one: loops.in_batches(batch, IMAGES, *test, one[1], whole=one[:1])[1]
+        return attacks.flipped(jax.lax.map(right, (networks.variables, unit[source])), correct)
+
+    return Measured(angle, jnp.nanmean(share, 1), success(off), success(inside), jnp.mean(correct, 1))
+
+
+def split(unit: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Unit directions `[M, n, D]`, split by the span of a basis `[K, D]`, orthonormal but for rows of zeros.
+
+    Returns:
+      The components outside and within it, at unit length, NaN where there is none; `[M, n]`, the squared length of the
+      one within, from 0 to 1.
+    """
+    flat = unit.reshape(-1, unit.shape[-1])
+    off = directions.project_off(flat, basis)
+    inside = flat - off
+
+    def at_unit_length(part: jax.Array) -> jax.Array:
+        real = jnp.linalg.norm(part, axis=1, keepdims=True) > ROUNDING
+        return directions.normalize(jnp.where(real, part, 0)).reshape(unit.shape)
+
+    return at_unit_length(off), at_unit_length(inside), jnp.square(inside).sum(-1).reshape(unit.shape[:-1])

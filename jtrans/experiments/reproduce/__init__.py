@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,9 +48,9 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     (docs / page.FIGURES).mkdir(parents=True, exist_ok=True)
     for run in listed:
         stem = "sweep" if run.experiment == "sweep" else "figure"
-        files.write(docs / page.figure(run), (workdir / run.name / f"{stem}.png").read_bytes())
+        files.write(docs / page.FIGURES / f"{run.name}.png", (workdir / run.name / f"{stem}.png").read_bytes())
     files.write(docs / page.PAGE, page.text(listed, table, workdir).encode())
-    return Results(config, {"verdicts": Counter(table["verdict"])}, {"claims": table}, {})
+    return Results(config, {"verdicts": table["verdict"].value_counts(sort=False).to_dict()}, {"claims": table}, {})
 
 
 def tell(results: Results) -> str:

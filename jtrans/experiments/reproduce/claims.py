@@ -11,7 +11,6 @@ import pandas
 
 from jtrans import stats
 from jtrans.harness import experiment, folder, tables
-from jtrans.harness.experiment import Results
 from jtrans.models import WIDTHS
 from jtrans.population import trajectory
 from jtrans.population.trajectory import FALL, Trajectory
@@ -34,30 +33,22 @@ CLAIMS = {
 RUNS = {1: ("case-1", "case-3"), 2: ("case-2", "case-[45678]", "conv-b"), 3: ("vgg11", "data/*")}  # of early's claims
 ADAPTIVE = ("adam", "rmsprop")
 USUAL_RATE = 1e-3
+ANGLE = ("angle", "angle_low", "angle_high")  # the columns of its interval
 LATE = 0.2  # the last share of a long run, over which its long-term angle is averaged
 
 
 class Row(NamedTuple):
-    """One claim as one run measures it.
-
-    Attributes:
-      claim: its number.
-      statement: in words what must lie between `low` and `high`.
-      measured: with its 95 % interval, in `unit`.
-      networks: how many, and of what architecture.
-      run: the folder, relative to that of all runs.
-      note: what else there is to know, as the step.
-    """
+    """One claim as one run measures it."""
 
     claim: int
-    statement: str
+    statement: str  # what must lie between `low` and `high`
     measured: Interval
     unit: str
     low: float
     high: float
-    networks: str
-    run: str
-    note: str = ""
+    networks: str  # how many, and of what architecture
+    run: str  # its folder, relative to that of all runs
+    note: str = ""  # as the step
 
     @property
     def verdict(self) -> str:
@@ -71,20 +62,13 @@ class Row(NamedTuple):
 
 
 def table(root: Path) -> pandas.DataFrame:
-    """Every claim that the finished runs below a folder measure, in the order of the claims.
-
-    Returns:
-      `claim`, `statement`, `measured` with its interval, `unit`, `range_low`, `range_high`, `verdict`, `networks`,
-      `run` and `note`.
-    """
+    """Every claim that the finished runs below a folder measure, in the order of the claims, with the columns below."""
     rows = sorted([*_early(root), *_optimizers(root), *_updates(root), *_long_term(root)], key=lambda row: row.claim)
-    columns = {name: [getattr(row, name) for row in rows] for name in ("claim", "statement")}
-    columns |= tables.interval_columns({"measured": Interval(*np.transpose([row.measured for row in rows]))})
-    columns |= {"unit": [row.unit for row in rows]}
-    columns |= {f"range_{bound}": [getattr(row, bound) for row in rows] for bound in ("low", "high")}
-    return pandas.DataFrame(
-        columns | {name: [getattr(row, name) for row in rows] for name in ("verdict", "networks", "run", "note")}
-    )
+    measured = tables.interval_columns({"measured": Interval(*np.transpose([row.measured for row in rows]))})
+    frame = pandas.DataFrame([row._asdict() | {"verdict": row.verdict} for row in rows]).assign(**measured)
+    return frame.rename(columns={"low": "range_low", "high": "range_high"})[
+        ["claim", "statement", *measured, "unit", "range_low", "range_high", "verdict", "networks", "run", "note"]
+    ]
 
 
 def counted(verdicts: Iterable[str]) -> str:
@@ -92,7 +76,7 @@ def counted(verdicts: Iterable[str]) -> str:
     return ", ".join(f"{verdict}: {count}" for verdict, count in Counter(verdicts).items())
 
 
-def finished(root: Path, *patterns: str) -> dict[str, Results]:
+def finished(root: Path, *patterns: str) -> dict[str, experiment.Results]:
     """The results of the finished runs whose folders match, by the folders' names relative to `root`."""
     folders = [path.parent for pattern in patterns for path in sorted(root.glob(f"{pattern}/{folder.SUMMARY}"))]
     return {path.relative_to(root).as_posix(): experiment.read(path) for path in folders}
@@ -110,10 +94,6 @@ def _interval(values: Mapping[str, Any], names: Iterable[str] = Interval._fields
     return Interval(*np.array([values[name] for name in names], float))
 
 
-def _angle(row: Mapping[str, Any]) -> Interval:
-    return _interval(row, ("angle", "angle_low", "angle_high"))
-
-
 def _early(root: Path) -> Iterator[Row]:
     """Claims 1 to 3: random before training, and a fall while at chance."""
     for claim, patterns in RUNS.items():
@@ -123,57 +103,51 @@ def _early(root: Path) -> Iterator[Row]:
                 start = _interval(summary["before_training"]["angle"])
                 said = f"before training the angle is within 1 degree of that of random directions, {random:.2f}"
                 yield Row(1, said, start, "degrees", random - 1, random + 1, of_networks, name)
-            lowest = summary["lowest_at_chance"]
             said = f"the angle falls {FALL:.0f} degrees or more below random while the accuracy is at chance"
-            said += f": {_data(config['data'])}" * (claim == 3)
+            if claim == 3:
+                data = config["data"]
+                images = f"photographs of {data['image_size']} pixels" if data["name"] == "folder" else data["name"]
+                said += f": {images}" + ", shuffled labels" * data["shuffle_labels"]
+            lowest = summary["lowest_at_chance"]
             note = f"step {lowest['step']}, accuracy {stats.interval_text(lowest['accuracy'], 3)}"
-            angle = _interval(lowest["angle"])
-            yield Row(claim, said, angle, "degrees", 0, random - FALL, of_networks, name, note)
-
-
-def _data(section: Mapping[str, Any]) -> str:
-    photographs = f"photographs of {section['image_size']} pixels"
-    return (photographs if section["name"] == "folder" else section["name"]) + (
-        ", shuffled labels" * section["shuffle_labels"]
-    )
+            yield Row(claim, said, _interval(lowest["angle"]), "degrees", 0, random - FALL, of_networks, name, note)
 
 
 def _optimizers(root: Path) -> Iterator[Row]:
     """Claim 4, which optimizers show the effect at which learning rate; claim 8, networks of unlike learning rates."""
     for name, (config, summary, frames, *_) in finished(root, "optimizers").items():
         bound, of_networks = summary["random"]["mean_angle"] - FALL, networks(config)
-        largest = max(config["learning_rates"])
         for row in frames["control"].to_dict("records"):
             optimizer, rate = row["optimizer"], row["learning_rate"]
-            shows = optimizer in ADAPTIVE or rate == largest
-            if math.isclose(rate, USUAL_RATE) or (rate == largest and optimizer not in ADAPTIVE):
+            adaptive, largest = optimizer in ADAPTIVE, rate == max(config["learning_rates"])
+            if math.isclose(rate, USUAL_RATE) or (largest and not adaptive):
+                shows = adaptive or largest
                 said = f"{optimizer} at learning rate {rate:g} {'shows' if shows else 'does not show'} the fall"
                 low, high = (0, bound) if shows else (bound, 90)
                 size = f"first update {row['first_update']:.2g} of the weights"
-                yield Row(4, said, _angle(row), "degrees", low, high, of_networks, name, size)
+                yield Row(4, said, _interval(row, ANGLE), "degrees", low, high, of_networks, name, size)
         for row in summary["unlike"]:
             if row["optimizer"] in ADAPTIVE:
                 rates = row["learning_rates"]
                 said = (
-                    f"{row['optimizer']}: the angle between networks of two learning rates exceeds that within either "
-                    f"({len(rates)} rates from {min(rates):g} to {max(rates):g})"
+                    f"{row['optimizer']}: the angle between networks of two learning rates exceeds that within either"
                 )
+                said += f" ({len(rates)} rates from {min(rates):g} to {max(rates):g})"
                 yield Row(8, said, _interval(row), "degrees", 0, 90, of_networks, name)
 
 
 def _updates(root: Path) -> Iterator[Row]:
     """Claim 5, update vectors are alike; claim 6, after a large step adversarial directions are like them."""
+    below = f"{FALL:.0f} degrees or more below random"
     for name, (config, summary, *_) in finished(root, "updates").items():
         bound, of_networks = summary["random"]["mean_angle"] - FALL, networks(config)
-        below = f"{FALL:.0f} degrees or more below random"
         for row in summary["table"]:
             kind, *architectures = row["what"].split(".")
-            of = " and ".join(architectures)
+            claim, said = 5, f"update vectors {kind} {' and '.join(architectures)} are {below}"
             if kind == "adversarial":
-                said = f"{of}: after a large step, adversarial directions are to the update vectors {below}"
-            else:
-                said = f"update vectors {kind} {of} are {below}"
-            yield Row(6 if kind == "adversarial" else 5, said, _angle(row), "degrees", 0, bound, of_networks, name)
+                large = f"{' and '.join(architectures)}: after a large step, adversarial directions"
+                claim, said = 6, f"{large} are to the update vectors {below}"
+            yield Row(claim, said, _interval(row, ANGLE), "degrees", 0, bound, of_networks, name)
 
 
 def _long_term(root: Path) -> Iterator[Row]:
@@ -184,23 +158,15 @@ def _long_term(root: Path) -> Iterator[Row]:
         slow, fast = (run.arrays["trajectory"] for run in runs)
         rates = f"at learning rates {low:g} and {high:g}"
         epochs = slow["step"][-1] / runs[0].summary["steps_per_epoch"]
-        told = (
-            f"{networks(runs[0].config)}, of each rate",
-            "long-term",
-            f"mean over the last {LATE:.0%} of {epochs:.0f} epochs",
-        )
+        note = f"mean over the last {LATE:.0%} of {epochs:.0f} epochs"
+        told = f"{networks(runs[0].config)}, of each rate", "long-term", note
         angle, accuracy = late_difference(slow, fast, "angle"), late_difference(slow, fast, "accuracy")
         yield Row(7, f"the angles {rates} differ by 10 degrees or more", angle, "degrees", 10, 90, *told)
         yield Row(7, f"the accuracies {rates} differ by 0.05 or less", accuracy, "", -0.05, 0.05, *told)
 
 
 def late_difference(slow: Trajectory, fast: Trajectory, name: str) -> Interval:
-    """By how much a measure of two long runs differs in their last part: the size of it, by a jackknife over networks.
-
-    Args:
-      slow, fast: of the same steps.
-      name: of a measure of networks or of pairs.
-    """
+    """By how much a measure of two runs of the same steps differs in their last part, by a jackknife over networks."""
     late = slow["step"] >= slow["step"][-1] * (1 - LATE)
     counts = len(slow["model"]), len(fast["model"])
     mean = lambda run, kept: np.nanmean(trajectory.select(run, np.flatnonzero(kept))[name][:, late])

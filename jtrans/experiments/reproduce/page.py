@@ -8,7 +8,6 @@ import pandas
 
 from jtrans import stats
 from jtrans.experiments.reproduce import claims, runs
-from jtrans.experiments.reproduce.runs import Run
 from jtrans.harness import experiment, folder, tables
 from jtrans.population import trajectory
 from jtrans.population.trajectory import SUCCESS
@@ -67,23 +66,17 @@ SUBSPACES = {
 }
 
 
-def text(listed: Sequence[Run], table: pandas.DataFrame, workdir: Path) -> str:
-    """The page in Markdown.
-
-    Args:
-      listed: the runs, all of them finished in their folders in `workdir`.
-      table: as `claims.table` gives it.
-    """
+def text(listed: Sequence[runs.Run], table: pandas.DataFrame, workdir: Path) -> str:
+    """The page in Markdown, of runs that are all finished in their folders in `workdir`, and of `claims.table`."""
     minutes = {run.name: seconds(workdir / run.name) / 60 for run in listed}
     environment = folder.read_summary(workdir / listed[0].name)
+    rows = {"claims": _claims(table), "attacks": _attacks(workdir), "decomposition": _decompositions(workdir)}
     return TEXT.format(
         minutes=sum(minutes.values()),
         devices=" and ".join(environment["devices"]),
         overview=overview(table),
         points=100 * trajectory.at_chance(0.5),
-        claims=_markdown(_claims(table)),
-        attacks=_markdown(_attacks(workdir)),
-        decomposition=_markdown(_decompositions(workdir)),
+        **{name: _markdown(each) for name, each in rows.items()},
         versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
         runs="\n\n".join(_section(run, minutes[run.name]) for run in listed),
     )
@@ -105,8 +98,9 @@ def overview(table: pandas.DataFrame) -> str:
 
 
 def _markdown(rows: Iterator[Mapping[str, str]]) -> str:
-    frame = pandas.DataFrame(rows)
-    return tables.markdown(list(frame), frame.itertuples(index=False, name=None))
+    table = pandas.DataFrame(rows)
+    lines = [list(table), ["---"] * table.shape[1], *table.itertuples(index=False, name=None)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _claims(table: pandas.DataFrame) -> Iterator[dict[str, str]]:
@@ -165,12 +159,7 @@ def _cell(rows: pandas.DataFrame, subspace: tuple[str, int], name: str, digits: 
     return tables.cells(rows.loc[[subspace]], name, digits)[0] if subspace in rows.index else "-"
 
 
-def _section(run: Run, minutes: float) -> str:
+def _section(run: runs.Run, minutes: float) -> str:
     """A run's heading, command and figure."""
-    command = f"```\n{runs.shown(run)}\n```"
-    return f"### {run.name}\n\n{run.shows} {minutes:.1f} minutes.\n\n{command}\n\n![{run.shows}]({figure(run)})"
-
-
-def figure(run: Run) -> str:
-    """Where a run's figure lies, beside the page."""
-    return f"{FIGURES}/{run.name}.png"
+    command, figure = f"```\n{runs.shown(run)}\n```", f"![{run.shows}]({FIGURES}/{run.name}.png)"
+    return f"### {run.name}\n\n{run.shows} {minutes:.1f} minutes.\n\n{command}\n\n{figure}"

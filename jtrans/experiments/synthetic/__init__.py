@@ -22,17 +22,21 @@ from ml_collections import ConfigDict
 from jtrans import loops, stats
 from jtrans.errors import InputError
 from jtrans.experiments.synthetic import problem
-from jtrans.experiments.synthetic.problem import Problem, Recipe
 from jtrans.harness import fields, figures, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_number, is_tuple, is_whole, whole
 
 NAME = "synthetic"
-TAUS = {"tau1": "tau1", "tau2": "tau2", "tau1tau2": "tau1 tau2"}
-WAYS = {"S_T": "source to target", "T_S": "target to source"}
-STYLES = ("-", "--")  # of the lines, by way
-MEASURES = {f"{tau}_{way}": f"{TAUS[tau]}, {WAYS[way]}" for tau in TAUS for way in WAYS}
-MEASURES |= {"transfer_loss_S": "transfer loss", "gradient_matching_distance": "gradient matching distance"}
+MEASURES = {
+    "tau1_S_T": "tau1, source to target",
+    "tau1_T_S": "tau1, target to source",
+    "tau2_S_T": "tau2, source to target",
+    "tau2_T_S": "tau2, target to source",
+    "tau1tau2_S_T": "tau1 tau2, source to target",
+    "tau1tau2_T_S": "tau1 tau2, target to source",
+    "transfer_loss_S": "transfer loss",
+    "gradient_matching_distance": "gradient matching distance",
+}
 
 FIELDS: Mapping[str, Field] = {
     "problem": fields.text("", "an npz file, or '' to generate problems"),
@@ -45,9 +49,7 @@ FIELDS: Mapping[str, Field] = {
     ),
     "widths": fields.widths((50, 100, 200)),  # of the sources; a given problem brings its own
     "levels": Field(
-        (0,),
-        lambda v: is_tuple(v, lambda n: is_whole(n) and n >= 0),
-        "a tuple of whole numbers, 0 or more, as (0, 1)",
+        (0,), lambda v: is_tuple(v, lambda n: is_whole(n) and n >= 0), "a tuple of whole numbers, 0 or more, as (0, 1)"
     ),
     "target_width": whole(100),
     "num_points": whole(5000),
@@ -67,8 +69,7 @@ def check(config: ConfigDict) -> None:
         given = problem.load(config.problem)
         sizes = given.x.shape[1], given.y.shape[1]
     if max(config.levels) >= min(sizes):
-        what = f"Jacobians of this size have levels 0 to {min(sizes) - 1}"
-        raise InputError(f"levels: got {max(config.levels)}; {what}")
+        raise InputError(f"levels: got {max(config.levels)}; Jacobians of this size have levels 0 to {min(sizes) - 1}")
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
@@ -78,25 +79,22 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     return Results(config, summarize(table), {NAME: table}, {})
 
 
-def generated(config: ConfigDict) -> Iterator[tuple[int, Problem]]:
+def generated(config: ConfigDict) -> Iterator[tuple[int, problem.Problem]]:
     """The problems of consecutive seeds, all of whose networks train together."""
     seeds = jnp.arange(config.num_seeds, dtype=jnp.uint32) + jnp.uint32(config.seed)
-    recipe = Recipe(**{name: (config.fit if name in config.fit else config)[name] for name in Recipe._fields})
-    count = len({*recipe.widths, recipe.target_width})
+    count = len({*config.widths, config.target_width})
     print(f"fitting {count} networks for each of {config.num_seeds} seeds", flush=True)
-    problems = jax.jit(jax.vmap(partial(problem.generate, recipe=recipe)))(seeds)
+    problems = jax.jit(jax.vmap(partial(problem.generate, config=config)))(seeds)
     yield from zip(seeds.tolist(), loops.unstack(problems), strict=True)
 
 
-def measured(problems: Iterable[tuple[int, Problem]], levels: Sequence[int]) -> pandas.DataFrame:
+def measured(problems: Iterable[tuple[int, problem.Problem]], levels: Sequence[int]) -> pandas.DataFrame:
     """A row for each seed, width, level and scale, with `problem.COLUMNS`."""
-    of_level = {
-        level: jax.jit(jax.vmap(partial(problem.measure, level=level), (None, 0, None, None))) for level in levels
-    }
+    measures = {n: jax.jit(jax.vmap(partial(problem.measure, level=n), (None, 0, None, None))) for n in levels}
     parts = []
     for seed, (x, y, scales, target, sources) in problems:
         for width, of_width in sources.items():
-            for level, of_scales in of_level.items():
+            for level, of_scales in measures.items():
                 columns = {"scale": scales, **jax.device_get(of_scales(target, of_width, x, y))}
                 columns = {name: np.asarray(columns[name], np.float64) for name in problem.COLUMNS}
                 parts.append(pandas.DataFrame({"seed": seed, "width": width, "level": level, **columns}))
@@ -104,9 +102,8 @@ def measured(problems: Iterable[tuple[int, Problem]], levels: Sequence[int]) -> 
     return pandas.concat(parts, ignore_index=True)
 
 
-def over_seeds(table: pandas.DataFrame, name: str, width: int, level: int) -> tuple[np.ndarray, np.ndarray]:
-    """The scales `[S]` of the drift, and a column of the table there for each seed, `[seeds, S]`."""
-    rows = table[(table["width"] == width) & (table["level"] == level)]
+def over_seeds(rows: pandas.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The scales `[S]` of the drift, and a column of a width's and level's rows there for each seed, `[seeds, S]`."""
     of_seeds = [of_seed for _, of_seed in rows.groupby("seed")]
     return of_seeds[0]["scale"].to_numpy(), np.stack([of_seed[name] for of_seed in of_seeds])
 
@@ -114,29 +111,25 @@ def over_seeds(table: pandas.DataFrame, name: str, width: int, level: int) -> tu
 def summarize(table: pandas.DataFrame) -> dict[str, Any]:
     """How each measure changes with the drift, ready for JSON.
 
-    Returns:
-      `num_seeds`, and in `rows` for each width, level and measure: its value without drift and at the largest, and
-      Spearman's rank correlation with the scale, each as `{mean, low, high}` over seeds.
+    In `rows` for each width, level and measure: its value without drift and at the largest, and Spearman's rank
+    correlation with the scale, each as `{mean, low, high}` over seeds.
     """
     rows = []
-    for width, level in sorted({*zip(table["width"].tolist(), table["level"].tolist(), strict=True)}):
+    for (width, level), of_both in table.groupby(["width", "level"]):
         for name in MEASURES:
-            scale, values = over_seeds(table, name, width, level)
+            scale, values = over_seeds(of_both, name)
             ranks = np.array([scipy.stats.spearmanr(scale, of_seed).statistic for of_seed in values])
             quantities = {"first": values[:, 0], "last": values[:, -1], "spearman": ranks}
             intervals = {key: stats.plain(stats.mean_ci(of_seeds)) for key, of_seeds in quantities.items()}
-            rows.append({"width": width, "level": level, "measure": name, **intervals})
+            rows.append({"width": int(width), "level": int(level), "measure": name, **intervals})
     return {"num_seeds": table["seed"].nunique(), "rows": rows}
 
 
 def tell(results: Results) -> str:
     """The findings as a table."""
     rows, num_seeds = results.summary["rows"], results.summary["num_seeds"]
-    columns = {
-        "width": [row["width"] for row in rows],
-        "level": [row["level"] for row in rows],
-        "measure": [MEASURES[row["measure"]] for row in rows],
-    }
+    columns = {name: [row[name] for row in rows] for name in ("width", "level")}
+    columns["measure"] = [MEASURES[row["measure"]] for row in rows]
     shown = {"first": "no drift", "last": "largest drift", "spearman": "rank correlation with drift"}
     columns |= {head: [stats.interval_text(row[key], 3) for row in rows] for key, head in shown.items()}
     over = f"means [95 % intervals] over {num_seeds} seeds" if num_seeds > 1 else "one problem: no intervals"
@@ -149,26 +142,25 @@ def draw(results: Results) -> dict[str, Figure]:
     levels, source_widths = np.unique(table["level"]), np.unique(table["width"])
     figure = Figure(figsize=(11, 3.4 * (len(levels) + 1)), layout="constrained")
     *rows, (loss, distance, key) = figure.subplots(len(levels) + 1, 3)
-    titles = "tau1: strength", "tau2: alignment", "tau1 and tau2 combined"
+    titles = {"tau1": "tau1: strength", "tau2": "tau2: alignment", "tau1tau2": "tau1 and tau2 combined"}
     for level, panels in zip(levels, rows, strict=True):
-        for panel, tau, title in zip(panels, TAUS, titles, strict=True):
-            for way, style in zip(WAYS, STYLES, strict=True):
-                _curves(panel, table, f"{tau}_{way}", level, style)
-            panel.set(ylim=(0, 1.03), ylabel=f"{TAUS[tau]} (0 to 1)")
+        for panel, (name, title) in zip(panels, titles.items(), strict=True):
+            _curves(panel, table, f"{name}_S_T", level)
+            _curves(panel, table, f"{name}_T_S", level, "--")
+            panel.set(ylim=(0, 1.03), ylabel=f"{name.replace('tau1tau2', 'tau1 tau2')} (0 to 1)")
             panel.set_title(f"{title}, singular vector {level}", fontsize="medium")
-    for panel, name, title, label in (
-        (loss, "transfer_loss_S", "knowledge: head refit", "transfer loss (root mean squared error)"),
-        (distance, "gradient_matching_distance", "gradients", "gradient matching distance\n(output per unit of input)"),
-    ):
-        _curves(panel, table, name, levels[0], "-")
-        panel.set_title(title, fontsize="medium")
-        panel.set(ylabel=label, ylim=(0, None))
+    _curves(loss, table, "transfer_loss_S", levels[0])
+    loss.set_title("knowledge: head refit", fontsize="medium")
+    loss.set(ylabel="transfer loss (root mean squared error)", ylim=(0, None))
+    _curves(distance, table, "gradient_matching_distance", levels[0])
+    distance.set_title("gradients", fontsize="medium")
+    distance.set(ylabel="gradient matching distance\n(output per unit of input)", ylim=(0, None))
     for panel in (*np.ravel(rows), loss, distance):
         panel.set_xlabel("scale of the drift's last step (steps add up)")
         panel.grid(alpha=0.25)
     handles = [Line2D([], [], color=f"C{i}", label=f"source of width {w}") for i, w in enumerate(source_widths)]
-    for style, way in zip(STYLES, WAYS.values(), strict=True):
-        handles.append(Line2D([], [], color="0.3", linestyle=style, label=f"attack from {way}"))
+    handles.append(Line2D([], [], color="0.3", label="attack from source to target"))
+    handles.append(Line2D([], [], color="0.3", linestyle="--", label="attack from target to source"))
     if num_seeds > 1:
         handles.append(Patch(color="0.3", alpha=0.25, label=f"{figures.INTERVAL} over {num_seeds} seeds"))
     key.legend(handles=handles, loc="center")
@@ -177,10 +169,10 @@ def draw(results: Results) -> dict[str, Figure]:
     return {"figure": figure}
 
 
-def _curves(axes: Axes, table: pandas.DataFrame, name: str, level: int, style: str) -> None:
+def _curves(axes: Axes, table: pandas.DataFrame, name: str, level: int, style: str = "-") -> None:
     """A measure over the scale, a curve for each width of the sources."""
-    for i, width in enumerate(np.unique(table["width"])):
-        scale, values = over_seeds(table, name, width, level)
+    for i, (_, rows) in enumerate(table[table["level"] == level].groupby("width")):
+        scale, values = over_seeds(rows, name)
         interval = stats.mean_ci(values)
         axes.plot(scale, interval.mean, f"C{i}", linestyle=style)
         figures.band(axes, scale, interval, f"C{i}", None)

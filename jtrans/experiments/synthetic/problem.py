@@ -5,7 +5,7 @@ vmapped over seeds.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -13,38 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from jtrans import files, jacobian, metrics, transfer
 from jtrans.errors import InputError
 
-COLUMNS = (
-    "scale",
-    *(f"{tau}_{way}" for tau in ("tau1", "tau2", "tau1tau2") for way in ("S_T", "T_S")),
-    *("transfer_loss_S", "loss_T", "gradient_matching_distance"),
-)
-
-
-class Recipe(NamedTuple):
-    """What a generated problem is made of.
-
-    Attributes:
-      scales: of the drift, one for each source.
-      widths, target_width: of the hidden layers of the sources and of the target.
-      num_points, input_size, output_size: N, D and K.
-      num_clusters: the Gaussians that the points are drawn from.
-      num_steps, batch_size, learning_rate: of the training.
-    """
-
-    scales: tuple[float, ...]
-    widths: tuple[int, ...]
-    target_width: int
-    num_points: int
-    input_size: int
-    output_size: int
-    num_clusters: int
-    num_steps: int
-    batch_size: int
-    learning_rate: float
+TAUS = tuple(f"{tau}_{way}" for tau in ("tau1", "tau2", "tau1tau2") for way in ("S_T", "T_S"))
+COLUMNS = ("scale", *TAUS, "transfer_loss_S", "loss_T", "gradient_matching_distance")
 
 
 class Network(NamedTuple):
@@ -80,7 +55,7 @@ def apply(network: Network, x: jax.Array) -> jax.Array:
         return features(network, x) @ network.W2.T + network.b2[None]
 
 
-def regression(key: jax.Array, recipe: Recipe) -> tuple[jax.Array, jax.Array]:
+def regression(key: jax.Array, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
     """A regression problem of radial basis functions: x `[N, D]` from a mixture of Gaussians, y `[N, K]`.
 
     The Gaussians have centres from `N(0, 0.3^2)` and unit variance; `y = sum_c a_c exp(-|x - center_c|^2 / (2 D))` with
@@ -88,12 +63,13 @@ def regression(key: jax.Array, recipe: Recipe) -> tuple[jax.Array, jax.Array]:
     scale.
     """
     center_key, cluster_key, point_key, amplitude_key = jax.random.split(key, 4)
-    centers = 0.3 * jax.random.normal(center_key, (recipe.num_clusters, recipe.input_size))
-    cluster = jax.random.randint(cluster_key, (recipe.num_points,), 0, recipe.num_clusters)
-    x = centers[cluster] + jax.random.normal(point_key, (recipe.num_points, recipe.input_size))
+    num_points, num_clusters, input_size = config.num_points, config.num_clusters, config.input_size
+    centers = 0.3 * jax.random.normal(center_key, (num_clusters, input_size))
+    cluster = jax.random.randint(cluster_key, (num_points,), 0, num_clusters)
+    x = centers[cluster] + jax.random.normal(point_key, (num_points, input_size))
     squared = jnp.stack([((x - center[None]) ** 2).sum(1) for center in centers], axis=1)
-    amplitudes = jax.random.normal(amplitude_key, (recipe.num_clusters, recipe.output_size))
-    return x, jnp.exp(-squared / (2 * recipe.input_size)) @ amplitudes
+    amplitudes = jax.random.normal(amplitude_key, (num_clusters, config.output_size))
+    return x, jnp.exp(-squared / (2 * input_size)) @ amplitudes
 
 
 def initialize(key: jax.Array, input_size: int, width: int, output_size: int) -> Network:
@@ -109,23 +85,23 @@ def initialize(key: jax.Array, input_size: int, width: int, output_size: int) ->
     return Network(*layer(first, width, input_size), *layer(second, output_size, width))
 
 
-def train(network: Network, key: jax.Array, x: jax.Array, y: jax.Array, recipe: Recipe) -> Network:
+def train(network: Network, key: jax.Array, x: jax.Array, y: jax.Array, fit: ConfigDict) -> Network:
     """The network after training on squared error by Adam, its learning rate decaying to 0 along a cosine."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, recipe.num_steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(fit.learning_rate, fit.num_steps))
 
     def loss(network: Network, x: jax.Array, y: jax.Array) -> jax.Array:
         return ((apply(network, x) - y) ** 2).sum(1).mean()
 
     def step(carry, step_key: jax.Array):
         network, state = carry
-        batch = jax.random.randint(step_key, (recipe.batch_size,), 0, len(x))
+        batch = jax.random.randint(step_key, (fit.batch_size,), 0, len(x))
         updates, state = optimizer.update(jax.grad(loss)(network, x[batch], y[batch]), state)
         return (optax.apply_updates(network, updates), state), None
 
-    return jax.lax.scan(step, (network, optimizer.init(network)), jax.random.split(key, recipe.num_steps))[0][0]
+    return jax.lax.scan(step, (network, optimizer.init(network)), jax.random.split(key, fit.num_steps))[0][0]
 
 
-def drift(key: jax.Array, network: Network, scales: np.ndarray) -> Network:
+def drift(key: jax.Array, network: Network, scales: Sequence[float]) -> Network:
     """The network after each step of a drift along one random deviation: leading axis S.
 
     The deviation of each weight is uniform in [-0.5, 0.5]. A step adds `scale` times the deviation to the network as
@@ -133,36 +109,38 @@ def drift(key: jax.Array, network: Network, scales: np.ndarray) -> Network:
     """
     leaves, structure = jax.tree.flatten(network)
     total = jnp.cumsum(jnp.asarray(scales, jnp.float32))
-    moved = [
-        leaf[None]
-        + total.reshape(-1, *[1] * leaf.ndim) * jax.random.uniform(k, leaf.shape, minval=-0.5, maxval=0.5)[None]
-        for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, moved)
+
+    def moved(key: jax.Array, leaf: jax.Array) -> jax.Array:
+        deviation = jax.random.uniform(key, leaf.shape, minval=-0.5, maxval=0.5)
+        return leaf[None] + total.reshape(-1, *[1] * leaf.ndim) * deviation[None]
+
+    return jax.tree.unflatten(structure, map(moved, jax.random.split(key, len(leaves)), leaves))
 
 
-def generate(seed: jax.Array | int, recipe: Recipe) -> Problem:
-    """A problem from a seed: the points, the trained target, and for each width a trained network that drifts.
+def generate(seed: jax.Array | int, config: ConfigDict) -> Problem:
+    """The problem of a seed: the points, the trained target, and for each width a trained network that drifts.
 
-    The network of the target's width that drifts is the target itself, as in the published problem.
+    The network of the target's width that drifts is the target itself, as in the published problem. The config has the
+    numbers of points, clusters, inputs and outputs, the `widths`, the drift's `scales` and the `fit`.
     """
-    data_key, init_key, order_key, drift_key = jax.random.split(jax.random.key(seed), 4)
-    x, y = regression(data_key, recipe)
-    of, scales, networks = jax.random.fold_in, np.array(recipe.scales), {}
-    for width in sorted({*recipe.widths, recipe.target_width}):
-        start = initialize(of(init_key, width), recipe.input_size, width, recipe.output_size)
-        networks[width] = train(start, of(order_key, width), x, y, recipe)
-    sources = {width: drift(of(drift_key, width), networks[width], scales) for width in recipe.widths}
-    return Problem(x, y, jnp.asarray(scales), networks[recipe.target_width], sources)
+    data_key, *init_order_keys, drift_key = jax.random.split(jax.random.key(seed), 4)
+    x, y = regression(data_key, config)
+
+    def trained(width: int) -> Network:
+        init_key, order_key = (jax.random.fold_in(key, width) for key in init_order_keys)
+        start = initialize(init_key, config.input_size, width, config.output_size)
+        return train(start, order_key, x, y, config.fit)
+
+    networks = {width: trained(width) for width in sorted({*config.widths, config.target_width})}
+    drifting = lambda width: drift(jax.random.fold_in(drift_key, width), networks[width], config.scales)
+    sources = {width: drifting(width) for width in config.widths}
+    return Problem(x, y, jnp.asarray(config.scales), networks[config.target_width], sources)
 
 
 def measure(target: Network, source: Network, x: jax.Array, y: jax.Array, *, level: int = 0) -> dict[str, jax.Array]:
-    """Every column but the scale, for one source: scalars.
+    """Every column but the scale, for one source: scalars. The attack is the singular vector `level`, 0 for the top.
 
     Each network's Jacobians are computed once and serve both directions and the matching distance.
-
-    Args:
-      level: the singular vector that is the attack, 0 for the top one.
     """
     networks = {"S": source, "T": target}
     jacobians = {name: jacobian.jacobian(partial(apply, network), x) for name, network in networks.items()}
@@ -184,13 +162,10 @@ def measure(target: Network, source: Network, x: jax.Array, y: jax.Array, *, lev
 
 
 def load(path: str) -> Problem:
-    """A problem from an npz file.
+    """A problem from an npz file of real numbers; InputError if it is none, or an array is missing or of another shape.
 
-    It holds `X [N, D]`, `Y [N, K]`, `scales [S]`, `target_W1 [H, D]`, `target_b1 [H]`, `target_W2 [K, H]`,
-    `target_b2 [K]`, and for each width H of the sources `sourceH_W1 [S, H, D]` and so on.
-
-    Raises:
-      InputError: it is no npz file of arrays of real numbers, or an array is missing or of another shape.
+    It holds `X [N, D]`, `Y [N, K]`, `scales [S]`, `target_W1 [H, D]`, `target_b1 [H]`, `target_W2 [K, H]`, `target_b2
+    [K]`, and for each width H of the sources `sourceH_W1 [S, H, D]` and so on.
     """
     try:
         arrays = files.read_numbers(path)

@@ -426,7 +426,7 @@ def test_a_head_trained_by_sgd_comes_to_the_minimum():
     head = transfer.Head(np.zeros((12, 3), np.float32), np.zeros(3, np.float32))
     state, step = optimizer.init(head), jax.jit(partial(measures.head_step, model, optimizer))
     for _ in range(3000):
-        head, state = step(variables, head, state, images, labels)
+        head, state = step(variables, head, state, data.Split(images, labels))
     weights, bias = (np.float64(part) for part in head)
     p = np.exp(features @ weights + bias)
     error = (p / p.sum(1, keepdims=True) - np.eye(3)[labels]) / 60

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,8 +54,7 @@ def check(config: ConfigDict) -> None:
     if config.data.subtract_mean:
         raise InputError("data.subtract_mean: got True; saved networks hold no mean image to subtract, so False")
     for entry in config.networks:
-        architecture, _ = parse(entry)
-        if architecture is not None and architecture not in models.WIDTHS:
+        if parse(entry)[0] not in (None, *models.WIDTHS):
             raise InputError(f"networks: got {entry!r}; the architectures are {', '.join(models.WIDTHS)}")
     labels(config.networks)
 
@@ -85,11 +84,7 @@ def parse(entry: str) -> tuple[str | None, Path]:
 
 
 def labels(entries: Sequence[str]) -> dict[str, str]:
-    """A label for each entry of `networks`: the shortest trailing parts of its path that no other path ends in.
-
-    Raises:
-      InputError: two entries are the same.
-    """
+    """For each entry the shortest trailing parts of its path that no other ends in; InputError if two are the same."""
     entry_of: dict[tuple[str | None, Path], str] = {}
     for entry in entries:
         architecture, path = parse(entry)
@@ -98,29 +93,21 @@ def labels(entries: Sequence[str]) -> dict[str, str]:
         if key in entry_of:
             raise InputError(f"networks: got {entry_of[key]!r} and {entry!r}, which are the same; it takes each once")
         entry_of[key] = entry
-    paths = {path.parts for _, path in entry_of}
-    return {entry: _shortest_tail(path.parts, paths) for (_, path), entry in entry_of.items()}
+    paths, of_entries = {path.parts for _, path in entry_of}, {}
+    for (_, path), entry in entry_of.items():
+        tails = (path.parts[-count:] for count in range(1, len(path.parts) + 1))
+        unique = next(tail for tail in tails if sum(parts[-len(tail) :] == tail for parts in paths) == 1)
+        of_entries[entry] = Path(*unique).as_posix()
+    return of_entries
 
 
-def _shortest_tail(parts: tuple[str, ...], paths: set[tuple[str, ...]]) -> str:
-    tails = (parts[-count:] for count in range(1, len(parts) + 1))
-    unique = next(tail for tail in tails if sum(path[-len(tail) :] == tail for path in paths) == 1)
-    return Path(*unique).as_posix()
-
-
-class Saved(NamedTuple):
-    """Networks of one architecture, by name, and the options of `models.build` that they take."""
-
-    architecture: str
-    options: dict[str, Any]
-    networks: dict[str, Variables]
+# Networks of one architecture: it, the options of `models.build` that they take, and their variables by name.
+Saved = tuple[str, dict[str, Any], dict[str, Variables]]
 
 
 def read(entry: str, label: str, config: ConfigDict, dataset: Dataset) -> Iterator[tuple[str, Function]]:
-    """The networks of an entry of the config, named by its label, their architecture and, in a run, their number.
-
-    Raises:
-      InputError: the entry cannot be read, or holds networks for other classes or images than the data set's.
+    """The networks of an entry of the config, named by its label, their architecture and, in a run, their number;
+    InputError if it cannot be read, or its networks are for other classes or images than the data set's.
     """
     architecture, path = parse(entry)
     shape, num_classes = dataset.train.images.shape[1:], len(dataset.class_names)
@@ -141,11 +128,7 @@ def read(entry: str, label: str, config: ConfigDict, dataset: Dataset) -> Iterat
 
 
 def from_run(path: Path, dataset: Dataset) -> list[Saved]:
-    """All networks that a run has saved, numbered within each architecture.
-
-    Raises:
-      InputError: it saved none, they cannot be read, or they were trained on other classes or images of another shape.
-    """
+    """All networks that a run has saved, numbered within each architecture; InputError if there are none to use."""
     if not (path / folder.CONFIG).is_file():
         raise InputError(f"{path} is no run's folder; name one, or ARCHITECTURE=FILE.npz")
     run = folder.read_config(path)
@@ -164,22 +147,18 @@ def from_run(path: Path, dataset: Dataset) -> list[Saved]:
         raise InputError(f"{path} holds networks of {len(networks)} architectures; its config has {len(kinds)}")
     numbers = {name: itertools.count() for name, _ in kinds}  # two kinds may have the same architecture
     return [
-        Saved(name, options, {f"{name}-{next(numbers[name])}": network for network in loops.unstack(variables)})
+        (name, options, {f"{name}-{next(numbers[name])}": network for network in loops.unstack(variables)})
         for (name, options), variables in zip(kinds, networks, strict=True)
     ]
 
 
 def check_images(path: Path, dataset: Dataset) -> None:
-    """Check that a run's networks were trained on images of that shape, of the same classes in the same order.
-
-    Raises:
-      InputError: they were not, or the run does not say so.
-    """
+    """Check that a run's networks were trained on images of that shape, of the same classes in the same order."""
     summary = folder.read_summary(path)
     for name in ("class_names", "image_shape"):
         if name not in summary:
             raise InputError(f"{path} has no {name} in its {folder.SUMMARY}: {EARLIER}")
-    trained, attacked = summary["class_names"], list(dataset.class_names)
+    trained, attacked = summary["class_names"], dataset.class_names
     if len(trained) != len(attacked):
         raise InputError(f"{path} tells {len(trained)} classes apart; the images have {len(attacked)} classes")
     for i, (of_run, of_images) in enumerate(zip(trained, attacked, strict=True)):
@@ -193,35 +172,24 @@ def check_images(path: Path, dataset: Dataset) -> None:
 
 
 def from_pytorch(architecture: str, file: Path, config: ConfigDict, num_classes: int) -> Saved:
-    """The network of a state dict, whose widths and pixel range are the config's.
-
-    Raises:
-      InputError: it cannot be read, or has another number of classes.
-    """
+    """The network of a state dict, whose widths and pixel range are the config's."""
     try:
         variables = models.from_pytorch(architecture, files.read_numbers(file))
     except ValueError as error:
         raise InputError(f"{architecture}={file} cannot be read ({one_line(error)})") from error
-    outputs = len(models.last_layer(variables)["bias"])
-    if outputs != num_classes:
+    if (outputs := len(models.last_layer(variables)["bias"])) != num_classes:
         what = f"tells {outputs} classes apart; the images have {num_classes} classes"
         raise InputError(f"{architecture}={file} {what}")
     options = {"widths": config.widths[architecture], "pixel_range": config.data.pixel_range}
-    return Saved(architecture, options, {architecture: variables})
+    return architecture, options, {architecture: variables}
 
 
 def table(matrices: Mapping[str, SuccessMatrix], names: Sequence[str]) -> pandas.DataFrame:
-    """Success matrices as a table with a row for each attack, source and target.
+    """Success matrices by attack, of one network of each name or, stacked, of one for each seed, as a table.
 
-    Args:
-      matrices: for each attack what `metrics.success_matrix` returns, of one network of each name or, stacked, of a
-        network for each seed.
-      names: of the networks.
-
-    Returns:
-      `attack`, `source`, `target`; `unmoved`, how many images the attack on the source left as they are; for each of
-      `RATES` the share of images that the target gets wrong under attack, with its 95 % interval, over images
-      (Wilson's) or over seeds, and as `RATE_count` the number of images (their mean over seeds).
+    A row for each `attack`, `source` and `target`; `unmoved`, how many images the attack on the source left as they
+    are; for each of `RATES` the share of images that the target gets wrong under attack, with its 95 % interval, over
+    images (Wilson's) or over seeds, and as `RATE_count` the number of images (their mean over seeds).
     """
     parts = []
     for attack, (rates, counts, unmoved) in matrices.items():
@@ -243,12 +211,8 @@ def table(matrices: Mapping[str, SuccessMatrix], names: Sequence[str]) -> pandas
 
 
 def tell(results: Results) -> str:
-    """A matrix for each attack."""
-    return describe(results.tables["matrix"])
-
-
-def describe(table: pandas.DataFrame) -> str:
     """A matrix for each attack, in percent of the images that the target gets right; and where the attack failed."""
+    table = results.tables["matrix"]
     names = list(dict.fromkeys(table["source"]))
     width, lines = max(map(len, names)), []
     for attack, rows in table.groupby("attack", sort=False):
@@ -262,23 +226,18 @@ def describe(table: pandas.DataFrame) -> str:
 
 def draw(results: Results) -> dict[str, Figure]:
     """The success of every attack from each network on each."""
-    config = results.config
-    return {"figure": heat_maps(results.tables["matrix"], config["attack"]["epsilon"], config["data"])}
+    of_config = results.config["attack"]["epsilon"], results.config["data"]
+    return {"figure": heat_maps(results.tables["matrix"], *of_config)}
 
 
 def heat_maps(
     table: pandas.DataFrame, epsilon: float, data: Mapping[str, Any], *, over: str = "images", note: str = ""
 ) -> Figure:
-    """A heat map for each attack, of the success from each network on each.
+    """A heat map for each attack, of the success from each network on each, as `table` has it.
 
     Each cell has its number and each network its name; more than `MOST_NUMBERED` networks are a heat map without
-    numbers, of one size, with a name every so many networks.
-
-    Args:
-      table: as `table` returns it.
-      data: the section of the config that the images are from.
-      over: what the intervals are over; empty where there are none.
-      note: what else the title should say of the networks.
+    numbers, of one size, with a name every so many networks. `data` is the section of the config that the images are
+    from, `over` what the intervals are over, empty where there are none, and `note` a further part of the title.
     """
     attacked, names = (list(dict.fromkeys(table[column])) for column in ("attack", "source"))
     numbered = len(names) <= MOST_NUMBERED
@@ -292,11 +251,8 @@ def heat_maps(
     figure.colorbar(image, ax=panels, label="errors (% of the images\nthat the target gets right)")
     virtual = "; virtual: of the same length in L2" if "virtual" in attacked else ""
     signs = f"; ±: 95 % interval over {over}" * bool(over) if numbered else "; white: the target gets no image right"
-    figure.suptitle(
-        f"Attacks of epsilon {epsilon:.3g} (pixels in [0, 1]{virtual}){note}\n"
-        f"{figures.data(data)}, {table['all_images_count'][0]:.0f} test images{signs}",
-        fontsize="medium",
-    )
+    title = f"Attacks of epsilon {epsilon:.3g} (pixels in [0, 1]{virtual}){note}\n{figures.data(data)}"
+    figure.suptitle(f"{title}, {table['all_images_count'][0]:.0f} test images{signs}", fontsize="medium")
     return figure
 
 

@@ -24,7 +24,7 @@ from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_number, one_of, whole
 from jtrans.models import Model, Variables
 from jtrans.population import devices, engine
-from jtrans.population.engine import Keys, Population
+from jtrans.population.engine import Population
 from jtrans.training import Objective
 
 PENALTY = "penalty"  # where a network's variables hold the surrogate and the coefficient
@@ -72,10 +72,11 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     model, surrogate = (setup.model(config, name, dataset) for name in (*config.models, config.surrogate))
     frozen = train(setup.population(config, dataset, test, keys, models=[surrogate]), config.num_steps)
     print(f"{config.surrogate}: {config.num_networks} surrogates trained", flush=True)
-    penalties = combined(frozen, config.coefficients, config.num_networks)
-    other_keys = Keys(*(jax.random.fold_in(key, 1) for key in keys))  # than those of the surrogates
-    options = {"num_networks": len(penalties.coefficient), "objective": objective(surrogate)}
-    population = setup.population(config, dataset, test, other_keys, models=[model], **options)
+    # Every surrogate with every coefficient, by coefficient.
+    repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(config.coefficients)), frozen)
+    penalties = Penalty(repeated, np.repeat(np.float32(config.coefficients), config.num_networks))
+    options = {"num_networks": len(penalties.coefficient), "objective": objective(surrogate), "models": [model]}
+    population = setup.population(config, dataset, test, keys.folded(1), **options)
     trained = train(population, config.num_steps, penalties)
     print(f"{config.models[0]}: {population.num_networks} networks trained", flush=True)
     each = jax.jit(partial(against, (surrogate, model), epsilon=config.attack.epsilon))
@@ -84,18 +85,8 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     return Results(config, setup.identity(dataset), {"penalty": table}, {})
 
 
-def combined(surrogates: Variables, coefficients: tuple[float, ...], num_networks: int) -> Penalty:
-    """Every surrogate `[num_networks, ...]` with every coefficient, by coefficient."""
-    repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(coefficients)), surrogates)
-    return Penalty(repeated, np.repeat(np.float32(coefficients), num_networks))
-
-
 def train(population: Population, num_steps: int, penalties: Penalty | None = None) -> Variables:
-    """The variables `[M, ...]` of the trained networks, on the host, without the penalties.
-
-    Args:
-      penalties: those of the networks, `[M, ...]`, where the population's objective takes them.
-    """
+    """The variables `[M, ...]` of the trained networks, on the host, without the penalties that the objective takes."""
     (groups,), (placement,) = engine.initialize(population), population.placements
     if penalties is not None:
         add = lambda group, penalty: group._replace(variables=with_penalty(group.variables, penalty))
@@ -111,10 +102,8 @@ def with_penalty(variables: Variables, penalty: Penalty) -> Variables:
 
 
 def objective(surrogate: Model) -> Objective:
-    """The loss to train with: the cross entropy, and the penalty against networks of the surrogate's architecture.
-
-    A network's variables are those of `with_penalty`; training leaves the penalty as it is. The input gradients are
-    those of evaluation mode.
+    """The cross entropy and the penalty, against a network of the surrogate's architecture, for `with_penalty`'s
+    variables; training leaves the penalty as it is. The input gradients are those of evaluation mode.
     """
 
     def penalised(
@@ -144,12 +133,7 @@ def absolute_cosine(first: jax.Array, second: jax.Array) -> jax.Array:
 def against(
     models: tuple[Model, Model], test: Split, surrogate: Variables, network: Variables, *, epsilon: float
 ) -> dict[str, jax.Array]:
-    """One network against its surrogate, on test images: each of `MEASURES`.
-
-    Args:
-      models: of the surrogate and of the network.
-      epsilon: of FGSM, in units of pixels in [0, 1].
-    """
+    """The `MEASURES` of a network, of `models[1]`, against its surrogate; epsilon is in units of pixels in [0, 1]."""
     f, g = (partial(model.apply, v) for model, v in zip(models, (surrogate, network), strict=True))
     x, labels = training.pixels(test.images), test.labels
     taus = metrics.transferability(f, g, x)
@@ -167,14 +151,8 @@ def against(
 
 
 def tabulate(rows: list[dict[str, np.ndarray]], coefficients: tuple[float, ...]) -> pandas.DataFrame:
-    """What each coefficient of the penalty does.
-
-    Args:
-      rows: `MEASURES` of each network, by coefficient.
-
-    Returns:
-      `coefficient`, how many of its networks are `lost` (their outputs are not finite) and in no mean, and each of
-      `MEASURES` with its 95 % interval over networks.
+    """For each `coefficient` the `MEASURES` with their 95 % intervals over networks, and how many of these are `lost`
+    (their outputs are not finite) and in no mean; `rows` are the networks' `MEASURES`, by coefficient.
     """
     values = {name: np.reshape([row[name] for row in rows], (len(coefficients), -1)) for name in MEASURES}
     intervals = {name: stats.mean_ci(of_networks, axis=1) for name, of_networks in values.items()}
@@ -194,8 +172,7 @@ def draw(results: Results) -> dict[str, Figure]:
     """What the penalty's coefficient does to each measure, with 95 % intervals."""
     config, table = results.config, results.tables["penalty"]
     figure = Figure(figsize=(12, 6.4), layout="constrained")
-    panels = figure.subplots(2, 3, sharex=True)
-    x = np.arange(len(table))
+    panels, x = figure.subplots(2, 3, sharex=True), np.arange(len(table))
     for i, (axes, (name, label)) in enumerate(zip(panels.flat, MEASURES.items(), strict=True)):
         interval = tables.interval(table, name)
         axes.plot(x, interval.mean, f"C{i}", marker=".", label=f"mean of {config['num_networks']} networks")
@@ -206,12 +183,10 @@ def draw(results: Results) -> dict[str, Figure]:
     for axes in panels[1]:
         axes.set_xticks(x, [f"{coefficient:g}" for coefficient in table["coefficient"]])
         axes.set_xlabel("coefficient of the penalty (nats)")
-    figure.suptitle(
-        f"Input gradients kept away from a frozen surrogate's ({config['surrogate']}): {figures.networks(config)}\n"
-        f"{figures.data(config['data'])}, {config['num_examples']} test images, {config['num_steps']} steps; FGSM of "
-        f"epsilon {config['attack']['epsilon']:.3g} (pixels in [0, 1])",
-        fontsize="medium",
-    )
+    names = f"({config['surrogate']}): {figures.networks(config)}"
+    data = f"{figures.data(config['data'])}, {config['num_examples']} test images, {config['num_steps']} steps"
+    attack = f"FGSM of epsilon {config['attack']['epsilon']:.3g} (pixels in [0, 1])"
+    figure.suptitle(f"Input gradients kept away from a frozen surrogate's {names}\n{data}; {attack}", fontsize="medium")
     return {"figure": figure}
 
 

@@ -110,14 +110,19 @@ def _as_read(measured: Results, config: ConfigDict, seconds: float) -> Results:
 
 def _write(experiment: Experiment, config: ConfigDict, workdir: Path, results: Results) -> None:
     folder.write_config(workdir, experiment.name, config)
-    for name, table in results.tables.items():
-        folder.write_table(workdir / f"{name}.csv", table)
-    for name, arrays in results.arrays.items():
-        files.write_npz(workdir / f"{name}.npz", arrays)
+    write_data(workdir, results)
     for stem, figure in experiment.figures(results).items():
         for suffix in ("png", "svg"):
             files.write(workdir / f"{stem}.{suffix}", folder.drawn(figure, suffix))
     folder.write_summary(workdir, results.summary)
+
+
+def write_data(workdir: Path, results: Results) -> None:
+    """Write the tables and the arrays."""
+    for name, table in results.tables.items():
+        folder.write_table(workdir / f"{name}.csv", table)
+    for name, arrays in results.arrays.items():
+        files.write_npz(workdir / f"{name}.npz", arrays)
 
 
 def read(workdir: Path | str) -> Results:

@@ -32,6 +32,10 @@ class Keys(NamedTuple):
     attack: jax.Array
     augment: jax.Array
 
+    def folded(self, number: int) -> "Keys":
+        """Other keys, as for networks that are trained apart from the rest."""
+        return Keys(*(jax.random.fold_in(key, number) for key in self))
+
 
 class Population(NamedTuple):
     """M networks of each of one or two architectures, what they train on, and how they are measured.

@@ -5,7 +5,7 @@ for a target domain, and attack a reference that was trained there.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +14,7 @@ import pandas
 from ml_collections import ConfigDict
 
 from jtrans import models
-from jtrans.data import Dataset
 from jtrans.errors import InputError
-from jtrans.experiments import matrix
 from jtrans.experiments.knowledge import stages, words
 from jtrans.experiments.knowledge.figures import draw
 from jtrans.experiments.knowledge.stages import Study, Task
@@ -27,11 +25,6 @@ from jtrans.harness.fields import Field, is_tuple, one_of, positive, seed, whole
 from jtrans.population import devices, engine
 
 NAME = "knowledge"
-
-
-def _domain(name: str) -> dict[str, Field]:
-    """The fields of a data set under another section's name."""
-    return {field.replace("data", name, 1): value for field, value in fields.DATA.items()}
 
 
 FIELDS: Mapping[str, Field] = {
@@ -47,8 +40,7 @@ FIELDS: Mapping[str, Field] = {
     **fields.WIDTHS,
     "initializer": one_of("pytorch", models.INITIALIZERS),
     "num_networks": whole(5),  # seeds of each source, and of the reference
-    **_domain("source"),
-    **_domain("target"),
+    **{name.replace("data", of, 1): field for of in ("source", "target") for name, field in fields.DATA.items()},
     "num_epochs": whole(100),
     "reference_epochs": whole(100),
     "refit_epochs": whole(10),  # of a new last layer by SGD
@@ -65,12 +57,10 @@ FIELDS: Mapping[str, Field] = {
 
 def check(config: ConfigDict) -> None:
     """Check what no single field can say."""
-    sources = list(itertools.product(config.models, config.mixtures))
-    if not 3 <= len(sources) <= 9:
-        raise InputError(f"models: got {len(sources)} sources in all, by models and mixtures; correlations take 3 to 9")
-    labels = [source_label(config, name, classes) for name, classes in sources]
-    repeated = [label for label in labels if labels.count(label) > 1]
-    if repeated:
+    labels = [label for label, *_ in sources(config)]
+    if not 3 <= len(labels) <= 9:
+        raise InputError(f"models: got {len(labels)} sources in all, by models and mixtures; correlations take 3 to 9")
+    if repeated := [label for label in labels if labels.count(label) > 1]:
         raise InputError(f"mixtures: two sources would both be called {repeated[0]!r}; rename the classes")
     for section, names in (("source", config.models), ("target", (config.reference,))):
         for name in names:
@@ -80,10 +70,11 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"target.image_size: got {sizes}, and attacks transfer only at the same size")
 
 
-def source_label(config: ConfigDict, name: str, classes: tuple[str, ...]) -> str:
-    """What a source is called: its architecture, its mixture, or both, whatever there are several of."""
-    parts = [name] * (len(config.models) > 1) + ["+".join(classes) or "all"] * (len(config.mixtures) > 1)
-    return "-".join(parts)
+def sources(config: ConfigDict) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """The label, the architecture and the mixture of each source; the label names whatever there are several of."""
+    for name, classes in itertools.product(config.models, config.mixtures):
+        parts = [name] * (len(config.models) > 1) + ["+".join(classes) or "all"] * (len(config.mixtures) > 1)
+        yield "-".join(parts), name, classes
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
@@ -91,8 +82,12 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     keys = engine.keys(config.seed)
     target = setup.images(config, keys.data, "target")
     domains = {classes: setup.images(config, keys.data, "source", classes) for classes in config.mixtures}
-    tasks = of_reference, *of_sources = to_train(config, target, domains)
-    check_data(config, tasks)
+    of_reference = Task(0, "reference", config.reference, "target", target, config.reference_epochs)
+    of_sources = [
+        Task(number, label, name, "source", domains[classes], config.num_epochs)
+        for number, (label, name, classes) in enumerate(sources(config), 1)
+    ]
+    check_data(config, [of_reference, *of_sources])
     devices.first_does(partial(folder.write_config, workdir, NAME, config))
     study = Study(config, workdir, keys, target)
     reference = stages.train(study, of_reference)
@@ -102,35 +97,19 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         source = stages.train(study, task)
         with_heads.append(stages.refit(study, source, references))
         parts.append(stages.attack(study, source, with_heads[-1], references))
-    networks = [*with_heads, reference]
-    table = pandas.concat(parts, ignore_index=True)
-    of_heads = matrix.table(stages.success(study, networks), [n.task.label for n in networks])
+    of_heads, table = stages.success(study, [*with_heads, reference]), pandas.concat(parts, ignore_index=True)
     summary = words.summarize(table, np.random.default_rng(config.seed))
     return Results(config, summary, {"knowledge": table, "matrix": of_heads}, {})
 
 
-def to_train(config: ConfigDict, target: Dataset, domains: Mapping[tuple[str, ...], Dataset]) -> list[Task]:
-    """The reference, then every source; `domains` are the data sets of the mixtures."""
-    tasks = [Task(0, "reference", config.reference, "target", target, config.reference_epochs)]
-    for name, classes in itertools.product(config.models, config.mixtures):
-        label = source_label(config, name, classes)
-        tasks.append(Task(len(tasks), label, name, "source", domains[classes], config.num_epochs))
-    return tasks
-
-
 def check_data(config: ConfigDict, tasks: Sequence[Task]) -> None:
-    """Check that all data sets have a batch of training images, and images of one shape.
-
-    Raises:
-      InputError: there are too few images, or the domains differ in their channels.
-    """
+    """Check that all data sets have a batch of training images, and images of one number of channels."""
     channels = [task.dataset.test.images.shape[-1] for task in tasks]
     if different := set(channels) - {channels[0]}:
         what = f"its images have {channels[0]} channels, and those of {config.source.name} {different.pop()}"
         raise InputError(f"target.name: got {config.target.name}; {what}; attacks transfer only at the same number")
     for task in tasks:
-        count = len(task.dataset.train.labels)
-        if count < config.batch_size:
+        if (count := len(task.dataset.train.labels)) < config.batch_size:
             raise InputError(f"batch_size: got {config.batch_size}; {task.label} has {count} training images")
 
 

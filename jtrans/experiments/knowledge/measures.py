@@ -14,8 +14,9 @@ import numpy as np
 import optax
 import scipy.special
 
-from jtrans import attacks, directions, jacobian, loops, metrics, models, scores, training, transfer
+from jtrans import attacks, directions, jacobian, loops, metrics, scores, training, transfer
 from jtrans.attacks import Attack
+from jtrans.data import Split
 from jtrans.jacobian import Function, SingularTriple
 from jtrans.models import Model, Variables
 from jtrans.transfer import Head
@@ -33,7 +34,7 @@ class Outputs(NamedTuple):
 
 
 def outputs(model: Model, variables: Variables, images: jax.Array) -> Outputs:
-    """The outputs on uint8 images."""
+    """A network's outputs for images."""
     x = training.pixels(images)
     return Outputs(model.apply(variables, x), model.features(variables, x))
 
@@ -48,18 +49,11 @@ def lost(outputs: Outputs) -> str:
 def refit(
     source: tuple[Outputs, Outputs], reference: Outputs, labels: tuple[np.ndarray, np.ndarray], num_classes: int
 ) -> tuple[dict[str, float], Head, str]:
-    """The source with a new head for the target domain, and how much it knows of that domain.
+    """The source's `SCORES` on the target domain, a head fitted to convergence, and why the source is `lost`.
 
-    Args:
-      source: on the target's training and test images.
-      reference: on the test images.
-      labels: of the training and of the test images.
-
-    Returns:
-      `SCORES`: the loss (nats) and accuracy of the new head on the test images; `logme`, `leep`, `h_score` by the
-      training images; `cka` with the reference's features by the test images, NaN where the reference is `lost`. The
-      head, fitted to convergence. And why the source is `lost`, or "not refitted" where softmax regression does not
-      converge; all of the rest is NaN then.
+    `source` and `labels` are those of the target's training and test images, `reference` of the test images. The loss
+    (nats), the accuracy and `cka` (NaN where the reference is lost) are by the test images, the others by the training
+    images. All numbers are NaN where the source is lost, or "not refitted": softmax regression does not converge.
     """
     train, test = source
     why, head = lost(train) or lost(test), None
@@ -81,53 +75,29 @@ def refit(
     return dict(zip(SCORES, values, strict=True)), head, ""
 
 
-def with_head(variables: Variables, head: Head) -> Variables:
-    """The network with a new head in the place of its last layer: it tells the target's classes apart."""
-    return models.with_last_layer(variables, jnp.float32(head.weights.T), jnp.float32(head.bias))
-
-
 def head_step(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    variables: Variables,
-    head: Head,
-    state: Any,
-    images: jax.Array,
-    labels: jax.Array,
+    model: Model, optimizer: optax.GradientTransformation, variables: Variables, head: Head, state: Any, batch: Split
 ) -> tuple[Head, Any]:
-    """A new last layer and its optimizer's state after one step on a batch; the rest of the network stays as it is.
-
-    Args:
-      images: uint8 `[B, H, W, C]`.
-      labels: `[B]`, of the target domain.
-    """
-    features = model.features(variables, training.pixels(images))
+    """A new last layer and its optimizer's state after one step on a batch; the rest of the network stays as it is."""
+    features = model.features(variables, training.pixels(batch.images))
 
     def loss(head: Head) -> jax.Array:
         logits = features @ head.weights + head.bias[None]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
 
     updates, state = optimizer.update(jax.grad(loss)(head), state, head)
     return optax.apply_updates(head, updates), state
 
 
 class Perturbed(NamedTuple):
-    """N images attacked on one network: the virtual attack `triple.v`, and the images `[N, H, W, C]` that each attack
-    of finite size makes, by its name.
-    """
+    """N images attacked on one network: by the virtual attack `triple.v`, and `[N, H, W, C]` by attacks by name."""
 
     triple: SingularTriple
     adversarial: dict[str, jax.Array]
 
 
 def perturb(by_name: Mapping[str, Attack], network: Function, images: jax.Array, key: jax.Array) -> Perturbed:
-    """Attack a network at images, away from its own prediction as in the official code.
-
-    Args:
-      by_name: the attacks of finite size.
-      network: `[N, H, W, C]` in [0, 1] to logits.
-      key: of the random starts.
-    """
+    """Attack a network at images, away from its own prediction as in the official code; `key` is of random starts."""
 
     def batch(x: jax.Array, keys: jax.Array) -> tuple[None, Perturbed]:
         label = attacks.own_prediction(network, x)
@@ -142,17 +112,10 @@ def perturb(by_name: Mapping[str, Attack], network: Function, images: jax.Array,
 def transferability(
     networks: tuple[Function, Function], perturbed: tuple[Perturbed, Perturbed], images: jax.Array, labels: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """How attacks transfer between a source and the reference (Liang et al. 2021).
+    """How attacks transfer between source and reference (Liang et al. 2021), at images that the reference gets right.
 
-    Args:
-      networks: source and reference, `[N, H, W, C]` in [0, 1] to logits, each over classes of its own.
-      perturbed: the images attacked on each.
-      images, labels: of the target domain; images that the reference classifies rightly.
-
-    Returns:
-      For every attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from target to source (`T_S`),
-      0 to 1. And for each of finite size whether the reference still classifies each image rightly under the source's,
-      `[N]` as `attacks.right` gives it.
+    For every attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from target to source (`T_S`),
+    0 to 1; and for each of finite size, made on the source, whether the reference is still `attacks.right`, `[N]`.
     """
     arrays = training.pixels(images), labels, *perturbed
     with jax.default_matmul_precision("highest"):
@@ -168,9 +131,7 @@ def transferability(
 
 
 def _changes(networks: tuple[Function, Function], x: jax.Array, labels: jax.Array, *perturbed: Perturbed) -> Any:
-    """For each attack and way the changes `[N, K]` of the outputs of the network that it is made on and of the other;
-    and the second of `transferability`.
-    """
+    """By attack and way the output changes `[N, K]` of the network attacked and of the other; the second as above."""
     clean = [f(x) for f in networks]
     changes: dict[str, dict[str, tuple[jax.Array, jax.Array]]] = {}
     for way, own, other in (("S_T", 0, 1), ("T_S", 1, 0)):
@@ -185,12 +146,8 @@ def _changes(networks: tuple[Function, Function], x: jax.Array, labels: jax.Arra
 
 
 def success(under_attack: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, float]:
-    """`NAME_success`, the share of images that the reference gets wrong under an attack, and `NAME_success_both`, of
-    those that the source gets right.
-
-    Args:
-      under_attack: for each attack `[N]`, as `transferability` returns it.
-      right: `[N]`, whether the source with its new head classifies the clean images rightly.
+    """`NAME_success`, the share of images that the reference gets wrong under an attack of `transferability`, and
+    `NAME_success_both`, of those that the source with its new head gets right (`right`, `[N]`).
     """
     rates: dict[str, float] = {}
     for name, attacked in under_attack.items():

@@ -17,14 +17,15 @@ import pandas
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from jtrans import attacks, data, files, loops, metrics, models, training, transfer
+from jtrans import attacks, data, loops, metrics, models, training, transfer
 from jtrans.attacks import Attack
 from jtrans.data import Dataset, Split
 from jtrans.errors import InputError
+from jtrans.experiments import matrix
 from jtrans.experiments.knowledge import measures
 from jtrans.experiments.knowledge.measures import Outputs, Perturbed
 from jtrans.harness import folder, setup, tables
-from jtrans.harness.experiment import Results
+from jtrans.harness.experiment import Results, write_data
 from jtrans.jacobian import Function
 from jtrans.metrics import SuccessMatrix
 from jtrans.models import Model, Variables
@@ -47,9 +48,7 @@ class Study(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Networks to train: all seeds of a source, or of the reference, which is number 0. `section` is that of the config
-    which describes their images.
-    """
+    """All seeds of a source, or of the reference (number 0), to train; `section` of the config is of their images."""
 
     number: int
     label: str
@@ -73,8 +72,8 @@ class Networks(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """One seed's reference: its outputs and accuracy on the target's test images, why it measures nothing (or ""), some
-    of the images that it classifies rightly (where it is lost, any), their labels, and these attacked on it.
+    """One seed's reference: its outputs and accuracy on the target's test images, why it is lost (or ""), some of the
+    images that it classifies rightly (where it is lost, any), their labels, and these attacked on it.
     """
 
     network: Function
@@ -93,26 +92,16 @@ class Stage(NamedTuple):
     name: str
     config: ConfigDict
 
-    def write_config(self) -> None:
-        """Write `config.json`."""
-        folder.write_config(self.path, self.name, self.config)
-
-    def write(self, results: Results) -> None:
-        """Write the tables and arrays, and the summary last."""
-        for name, table in results.tables.items():
-            folder.write_table(self.path / f"{name}.csv", table)
-        for name, arrays in results.arrays.items():
-            files.write_npz(self.path / f"{name}.npz", arrays)
-        folder.write_summary(self.path, folder.complete(results.summary, self.config))
-
     def networks(self, make: Callable[[], tuple[Variables, Results]]) -> Variables:
         """The saved networks, made where they are not there yet."""
         with folder.claimed(*self) as finished:
             if not finished:
                 variables, results = make()
-                devices.first_does(self.write_config)
+                devices.first_does(partial(folder.write_config, *self))
                 folder.write_networks(self.path, [variables])
-                devices.first_does(partial(self.write, results))
+                devices.first_does(partial(write_data, self.path, results))
+                summary = folder.complete(results.summary, self.config)
+                devices.first_does(partial(folder.write_summary, self.path, summary))
         return folder.read_networks(self.path)[0]
 
 
@@ -126,11 +115,6 @@ def _stage(study: Study, kind: str, task: Task, section: Mapping[str, Any], data
         **settings,
     }
     return Stage(study.workdir / kind / folder.folder_name(task.label), f"knowledge-{kind}", ConfigDict(config))
-
-
-def folded(keys: Keys, number: int) -> Keys:
-    """The keys of one source, or of the heads, or of one seed of those."""
-    return Keys(*(jax.random.fold_in(key, number) for key in keys))
 
 
 def few(config: ConfigDict, test: Split) -> Split:
@@ -153,19 +137,13 @@ def _train(study: Study, task: Task, model: Model, stage: Stage) -> tuple[Variab
     """The networks trained side by side, as the official code trains them, and their trajectory."""
     config, num_steps, per_epoch = study.config, stage.config.num_steps, stage.config.measure_every
     print(f"{task.label}: {config.num_networks} networks, {task.num_epochs} epochs of {per_epoch} steps", flush=True)
-    population = engine.build(
-        models=[model],
-        optimizer=training.cosine_sgd(config.learning_rate, num_steps),
-        keys=folded(study.keys, task.number),
-        train=task.dataset.train,
-        test=few(config, task.dataset.test),
-        num_networks=config.num_networks,
-        batch_size=config.batch_size,
-        group_size=config.group_size,
-        augment=training.crop_and_flip if config.augment else None,
-    )
-    checkpoint = config.checkpoint.seconds, config.checkpoint.steps
-    plan = Plan(num_steps, per_epoch, *checkpoint, stage.config.data_sha256, stage.write_config)
+    settings: dict[str, Any] = {name: config[name] for name in ("num_networks", "batch_size", "group_size")}
+    settings |= {"models": [model], "train": task.dataset.train, "test": few(config, task.dataset.test)}
+    settings |= {"augment": training.crop_and_flip if config.augment else None}
+    optimizer = training.cosine_sgd(config.learning_rate, num_steps)
+    population = engine.build(optimizer=optimizer, keys=study.keys.folded(task.number), **settings)
+    saved = config.checkpoint.seconds, config.checkpoint.steps, stage.config.data_sha256
+    plan = Plan(num_steps, per_epoch, *saved, partial(folder.write_config, *stage))
     run, (trained,) = follow.run(population, plan, stage.path)
     summary = {"accuracy": run["accuracy"][:, -1], **setup.identity(task.dataset)}
     table = tables.of_trajectory(run, trajectory.curves(run))
@@ -180,11 +158,7 @@ def outputs(networks: Networks, images: np.ndarray) -> list[Outputs]:
 
 
 def references(study: Study, networks: Networks) -> list[Reference]:
-    """Each seed's reference.
-
-    Raises:
-      InputError: all of them are lost, or one of the others gets no image right.
-    """
+    """Each seed's reference; InputError if all of them are lost, or one of the others gets no image right."""
     config, test = study.config, study.target.test
     on_test = outputs(networks, test.images)
     correct = [np.asarray(attacks.right(of_seed.logits, test.labels)) for of_seed in on_test]
@@ -193,11 +167,9 @@ def references(study: Study, networks: Networks) -> list[Reference]:
     healthy = [images for images, why in zip(right, lost, strict=True) if not why]
     count = min(config.num_examples, *map(len, healthy)) if healthy else 0
     if not count:
-        what = "a reference gets no test image right" if healthy else "every reference is lost"
-        raise InputError(
-            f"reference_epochs: after {config.reference_epochs}, at learning rate {config.learning_rate:g}, {what}; "
-            f"change one of them and name another --workdir"
-        )
+        why = "a reference gets no test image right" if healthy else "every reference is lost"
+        what = f"after {config.reference_epochs}, at learning rate {config.learning_rate:g}, {why}"
+        raise InputError(f"reference_epochs: {what}; change one of them and name another --workdir")
     perturb = jax.jit(partial(measures.perturb, finite_attacks(config)))
     made = []
     for seed, network in enumerate(networks.functions()):
@@ -205,15 +177,15 @@ def references(study: Study, networks: Networks) -> list[Reference]:
         chosen = among[np.linspace(0, len(among) - 1, count).astype(int)]  # classes may come in order
         images, labels = test.images[chosen], test.labels[chosen]
         perturbed = perturb(network, images, jax.random.fold_in(study.keys.attack, seed))
-        accuracy = float(correct[seed].mean())
-        made.append(Reference(network, on_test[seed], accuracy, lost[seed], images, labels, perturbed))
+        of_test = on_test[seed], float(correct[seed].mean()), lost[seed]
+        made.append(Reference(network, *of_test, images, labels, perturbed))
     return made
 
 
 def finite_attacks(config: ConfigDict) -> dict[str, Attack]:
     """The attacks of finite size, as in the official code: epsilon in units of pixels in [0, 1]."""
-    make = lambda name: attacks.BY_NAME[name](config.attack.epsilon, config.attack.steps, 0)
-    return {name: jax.jit(make(name)) for name in ATTACKS}
+    size = config.attack.epsilon, config.attack.steps, 0
+    return {name: jax.jit(attacks.BY_NAME[name](*size)) for name in ATTACKS}
 
 
 def refit(study: Study, source: Networks, references: Sequence[Reference]) -> Networks:
@@ -231,23 +203,22 @@ def _refit(study: Study, source: Networks, references: Sequence[Reference]) -> t
     config, target, label = study.config, study.target, source.task.label
     labels, num_classes = (target.train.labels, target.test.labels), len(target.class_names)
     on_train, on_test = (outputs(source, split.images) for split in (target.train, target.test))
-    by_sgd = sgd_heads(config, source, target.train, folded(study.keys, len(config.models) * len(config.mixtures) + 1))
+    keys = study.keys.folded(len(config.models) * len(config.mixtures) + 1)  # not those of a task
+    by_sgd = sgd_heads(config, source, target.train, keys)
     num_parameters = sum(leaf[0].size for leaf in jax.tree.leaves(source.variables["params"]))
     rows, heads = [], []
     for seed, (train, test, sgd_head, reference) in enumerate(zip(on_train, on_test, by_sgd, references, strict=True)):
         scores, head, lost = measures.refit((train, test), reference.outputs, labels, num_classes)
-        nothing = math.nan, math.nan
-        sgd_loss, sgd_accuracy = nothing if lost else transfer.classification(sgd_head, test.features, labels[1])
-        lost = lost or (reference.lost and f"reference {reference.lost}")
-        if lost:
+        loss, accuracy = (math.nan,) * 2 if lost else transfer.classification(sgd_head, test.features, labels[1])
+        if lost := lost or (reference.lost and f"reference {reference.lost}"):
             print(f"{label}, seed {seed}: {lost}; it is left out", flush=True)
-        of_sgd = {"sgd_loss": sgd_loss, "sgd_accuracy": sgd_accuracy}
-        rows.append({"seed": seed, "lost": lost, **scores, **of_sgd, "parameters": float(num_parameters)})
+        rows.append({"seed": seed, "lost": lost, **scores, "sgd_loss": loss, "sgd_accuracy": accuracy})
         heads.append(head)
     print(f"{label}: new heads fitted", flush=True)
-    stacked = Head(*map(np.stack, zip(*heads, strict=True)))
-    results = Results(config, setup.identity(target), {"knowledge": pandas.DataFrame(rows)}, {})
-    return jax.vmap(measures.with_head)(source.variables, stacked), results
+    weights, bias = (np.stack(parts).astype(np.float32) for parts in zip(*heads, strict=True))
+    table = pandas.DataFrame(rows).assign(parameters=float(num_parameters))
+    results = Results(config, setup.identity(target), {"knowledge": table}, {})
+    return jax.vmap(models.with_last_layer)(source.variables, weights.transpose(0, 2, 1), bias), results
 
 
 def sgd_heads(config: ConfigDict, source: Networks, train: Split, keys: Keys) -> Iterator[Head]:
@@ -257,7 +228,7 @@ def sgd_heads(config: ConfigDict, source: Networks, train: Split, keys: Keys) ->
     optimizer = training.cosine_sgd(config.learning_rate, config.refit_epochs * per_epoch)
     step, augment = jax.jit(partial(measures.head_step, source.model, optimizer)), jax.jit(training.crop_and_flip)
     for seed, variables in enumerate(loops.unstack(source.variables)):
-        of_seed = folded(keys, seed)
+        of_seed = keys.folded(seed)
         features = models.last_layer(variables)["kernel"].shape[1]
         draw = partial(jax.random.uniform, minval=-(features**-0.5), maxval=features**-0.5)
         head = Head(*map(draw, jax.random.split(of_seed.init), ((features, num_classes), (num_classes,))))
@@ -269,7 +240,7 @@ def sgd_heads(config: ConfigDict, source: Networks, train: Split, keys: Keys) ->
             chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
             images = train.images[chosen]
             images = augment(jax.random.fold_in(of_seed.augment, number), images) if config.augment else images
-            head, state = step(variables, head, state, images, train.labels[chosen])
+            head, state = step(variables, head, state, Split(images, train.labels[chosen]))
         yield Head(*map(np.asarray, head))
 
 
@@ -302,16 +273,15 @@ def _attack(study: Study, source: Networks, with_heads: Networks, references: Se
     return pandas.DataFrame(rows)
 
 
-def success(study: Study, networks: Sequence[Networks]) -> dict[str, SuccessMatrix]:
-    """By attack, its success from each of the networks, which tell the same classes apart, on each; by seeds."""
+def success(study: Study, networks: Sequence[Networks]) -> pandas.DataFrame:
+    """The `matrix.table` of networks that tell the same classes apart, with intervals over seeds."""
     test = few(study.config, study.target.test)
     x, matrices = np.asarray(training.pixels(test.images)), {}
-    seeds = list(zip(*(n.functions() for n in networks), strict=True))
+    seeds = enumerate(zip(*(n.functions() for n in networks), strict=True))
+    key = partial(jax.random.fold_in, study.keys.attack)
+    of_seeds = [partial(metrics.success_matrix, fs, fs, x, test.labels, key=key(seed)) for seed, fs in seeds]
     for name, attack in finite_attacks(study.config).items():
-        of_seeds = [
-            metrics.success_matrix(fs, fs, x, test.labels, attack, key=jax.random.fold_in(study.keys.attack, seed))
-            for seed, fs in enumerate(seeds)
-        ]
-        matrices[name] = SuccessMatrix(*map(np.stack, zip(*of_seeds, strict=True)))
+        of_attack = zip(*(of_seed(attack) for of_seed in of_seeds), strict=True)
+        matrices[name] = SuccessMatrix(*map(np.stack, of_attack))
         print(f"{name}: every network attacked", flush=True)
-    return matrices
+    return matrix.table(matrices, [n.task.label for n in networks])

@@ -1,6 +1,7 @@
 """How adversarial transferability goes with the transfer of knowledge, in numbers and in words."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,44 +45,31 @@ def by_source(table: pandas.DataFrame, name: str) -> np.ndarray:
 
 
 def summarize(table: pandas.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
-    """How every measure goes with knowledge transfer over the sources, ready for JSON.
-
-    Args:
-      table: `source`, `seed`, `lost`, `transfer_loss`, the measures of `CAPTIONS`, and further columns of numbers.
-      rng: draws the seeds of the intervals.
+    """How every measure of `CAPTIONS` goes with knowledge transfer over the sources, ready for JSON.
 
     Returns:
       `sources`: for each, every column of numbers as `{mean, low, high}` over seeds. `lost`: the `source` and `seed` of
       networks that measure nothing, and why they are `lost`. `correlations` with the transfer loss, for each measure:
-
-      - `pearson` and `spearman`, `{mean, low, high, p_value}` as `stats.correlation` gives them, or None where there is
-        none, and `undefined`, why there is none, else None;
-      - `missing`, at how many seeds of all sources the measure or the transfer loss has no value, and `left_out`, the
-        sources where it has none at any seed;
-      - whether it `falls` with the loss: True where the whole interval of Spearman's lies below 0, False where it lies
-        above, else None.
+      `pearson` and `spearman` as `stats.correlation` gives them, or None where `undefined` says why; `missing`, at how
+      many seeds the measure or the loss has no value; `left_out`, the sources without a value at any seed; whether it
+      `falls` with the loss: True where Spearman's whole interval lies below 0, False where it lies above, else None.
     """
     values = {name: by_source(table, name) for name in table.columns if name not in ("source", "seed", "lost")}
     loss, names = values["transfer_loss"], list(dict.fromkeys(table["source"]))
-    sources = [
-        {"source": source, **{name: stats.plain(stats.mean_ci(of[i])) for name, of in values.items()}}
-        for i, source in enumerate(names)
-    ]
+    of_source = lambda i: {name: stats.plain(stats.mean_ci(of[i])) for name, of in values.items()}
+    sources = [{"source": source, **of_source(i)} for i, source in enumerate(names)]
     correlations = [{"measure": name, **_correlations(values[name], loss, names, rng)} for name in CAPTIONS]
     lost = table.loc[table["lost"] != "", ["source", "seed", "lost"]].to_dict("records")
     return {"num_seeds": loss.shape[1], "sources": sources, "lost": lost, "correlations": correlations}
 
 
-def _correlations(
-    values: np.ndarray, loss: np.ndarray, names: Sequence[str], rng: np.random.Generator
-) -> dict[str, Any]:
+def _correlations(values: np.ndarray, loss: np.ndarray, names: list[str], rng: np.random.Generator) -> dict[str, Any]:
     """How a measure goes with the transfer loss, both `[sources, seeds]`."""
     values, loss = (np.where(np.isnan(values) | np.isnan(loss), np.nan, each) for each in (values, loss))
     mean, mean_loss = (stats.mean_ci(of_seeds, axis=1).mean for of_seeds in (values, loss))
     valid = np.isfinite(mean) & np.isfinite(mean_loss)
     row: dict[str, Any] = dict.fromkeys((*KINDS, "undefined", "falls"))
-    row["missing"] = int(np.isnan(values).sum())
-    row["left_out"] = [name for name, has_value in zip(names, valid, strict=True) if not has_value]
+    row |= {"missing": int(np.isnan(values).sum()), "left_out": list(itertools.compress(names, ~valid))}
     if valid.sum() < 3:
         row["undefined"] = "fewer than 3 sources have values"
     elif stats.constant(mean[valid]):  # as the number of parameters of one architecture
@@ -107,16 +95,16 @@ def tell(results: Results) -> str:
         lines.append(f"left out: {'; '.join(listed)}")
     cells = zip(*map(_cells, summary["correlations"]), strict=True)
     lines += ["", tables.text(dict(zip(COLUMNS, cells, strict=True))), NOTE]
-    return "\n".join([*lines, "", matrix.describe(results.tables["matrix"])])
+    return "\n".join([*lines, "", matrix.tell(results)])
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     """A measure's correlation, in words for each of `COLUMNS`."""
-    values: tuple[str, ...] = ("", "", "", row["undefined"])
-    if row["undefined"] is None:
-        p_values = ", ".join(f"{row[kind]['p_value']:.3f}" for kind in KINDS)
-        values = *(stats.interval_text(row[kind], 2) for kind in KINDS), p_values, VERDICTS[row["falls"]]
-    return CAPTIONS[row["measure"]], *values, missing(row)
+    if row["undefined"] is not None:
+        return CAPTIONS[row["measure"]], "", "", "", row["undefined"], missing(row)
+    intervals = (stats.interval_text(row[kind], 2) for kind in KINDS)
+    p_values = ", ".join(f"{row[kind]['p_value']:.3f}" for kind in KINDS)
+    return CAPTIONS[row["measure"]], *intervals, p_values, VERDICTS[row["falls"]], missing(row)
 
 
 def missing(row: Mapping[str, Any]) -> str:

@@ -308,6 +308,7 @@ FLAGS = [
     ("--config.num_networks=1", "num_networks: got 1; pairs"),
     ("--config.batch_size=5000", "batch_size: got 5000; the training images are 1442"),
     ("--config.num_examples=5000", "num_examples: got 5000"),
+    ("--config.data.image_size=1", "data.image_size: got 1; directions take images of 2 values or more"),
     ("--config.measure_every=0", "measure_every: got 0"),
     ("--config.optimizer.name=adamw", "optimizer.name: got 'adamw'; it takes one of adam, rmsprop, sgd, momentum"),
     ("--config.optimizer.learning_rate=-1", "optimizer.learning_rate: got -1.0; it takes a number above 0"),

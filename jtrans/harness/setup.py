@@ -21,6 +21,9 @@ def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Datas
     count = len(dataset.train.labels)
     if batch_size > count:
         raise InputError(f"batch_size: got {batch_size}; the training images are {count}, so at most that")
+    if test.images[0].size < 2:
+        size = config.data.image_size
+        raise InputError(f"data.image_size: got {size}; directions take images of 2 values or more, so a larger one")
     _announce(config, dataset)
     return dataset, test
 

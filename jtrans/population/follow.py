@@ -205,9 +205,8 @@ class _Log(contextlib.ExitStack):
         return self.plan.saves * ((KEPT + 1) * (self.state_bytes + history) + examples)
 
     def _say(self, line: str) -> None:
-        """A line, above the bar where there is one."""
-        self.bar.write(line)
-        sys.stdout.flush()
+        """A line, above the bar where there is one; the processes of a job that do not report have no stdout."""
+        print(line, flush=True) if self.bar.disable else self.bar.write(line)
 
 
 def _duration(seconds: float) -> str:

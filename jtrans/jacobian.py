@@ -79,7 +79,8 @@ def top_singular_triple(f: Function, x: jax.Array, *, level: int = 0) -> Singula
       ValueError: `f` does not return `[N, K]`, or there is no such level: at most `min(K, D) - 1` for D input values.
     """
     outputs, values = output_size(f, x), int(np.prod(x.shape[1:]))
-    if not 0 <= level <= (last := min(outputs, values) - 1):
+    last = min(outputs, values) - 1
+    if not 0 <= level <= last:
         raise ValueError(f"level: got {level}; a Jacobian of {outputs} x {values} has levels 0 to {last}")
     dense = outputs <= DENSE_OUTPUTS
     size = batch_size_for(outputs * values if dense else (KRYLOV_STEPS + level) * (outputs + 2 * values))

@@ -12,7 +12,8 @@ reproduce: .venv/base
 	.venv/bin/python experiments/reproduce.py --config=configs/reproduce.py --workdir=runs/reproduction \
 	  --config.data_dir="$(DATA)" --config.images_dir="$(IMAGES)"
 
-PYTEST = python -m pytest -n 2 --dist loadgroup
+# Each file in one of two processes, so that a run that its tests share is made once.
+PYTEST = python -m pytest -n 2 --dist loadfile
 
 test: .venv/dev
 	.venv/bin/$(PYTEST) -m "not slow"

@@ -169,14 +169,17 @@ def success_matrix(
         each = lambda x, y: (None, attacks.right(f(x), y))
         return np.asarray(loops.in_batches(each, batch_size, x, y)[1])
 
-    clean_target, rows = np.array([right(f, x) for f in targets]), []
-    for f in sources:
+    clean_target = np.array([right(f, x) for f in targets])
+    shape = (len(sources), len(targets), len(attacks.DENOMINATORS))
+    matrix = SuccessMatrix(np.empty(shape), np.empty(shape, int), np.empty(len(sources), int))
+    for i, f in enumerate(sources):
         # A user-defined attack may return NaN.
         make = lambda x, y, keys, f=f: (None, attacks.where_finite(attack(f, x, y, keys), x))
         adversarial = loops.in_batches(make, batch_size, x, y, keys)[1]
-        success = attacks.success(np.array([right(g, adversarial) for g in targets]), clean_target, right(f, x))
-        rows.append((*success, int((adversarial == x).reshape(len(x), -1).all(1).sum())))
-    return SuccessMatrix(*map(np.array, zip(*rows, strict=True)))
+        attacked = np.array([right(g, adversarial) for g in targets])
+        matrix.rate[i], matrix.count[i] = attacks.success(attacked, clean_target, right(f, x))
+        matrix.unmoved[i] = (adversarial == x).reshape(len(x), -1).all(1).sum()
+    return matrix
 
 
 def gradient_matching_distance(

@@ -15,8 +15,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax  # noqa: E402 (what is set above must come first)
 import pytest  # noqa: E402 (what is set above must come first)
 
-sys.path.insert(0, str(ROOT / "experiments"))
-
 
 def pytest_addoption(parser):
     parser.addoption("--pytorch_python", default=sys.executable, help="an interpreter that has PyTorch, for its tests")

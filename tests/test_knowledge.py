@@ -22,8 +22,6 @@ from jtrans.experiments.knowledge import measures, words
 from jtrans.harness import cli, experiment, fields, folder
 from jtrans.population import engine
 
-pytestmark = pytest.mark.xdist_group("knowledge")  # one worker runs all of them, after the one run that they share
-
 SMALL = [
     "--config.models=('mlp_shallow', 'mlp_deep', 'lenet')",
     "--config.widths.mlp_shallow=(24,)",

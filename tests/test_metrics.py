@@ -339,6 +339,7 @@ def test_the_success_matrix_of_linear_networks_in_closed_form():
     x, y = rng.uniform(0.3, 0.7, size=(50, 6)), rng.integers(2, size=50)
     networks = [lambda x, w=w: jnp.stack([-(x - 0.5) @ w, (x - 0.5) @ w], 1) for w in jnp.array(weights, jnp.float32)]
     got = metrics.success_matrix(networks, networks[:2], x, y, attacks.fgsm(0.05), batch_size=16)
+    assert metrics.success_matrix([], networks[:2], x, y, attacks.fgsm(0.05)).rate.shape == (0, 2, 3)
     assert got.count[0, 0].tolist()[0] == 50
     sign = 2 * y - 1
     margins = sign[:, None] * ((x - 0.5) @ weights.T)

@@ -147,6 +147,7 @@ def draw(results: Results) -> dict[str, Figure]:
         for i, (name, attack) in enumerate(SUCCESS.items()):
             whose = f"along {attack}" + " direction" * (i < 2)
             figures.curve(axes, x, tables.interval(table, name), f"C{i + 2}", whose)
+        figures.band_entry(axes)
         what = f"errors by FGSM, epsilon {config['attack']['epsilon']:.3g}\n(share of images got right)"
         axes.set(ylabel=what, ylim=(0, 1))
     return {"figure": _finished(figure, x_label)}

@@ -119,7 +119,7 @@ def test_attacks_are_reported_with_the_angle(finished, capsys):
         assert float(row["success_transferred"]) == pytest.approx(np.nanmean(rates))
     *_, panel = figure(finished).axes
     assert "FGSM, epsilon 0.1" in panel.get_ylabel()
-    assert len(panel.get_legend().get_texts()) == 3
+    assert len(panel.get_legend().get_texts()) == 4
 
 
 def test_fewer_training_images_and_without_their_mean(tmp_path, capsys):

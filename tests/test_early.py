@@ -60,6 +60,10 @@ def test_a_run_leaves_the_files_that_the_readme_names(finished):
         "step": (5,),
         "pair": (3, 2),
         "angle": (3, 5),
+        "signed_angle": (3, 5),
+        "agreement": (3, 5),
+        "constant_share": (3, 5),
+        "auc": (3, 5),
         "accuracy": (3, 5),
         "loss": (3, 5),
         "model": (3,),
@@ -101,13 +105,15 @@ def test_the_summary_says_what_was_found_and_with_what(finished):
 
 
 def test_the_figure_can_be_read_without_the_paper(finished):
-    above, below, attacked = figure(finished).axes
-    assert "degrees" in above.get_ylabel()
+    angles, shares, accuracies, attacked = figure(finished).axes
+    assert "degrees" in angles.get_ylabel()
     assert attacked.get_xlabel() == "optimizer steps"
-    assert "accuracy" in below.get_ylabel()
-    labels = [text.get_text() for text in above.get_legend().get_texts()]
-    assert labels == ["mean of 3 pairs", "95 % interval", "random directions, mean", "random directions, 1% quantile"]
-    assert "adam" in above.get_title()
+    assert "accuracy" in accuracies.get_ylabel()
+    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (angles, shares)]
+    assert labels[0][:2] == ["signed angle, mean of 3 pairs (thin: all)", "folded angle, mean of 3 pairs"]
+    assert labels[0][2:] == ["95 % interval", "random directions, mean", "random directions, 1% quantile"]
+    assert labels[1] == ["of a direction, constant colour", "of images, cosine above 0", "95 % intervals"]
+    assert "adam" in angles.get_title()
 
 
 def test_attacks_are_reported_with_the_angle(finished, capsys):
@@ -144,7 +150,7 @@ def test_a_single_pair_has_no_interval_in_any_file(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["before_training"]["angle"]["low"] is None
     labels = [text.get_text() for text in figure(tmp_path).axes[0].get_legend().get_texts()]
     assert "95 % interval" not in labels
-    assert labels[0] == "mean of 1 pair"
+    assert labels[1] == "folded angle, mean of 1 pair"
 
 
 def test_a_run_again_gives_the_same_bytes(finished, tmp_path):
@@ -162,8 +168,8 @@ def test_two_architectures_kept_examples_and_saved_networks(tmp_path):
     np.testing.assert_allclose(run_arrays["angle_examples"].mean(-1, dtype=np.float64), run_arrays["angle"])
     saved = ocp.load(tmp_path / "networks")
     assert saved["0"]["params"]["Dense_0"]["kernel"].shape == (3, 32, 64)
-    labels = [text.get_text() for text in figure(tmp_path).axes[1].get_legend().get_texts()]
-    assert labels[0].startswith("mlp_shallow, mean of 3")
+    labels = [text.get_text() for text in figure(tmp_path).axes[2].get_legend().get_texts()]
+    assert labels[0].startswith("mlp_shallow, accuracy, mean of 3")
 
 
 def test_convolutional_networks_in_groups_by_batch_statistics(tmp_path, capsys):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
@@ -21,13 +22,23 @@ from jtrans.errors import InputError
 from jtrans.harness import fields, figures, folder, setup, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, whole, yes_no
-from jtrans.population import engine, follow, trajectory
+from jtrans.population import engine, follow, observe, trajectory
 from jtrans.population.trajectory import FALL, SUCCESS, at_chance
 
 NAME = "early"
 MOST_CURVES = 10  # of runs in one figure
+MOST_THIN = 200  # single pairs that are drawn
 EPOCHS = 10  # from so many on, the x axis counts epochs, not steps
 
+CAPTIONS = {
+    "angle": "folded angle",
+    "signed_angle": "signed angle",
+    "agreement": "of images, cosine above 0",
+    "one_sign": "of pairs, one sign at all images",
+    "constant_share": "of a direction, constant colour",
+    "accuracy": "accuracy",
+    "auc": "AUC",
+}
 FIELDS: Mapping[str, Field] = {
     **fields.NETWORKS,
     **fields.TRAINING,
@@ -89,11 +100,12 @@ def tell(results: Results) -> str:
         "lowest while at chance": summary["lowest_at_chance"],
         "lowest": summary["lowest"],
     }
-    cells = lambda name, digits: [stats.interval_text(m[name], digits) if m else "" for m in moments.values()]
-    steps = [moment["step"] if moment else "never" for moment in moments.values()]
-    table = {"": list(moments), "step": steps, "angle, degrees [95 %]": cells("angle", 2)}
+    measured = {name: 1 if "angle" in name else 3 for name in CAPTIONS if name in summary["lowest"]}  # and digits
+    cells = lambda m: [m["step"], *(stats.interval_text(m[name], digits) for name, digits in measured.items())]
+    columns = {said: cells(moment) if moment else ["never", *[""] * len(measured)] for said, moment in moments.items()}
+    named = [CAPTIONS[name] + ", degrees" * (digits == 1) for name, digits in measured.items()]
     below = f"* {random['quantile']:.0%} of random pairs have an angle below this"
-    lines = [tables.text(table | {"accuracy [95 %]": cells("accuracy", 3)})]
+    lines = [tables.text({"mean [95 %]": ["step", *named], **columns})]
     lines += [f"{below}; the mean of random pairs is {random['mean_angle']:.2f}"]
     if summary["undirected"]:
         counted = f"{summary['undirected']} of {summary['directions']}"
@@ -122,35 +134,62 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 
 def draw(results: Results) -> dict[str, Figure]:
-    """The layout of BenShmuel (2022), Figure 1: the angle above, the accuracies below, over optimizer steps.
+    """The layout of BenShmuel (2022), Figure 1, with what folding hides: angles above, shares, accuracies and AUC.
 
     Below them stand the success rates, where networks were attacked. Bands are 95 % intervals (over pairs by a
     jackknife over networks; over networks by Student's t); a single pair has none.
     """
-    run, config, table = results.arrays["trajectory"], results.config, results.tables["trajectory"]
-    (x, x_label), attacked = progress(results), "success" in run
-    figure = Figure(figsize=(7.5, 8.4 if attacked else 6.4), layout="constrained")
-    above, below, *rest = figure.subplots(2 + attacked, 1, sharex=True, height_ratios=(3, 2, 2)[: 2 + attacked])
-    angle = tables.interval(table, "angle")
-    above.plot(x, angle.mean, "C0", marker=".", label=f"mean of {pairs(results)}")
-    figures.band(above, x, angle, "C0")
-    figures.random_lines(above, results.summary["random"])
-    above.set_title(title([results]), fontsize="medium")
-    for group, name in enumerate(config["models"]):
-        rows, colour = run["accuracy"][run["model"] == group], f"C{group}"
-        below.plot(x, rows.T, color=colour, alpha=0.25, linewidth=0.6)
-        accuracy = stats.mean_ci(rows)
-        below.plot(x, accuracy.mean, colour, marker=".", label=f"{name}, mean of {len(rows)} (thin: each)")
-        figures.band(below, x, accuracy, colour, figures.INTERVAL if group == 0 else None)
-    figures.chance_line(below, results.summary["chance"])
+    (x, x_label), attacked = progress(results), "success" in results.arrays["trajectory"]
+    ratios = (3, 2, 2, 2)[: 3 + attacked]
+    figure = Figure(figsize=(7.5, 1.1 + sum(ratios)), layout="constrained")
+    angles, shares, accuracies, *rest = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    angles.set_title(title([results]), fontsize="medium")
+    _draw_angles(angles, x, results)
+    for name, colour in {"constant_share": "C1", "agreement": "C2"}.items():
+        figures.curve(shares, x, tables.interval(results.tables["trajectory"], name), colour, CAPTIONS[name])
+    figures.band_entry(shares)
+    shares.set(ylabel="share", ylim=(0, 1.02))
+    _draw_accuracies(accuracies, x, results)
     for axes in rest:
-        for i, (name, attack) in enumerate(SUCCESS.items()):
-            whose = f"along {attack}" + " direction" * (i < 2)
-            figures.curve(axes, x, tables.interval(table, name), f"C{i + 2}", whose)
-        figures.band_entry(axes)
-        what = f"errors by FGSM, epsilon {config['attack']['epsilon']:.3g}\n(share of images got right)"
-        axes.set(ylabel=what, ylim=(0, 1))
+        _draw_attacks(axes, x, results)
     return {"figure": _finished(figure, x_label)}
+
+
+def _draw_angles(axes: Axes, x: np.ndarray, results: Results) -> None:
+    """The mean angles, folded and signed, over the signed angles of single pairs."""
+    table, signed = results.tables["trajectory"], results.arrays["trajectory"]["signed_angle"]
+    shown = observe.sample(signed, MOST_THIN)
+    axes.plot(x, shown.T, color="C3", alpha=0.15, linewidth=0.5)
+    of, thin = pairs(results), f" (thin: {'all' if len(shown) == len(signed) else len(shown)})"
+    angle, signed_angle = (tables.interval(table, name) for name in ("angle", "signed_angle"))
+    figures.curve(axes, x, signed_angle, "C3", f"signed angle, mean of {of}{thin}")
+    figures.curve(axes, x, angle, "C0", f"folded angle, mean of {of}")
+    figures.band(axes, x, angle, "C0")
+    figures.random_lines(axes, results.summary["random"])
+    axes.set(ylim=(0, 180), yticks=range(0, 181, 45))
+
+
+def _draw_accuracies(axes: Axes, x: np.ndarray, results: Results) -> None:
+    """The accuracies and areas under the ROC curve of each architecture, over the accuracies of single networks."""
+    run = results.arrays["trajectory"]
+    for group, name in enumerate(results.config["models"]):
+        (accuracy, auc), colour = (run[of][run["model"] == group] for of in ("accuracy", "auc")), f"C{group}"
+        axes.plot(x, accuracy.T, color=colour, alpha=0.25, linewidth=0.6)
+        figures.curve(axes, x, stats.mean_ci(accuracy), colour, f"{name}, accuracy, mean of {len(auc)} (thin: each)")
+        figures.curve(axes, x, stats.mean_ci(auc), colour, f"{name}, {CAPTIONS['auc']}", linestyle="--")
+    figures.band_entry(axes)
+    figures.chance_line(axes, results.summary["chance"])
+    axes.set_ylabel("test accuracy (share of\nimages), AUC")
+
+
+def _draw_attacks(axes: Axes, x: np.ndarray, results: Results) -> None:
+    """Success rates by FGSM along three directions."""
+    for i, (name, attack) in enumerate(SUCCESS.items()):
+        whose = f"along {attack}" + " direction" * (i < 2)
+        figures.curve(axes, x, tables.interval(results.tables["trajectory"], name), f"C{i + 2}", whose)
+    figures.band_entry(axes)
+    epsilon = results.config["attack"]["epsilon"]
+    axes.set(ylabel=f"errors by FGSM, epsilon {epsilon:.3g}\n(share of images got right)", ylim=(0, 1))
 
 
 def combine(runs: Mapping[str, Results]) -> tuple[pandas.DataFrame, dict[str, Any]]:

@@ -13,12 +13,12 @@ from flax.serialization import from_state_dict, to_state_dict
 from tqdm import tqdm
 
 from jtrans import data, stats
-from jtrans.errors import Interrupted
+from jtrans.errors import InputError, Interrupted
 from jtrans.population import devices, engine
 from jtrans.population import trajectory as trajectories
 from jtrans.population.checkpoints import KEPT, Checkpoints
 from jtrans.population.engine import Population
-from jtrans.population.observe import Measurement
+from jtrans.population.observe import NETWORK_MEASURES, PAIR_MEASURES, Measurement
 from jtrans.population.trajectory import Trajectory
 from jtrans.training import Network
 
@@ -98,12 +98,18 @@ def run(population: Population, plan: Plan, workdir: Path) -> tuple[Trajectory, 
 def _restore(
     checkpoints: Checkpoints, population: Population, shapes: Sequence[Network], plan: Plan
 ) -> Progress | None:
-    """Where an earlier run stopped, None where it left nothing; InputError if it was begun on other data."""
+    """Where an earlier run stopped, None where it left nothing.
+
+    InputError if it was begun on other data, or did not measure all that is measured now.
+    """
     step = checkpoints.newest()
     if step is None:
         return None
     state = checkpoints.load(step)
     data.check_digest(checkpoints.folder, bytes(state.get("data", b"")).hex(), plan.digest)
+    if missing := {*NETWORK_MEASURES, *PAIR_MEASURES} - {*state["history"]}:
+        another = "another version of jtrans; it takes a fresh --workdir"
+        raise InputError(f"{checkpoints.folder}: has no {min(missing)}, so it was written by {another}")
     print(f"resuming from step {step}", flush=True)
     networks = [from_state_dict(network, state["networks"][str(i)]) for i, network in enumerate(shapes)]
     measured = zip(state["history"]["step"].tolist(), trajectories.measurements(state["history"]), strict=True)

@@ -6,6 +6,7 @@ over the entries.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.stats
 
-from jtrans import attacks, directions, training
+from jtrans import attacks, directions, stats, training
 from jtrans.data import Split
 from jtrans.models import Model, Variables
 from jtrans.population import devices
@@ -40,11 +42,17 @@ class Seen(NamedTuple):
     unit: jax.Array  # `[n, D]`, its adversarial directions at unit length; NaN where it has none
     logits: jax.Array  # `[n, K]`
     labels: jax.Array  # `[n]`
+    channels: int = 1  # C, the last axis of an image, of D / C positions
 
 
 def mean(values: np.ndarray) -> np.ndarray:
     """The mean over images of `[M, N]`, in float64: `[M]`."""
     return np.mean(values, axis=1, dtype=np.float64)
+
+
+def mean_of_directions(values: np.ndarray) -> np.ndarray:
+    """The mean of `[M, N]` over the images where a network has a direction, in float64: `[M]`; NaN if it has none."""
+    return stats.mean_ci(values, axis=1).mean
 
 
 class NetworkMeasure(NamedTuple):
@@ -81,9 +89,54 @@ def without_direction(seen: Seen) -> jax.Array:
     return jnp.isnan(seen.unit[:, 0]).astype(jnp.float32)
 
 
+def constant_share(seen: Seen) -> jax.Array:
+    """The share of a direction's squared length in the span of the constant-colour images, one for each channel."""
+    colours = seen.unit.reshape(len(seen.unit), -1, seen.channels)
+    return jnp.square(colours.sum(1)).sum(-1) / colours.shape[1]
+
+
+def labelled_odds(seen: Seen) -> jax.Array:
+    """The labels, and the log-odds of each class's probability: `[1 + K, n]`; NaN where the loss is not finite."""
+    others = jnp.where(jnp.eye(seen.logits.shape[1], dtype=bool), -jnp.inf, seen.logits[:, None])
+    odds = seen.logits - jax.nn.logsumexp(others, axis=-1)  # not of probabilities, which round to 0 and 1
+    return jnp.stack([seen.labels, *jnp.where(jnp.isfinite(loss(seen)), odds.T, jnp.nan)])
+
+
+def auc(values: np.ndarray) -> np.ndarray:
+    """The area under the ROC curve of M networks, from their `labelled_odds [M, 1 + K, N]`; a tie counts one half.
+
+    For more than two classes the mean over all two classes and both roles (Hand and Till 2001, equation 7), of those
+    that have images. It is 0.5 for outputs that do not depend on the image, wherever the outputs stand. NaN where the
+    loss is not finite, or all images are of one class.
+    """
+    labels, odds = values[0, 0].astype(int), values[:, 1:]
+    areas = [
+        _area(odds[:, positive, labels == positive], odds[:, positive, labels == negative])
+        for positive, negative in itertools.permutations(np.unique(labels), 2)
+    ]
+    return np.mean(areas, axis=0) if areas else np.full(len(values), np.nan)
+
+
+def _area(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """The share of all two of `[M, P]` and `[M, Q]` where the first is larger, or half where equal: `[M]`."""
+    count = positive.shape[1]
+    ranks = scipy.stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)[:, :count].astype(np.float64)
+    return (ranks.sum(1) - count * (count + 1) / 2) / (count * negative.shape[1])
+
+
 def folded(cosine: jax.Array) -> jax.Array:
-    """The folded angles in degrees, from cosines that rounding may have taken beyond 1."""
+    """The folded angles in degrees, 0 to 90, from cosines that rounding may have taken beyond 1."""
     return jnp.rad2deg(jnp.arccos(jnp.minimum(jnp.abs(cosine), 1.0)))
+
+
+def signed(cosine: jax.Array) -> jax.Array:
+    """The angles in degrees, 0 to 180: above 90 where one direction is nearer to the other's opposite."""
+    return jnp.rad2deg(jnp.arccos(jnp.clip(cosine, -1.0, 1.0)))
+
+
+def agrees(cosine: jax.Array) -> jax.Array:
+    """1 where the cosine is above 0, else 0; NaN where either network has no direction."""
+    return jnp.where(jnp.isnan(cosine), jnp.nan, cosine > 0)
 
 
 def count(values: np.ndarray) -> np.ndarray:
@@ -95,8 +148,14 @@ NETWORK_MEASURES: dict[str, NetworkMeasure] = {
     "accuracy": NetworkMeasure(correct),
     "loss": NetworkMeasure(loss),
     "undirected": NetworkMeasure(without_direction, count),
+    "constant_share": NetworkMeasure(constant_share, mean_of_directions),
+    "auc": NetworkMeasure(labelled_odds, auc),
 }
-PAIR_MEASURES: dict[str, PairMeasure] = {"angle": PairMeasure(folded)}
+PAIR_MEASURES: dict[str, PairMeasure] = {
+    "angle": PairMeasure(folded),
+    "signed_angle": PairMeasure(signed),
+    "agreement": PairMeasure(agrees),
+}
 
 
 class Observation(NamedTuple):
@@ -192,7 +251,7 @@ def observe(
         x = training.pixels(images)
         f = partial(model.apply, model.calibrate(variables, x) if batch_statistics else variables)
         unit = directions.normalize(directions.loss_gradient(f, x, labels))
-        seen = Seen(unit, f(x), labels)
+        seen = Seen(unit, f(x), labels, images.shape[-1])
         return Observation(unit, {name: measure.of_images(seen) for name, measure in measures.items()})
 
     # A copy of the images for each network: shared ones would turn the first layer into one wide product, whose

@@ -6,8 +6,10 @@ and N test images:
 - `step [T]`, 0 before training; `pair [P, 2]`, the networks compared; `model [M]`, the architecture of each network, 0
   or 1; `num_examples`, N;
 - each of `observe.NETWORK_MEASURES [M, T]`: `accuracy` (share of images; NaN where the loss is not finite), `loss`
-  (nats), `undirected` (the number of images without a direction, which are in no mean);
-- each of `observe.PAIR_MEASURES [P, T]`: `angle`, the mean over images of the folded angle, in degrees;
+  (nats), `undirected` (the number of images without a direction, which are in no mean), `constant_share` (the share of
+  a direction's squared length in the constant-colour images), `auc` (the area under the ROC curve);
+- each of `observe.PAIR_MEASURES [P, T]`, means over images: `angle`, folded, 0 to 90 degrees; `signed_angle`, 0 to 180
+  degrees; `agreement`, the share of images where the cosine is above 0;
 - where the networks were attacked `success [M, T, 3, 3]` of the first architecture's, as in `observe.Measurement`;
   where it was kept `angle_examples [P, T, N]`, the angle of each image.
 """
@@ -67,12 +69,17 @@ def select(trajectory: Mapping[str, np.ndarray], networks: np.ndarray) -> Trajec
 def curves(trajectory: Mapping[str, np.ndarray]) -> dict[str, Interval]:
     """Means and 95 % intervals at each measured step.
 
-    Of every pair measure (over pairs, by a jackknife over networks), of every network measure (over networks; one that
-    is not finite is left out) and, where networks were attacked, of a share for each of `SUCCESS`: of the images that
+    Of every pair measure (over pairs, by a jackknife over networks), of `one_sign` (the share of pairs whose cosines
+    have the same sign at all images), of every network measure (over networks; one that is not finite is left out) and,
+    where networks were attacked, of a share for each of `SUCCESS`: of the images that
     the attacked network classifies rightly, those that the attack makes it get wrong.
     """
     pair, model = trajectory["pair"], trajectory["model"]
-    over = {n: stats.pair_mean_ci(trajectory[n], pair, model) for n in PAIR_MEASURES if n in trajectory}
+    of_pairs = {name: trajectory[name] for name in PAIR_MEASURES if name in trajectory}
+    if "agreement" in trajectory:
+        agreement = trajectory["agreement"]
+        of_pairs["one_sign"] = np.where(np.isnan(agreement), np.nan, (agreement == 0) | (agreement == 1))
+    over = {name: stats.pair_mean_ci(values, pair, model) for name, values in of_pairs.items()}
     finite = lambda values: np.where(np.isfinite(values), values, np.nan)
     over |= {n: stats.mean_ci(finite(trajectory[n])) for n in NETWORK_MEASURES if n in trajectory}
     if "success" in trajectory:

@@ -234,15 +234,20 @@ def _one_step(
     return training.train_step(model, population.optimizer, network, images, labels, dropout_key, population.objective)
 
 
+def first_batches(population: Population) -> list[np.ndarray]:
+    """For each architecture, the training images in each network's first batch, by their numbers: `[M, batch_size]`."""
+    count, num_images = population.num_networks, len(population.train.labels)
+    first = lambda key: training.epoch_order(key, 0, num_images)[: population.batch_size]
+    draw = jax.jit(partial(jax.lax.map, first))
+    return [np.asarray(draw(keys)) for keys in network_keys(population.keys.order, len(population.models), count)]
+
+
 def batch_overlap(population: Population) -> float:
     """The share of a network's first batch that is also in the first batch of the other, averaged over pairs."""
     num_models, count = len(population.models), population.num_networks
     num_images = len(population.train.labels)
-    first = jax.jit(lambda key: training.epoch_order(key, 0, num_images)[: population.batch_size])
-    uses = np.zeros((num_models, num_images))  # how many networks' first batches an image is in
-    for row, model_keys in zip(uses, network_keys(population.keys.order, num_models, count), strict=True):
-        for network_key in model_keys:
-            row[np.asarray(first(network_key))] += 1
+    # How many networks' first batches an image is in.
+    uses = np.stack([np.bincount(each.ravel(), minlength=num_images) for each in first_batches(population)])
     common = (uses * (uses - 1)).sum() / 2 if num_models == 1 else uses.prod(0).sum()
     num_pairs = count * (count - 1) / 2 if num_models == 1 else count**2
     return float(common / num_pairs / population.batch_size)

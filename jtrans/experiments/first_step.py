@@ -16,19 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from jtrans import stats, training
 from jtrans.data import Dataset, Split
 from jtrans.errors import InputError
-from jtrans.harness import fields, setup, tables
+from jtrans.harness import fields, figures, setup, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.models import Model, Variables
 from jtrans.population import devices, engine, observe, trajectory
 from jtrans.population.engine import Population
 
 NAME = "first_step"
-SHOWN = {"angle": 1, "signed_angle": 1, "agreement": 2, "constant_share": 2}  # with so many digits
+SETTING = ("optimizer", "learning_rate")
+CAPTIONS = {"angle": "folded angle", "signed_angle": "signed angle", "constant_share": "constant share"}
+SIGNS = {"sign_predicted": "by the class means", "sign_by_rule": "by the rule: the sign of the excess"}
 
 FIELDS: Mapping[str, fields.Field] = {
     **fields.NETWORKS,
@@ -45,7 +49,7 @@ def check(config: ConfigDict) -> None:
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
-    """What one step makes of every network's directions, under each setting: predicted."""
+    """One step of every network under each setting, predicted and taken."""
     keys = engine.keys(config.seed)
     dataset, test = setup.load(config, keys.data, config.batch_size)
     check_two_classes(config, dataset)
@@ -54,9 +58,11 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         population = setup.population(config, dataset, test, keys, optimizer=training.adjustable(optimizer))
         untrained = {"pair": population.pair, "excess": excess(population)}
         for rate in config.learning_rates:
-            predicted = after_one_step(population._replace(objective=of_the_class_means), rate)
-            del predicted["unit"]
-            arrays[f"{optimizer}-{rate:g}"] = untrained | predicted
+            steps = {
+                "predicted": after_one_step(population._replace(objective=of_the_class_means), rate),
+                "measured": after_one_step(population, rate),
+            }
+            arrays[f"{optimizer}-{rate:g}"] = untrained | compared(steps)
             print(f"{optimizer}, learning rate {rate:g}: {population.num_networks} networks took a step", flush=True)
     table = pandas.DataFrame(itertools.starmap(row, arrays.items()))
     summary = {"random": trajectory.random(test.images[0].size), **setup.identity(dataset)}
@@ -114,24 +120,111 @@ def _excess(model: Model, variables: Variables, batch: jax.Array, train: Split) 
     return (probability - train.labels[batch]).mean()
 
 
+def compared(steps: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What was `predicted` and `measured` under these names and an underscore, and the angle between both.
+
+    `own_angle [M]` is the mean over images of the signed angle, in degrees, from a network's predicted direction to its
+    measured one.
+    """
+    cosine = np.einsum("mnd,mnd->mn", *(step["unit"] for step in steps.values()))
+    values = {f"{kind}_{name}": step[name] for kind, step in steps.items() for name in step if name != "unit"}
+    return {"own_angle": observe.mean_of_directions(np.asarray(observe.signed(cosine))), **values}
+
+
 def row(setting: str, of_setting: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A setting's row of the table: means with 95 % intervals, over pairs or networks."""
+    """A setting's row of the table: means with 95 % intervals, over pairs or networks.
+
+    A pair's sign is that of its cosines at most images. `sign_predicted` and `sign_by_rule` are the shares of pairs
+    whose sign is the predicted one; `sign_majority` is the share of those with the sign that most pairs have.
+    """
     optimizer, rate = setting.split("-", 1)
-    model, of_pairs = np.zeros(len(of_setting["excess"]), int), {*observe.PAIR_MEASURES}
+    pair, excess = of_setting["pair"], of_setting["excess"]
+    over_pairs = partial(stats.pair_mean_ci, pair=pair, model=np.zeros(len(excess), int))
+    sign, predicted = (signs(of_setting[f"{kind}_agreement"]) for kind in ("measured", "predicted"))
+    of_pairs = {f"{kind}_{name}" for kind in ("measured", "predicted") for name in observe.PAIR_MEASURES}
     intervals = {
-        name: stats.pair_mean_ci(values, of_setting["pair"], model) if name in of_pairs else stats.mean_ci(values)
-        for name, values in of_setting.items()
-        if name != "pair"
+        "sign_predicted": over_pairs(same(predicted, sign)),
+        "sign_by_rule": over_pairs(same(np.sign(excess[pair]).prod(1), sign)),
+        **{n: over_pairs(v) if n in of_pairs else stats.mean_ci(v) for n, v in of_setting.items() if n != "pair"},
     }
-    return {"optimizer": optimizer, "learning_rate": float(rate), **tables.interval_columns(intervals)}
+    majority = np.nanmax([np.nanmean(same(sign, each)) for each in (1, -1)])
+    fixed = {"optimizer": optimizer, "learning_rate": float(rate), "sign_majority": majority}
+    return fixed | tables.interval_columns(intervals)
+
+
+def signs(agreement: np.ndarray) -> np.ndarray:
+    """1 or -1 from shares of images with a positive cosine; NaN where there is no share, or it is one half."""
+    return np.where(agreement == 0.5, np.nan, np.sign(agreement - 0.5))
+
+
+def same(first: np.ndarray, second: np.ndarray | int) -> np.ndarray:
+    """1 where two signs are the same, else 0; NaN where either is."""
+    return np.where(np.isnan(first * second), np.nan, first == second)
 
 
 def tell(results: Results) -> str:
-    """The table of settings."""
+    """The table of settings: what was predicted, then what was measured."""
     table = results.tables[NAME]
-    columns = {name: table[name] for name in ("optimizer", "learning_rate")}
-    columns |= {name: tables.cells(table, name, digits) for name, digits in SHOWN.items()}
-    return tables.text(columns)
+    lines = []
+    for setting in range(len(table)):
+        of_setting = table.iloc[[setting]]
+        cell = lambda name, digits, rows=of_setting: tables.cells(rows, name, digits)[0]
+        optimizer, rate = of_setting[[*SETTING]].iloc[0]
+        columns = {f"{optimizer}, learning rate {rate:g}": [*CAPTIONS.values()]}
+        for kind in ("predicted", "measured"):
+            columns[f"{kind} [95 %]"] = [cell(f"{kind}_{name}", 1 + (name == "constant_share")) for name in CAPTIONS]
+        by = ", ".join(f"{caption} {cell(name, 2)}" for name, caption in SIGNS.items())
+        most = f"the sign that most have: {of_setting['sign_majority'].iloc[0]:.2f}"
+        lines += [tables.text(columns), f"share of pairs whose sign is predicted: {by}; {most}", ""]
+    random = results.summary["random"]["mean_angle"]
+    return "\n".join([*lines, f"angles in degrees; those of random directions have the mean {random:.1f}"])
 
 
-EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, lambda results: {}, check)
+def draw(results: Results) -> dict[str, Figure]:
+    """Predicted and measured: the signed angle of every pair, the means of each setting, and the signs."""
+    figure = Figure(figsize=(15, 5.4), layout="constrained")
+    of_pairs, of_settings, of_signs = figure.subplots(1, 3)
+    _draw_pairs(of_pairs, results)
+    table, config = results.tables[NAME], results.config
+    x = np.arange(len(table))
+    for name, colour, scale in (("angle", "C0", 90), ("constant_share", "C1", 1)):
+        for kind, marker, shift in (("predicted", "x", -0.08), ("measured", "o", 0.08)):
+            interval = stats.Interval(*(bound / scale for bound in tables.interval(table, f"{kind}_{name}")))
+            style = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 3}
+            label = f"{CAPTIONS[name]}, {kind}"
+            of_settings.errorbar(x + shift, interval.mean, figures.errors(interval), label=label, **style)
+    of_settings.set(ylabel="folded angle (of 90 degrees), constant share", ylim=(0, 1.02))
+    for i, (name, caption) in enumerate(SIGNS.items()):
+        interval = tables.interval(table, name)
+        errors = figures.errors(interval)
+        of_signs.errorbar(x + 0.08 * i, interval.mean, errors, marker="o", linestyle="none", capsize=3, label=caption)
+    of_signs.plot(x, table["sign_majority"], "k_", markersize=20, label="the sign that most pairs have")
+    of_signs.set(ylabel="pairs whose sign is the predicted one (share)", ylim=(0, 1.02))
+    for axes in (of_settings, of_signs):
+        named = zip(table["optimizer"], table["learning_rate"], strict=True)
+        axes.set_xticks(x, [f"{optimizer}\n{rate:g}" for optimizer, rate in named])
+        axes.set_xlabel("optimizer and learning rate (bars: 95 % intervals)")
+    for axes in figure.axes:
+        axes.legend(fontsize="small", loc="best")
+        axes.grid(alpha=0.25)
+    figure.suptitle(
+        f"Adversarial directions after one step, predicted from class means: {figures.networks(config)}, "
+        f"{config['num_networks']} networks\n{figures.data(config['data'])}, {config['num_examples']} test images; "
+        f"batch size {config['batch_size']}",
+        fontsize="medium",
+    )
+    return {"figure": figure}
+
+
+def _draw_pairs(axes: Axes, results: Results) -> None:
+    """Every pair of networks: its predicted and its measured signed angle."""
+    for i, (setting, arrays) in enumerate(results.arrays.items()):
+        style = {"marker": ".", "linestyle": "none", "alpha": 0.5, "color": f"C{i}"}
+        label = setting.replace("-", ", learning rate ", 1)
+        axes.plot(arrays["predicted_signed_angle"], arrays["measured_signed_angle"], label=label, **style)
+    axes.plot([0, 180], [0, 180], color="0.3", linestyle="--", label="as predicted")
+    axes.set(xlabel="predicted signed angle of a pair (degrees)", ylabel="measured signed angle (degrees)")
+    axes.set(xlim=(0, 180), ylim=(0, 180), xticks=range(0, 181, 45), yticks=range(0, 181, 45))
+
+
+EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check)

@@ -1,6 +1,7 @@
 """Training one network: the optimizer, the order of the batches, augmentation, one train step."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -62,6 +63,13 @@ def with_learning_rate(network: Network, learning_rate: jax.Array) -> Network:
 def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
     """The order `[num_examples]` in which a network is trained on its images in the given epoch."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+
+
+def balanced_order(key: jax.Array, epoch: jax.Array, num_examples: int, *, num_classes: int) -> jax.Array:
+    """An `epoch_order` in which the classes take turns, for images whose classes do, as `data.balanced` gives them."""
+    keys = jax.random.split(jax.random.fold_in(key, epoch), num_classes)
+    of_class = jax.vmap(partial(jax.random.permutation, x=num_examples // num_classes))(keys)
+    return (of_class * num_classes + jnp.arange(num_classes)[:, None]).T.ravel()
 
 
 def crop_and_flip(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax.Array:

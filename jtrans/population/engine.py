@@ -49,6 +49,7 @@ class Population(NamedTuple):
       batch_size: images in a training batch.
       pair: `[P, 2]`, the networks compared.
       objective: what training lowers.
+      order: `(key, epoch, num_examples) -> [num_examples]`, the order of the training images in an epoch.
       augment: `(key, images) -> images` of a training batch, as `training.crop_and_flip`; None for nothing.
       batch_statistics: as in `observe.observe`; all test images are then measured at once.
       epsilon: of FGSM from network to network, in units of pixels in [0, 1]; 0: no attack.
@@ -64,6 +65,7 @@ class Population(NamedTuple):
     batch_size: int
     pair: np.ndarray
     objective: Objective = training.cross_entropy
+    order: Callable[[jax.Array, jax.Array, int], jax.Array] = training.epoch_order
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     batch_statistics: bool = False
     epsilon: float = 0.0
@@ -213,7 +215,7 @@ class Draws(NamedTuple):
 
 def _drawer(population: Population) -> Callable[[int], list[list[Draws]]]:
     """The draws of an epoch, for each architecture and group."""
-    shuffled = jax.vmap(partial(training.epoch_order, num_examples=len(population.train.labels)), (0, None))
+    shuffled = jax.vmap(lambda key, epoch: population.order(key, epoch, len(population.train.labels)), (0, None))
     shuffle = devices.program(shuffled, population.devices, in_axes=(0, None))
     num_models, count = len(population.models), population.num_networks
     of = population.keys
@@ -237,7 +239,7 @@ def _one_step(
 def first_batches(population: Population) -> list[np.ndarray]:
     """For each architecture, the training images in each network's first batch, by their numbers: `[M, batch_size]`."""
     count, num_images = population.num_networks, len(population.train.labels)
-    first = lambda key: training.epoch_order(key, 0, num_images)[: population.batch_size]
+    first = lambda key: population.order(key, 0, num_images)[: population.batch_size]
     draw = jax.jit(partial(jax.lax.map, first))
     return [np.asarray(draw(keys)) for keys in network_keys(population.keys.order, len(population.models), count)]
 

@@ -10,7 +10,8 @@ from conftest import ROOT
 from jtrans.harness import experiment, fields
 from jtrans.population import observe
 
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
@@ -29,6 +30,17 @@ def test_command_blocks_run_in_a_fresh_clone(tmp_path):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (clone / "runs" / "digits" / "figure.png").is_file()
     assert (clone / "runs" / "mine" / "figure.png").is_file()
+    start, first = (
+        row for _, row in experiment.read(clone / "runs" / "digits").tables["trajectory"].head(2).iterrows()
+    )
+    for words in (
+        f"two networks is {start['angle']:.1f} degrees",
+        f"it is {first['angle']:.1f} (95 % interval {first['angle_low']:.1f} to {first['angle_high']:.1f})",
+        f"the accuracy, {first['accuracy']:.3f}, is at chance",
+        f"with its sign the angle is {first['signed_angle']:.1f}",
+        f"{100 * first['constant_share']:.0f} % of their squared length",
+    ):
+        assert words in README
 
 
 def test_the_experiment_of_the_contributors_guide_runs(tmp_path):

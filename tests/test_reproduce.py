@@ -36,6 +36,10 @@ def small_runs(images_dir):
         Run("data", "sweep", "cases:3", "Data.", [*STEPS, "--sweep=data.shuffle_labels=False,True"]),
         Run("long-term", "sweep", "cases:1", "Long.", [*STEPS, "--sweep=optimizer.learning_rate=1e-3,1e-2"]),
         Run("optimizers", "control", "optimizers", "Optimizers.", [*PAIRED, "--config.num_steps=2"]),
+        Run(
+            "first-step-small", "first_step", "first_step", "First step.", [*PAIRED, "--config.data.classes=('3', '8')"]
+        ),
+        Run("causes", "causes", "causes", "Causes.", [*PAIRED, "--config.steps=(1, 2)"]),
         Run("decompose-fc", "decompose", "decompose", "Early part.", [*PAIRED, *FEW]),
     ]
 
@@ -57,7 +61,7 @@ def test_the_page_holds_every_claim_with_its_interval_and_command(tmp_path, monk
         assert f"| {row.claim} | {row.statement} |" in text
         assert row.verdict in ("holds", "does not hold", "open")
     assert f"{len(table)} rows of claims" in capfd.readouterr().out
-    for name in ("case-1", "long-term", "decompose-fc"):
+    for name in ("case-1", "long-term", "decompose-fc", "causes", "first-step-small"):
         assert (tmp_path / "docs" / "reproduction" / f"{name}.png").is_file()
         assert f"### {name}\n" in text
     assert "python -m jtrans early --config=cases:1 --config.data.dir=DIRECTORY" in text

@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 
 from jtrans import stats
+from jtrans.experiments import causes
 from jtrans.experiments.reproduce import claims, runs
 from jtrans.harness import experiment, folder, tables
 from jtrans.population import trajectory
@@ -38,6 +39,22 @@ the attacked network classifies rightly, the share that the attack makes it get 
 
 {attacks}
 
+## The first step, predicted
+
+After one step the directions of two networks are nearly parallel or nearly opposite. [first_step.md](first_step.md) \
+predicts which, and how nearly, from the mean image of each class in each network's first batch. A pair's sign is that \
+of its cosines at most images. The table has the share of pairs whose sign is the predicted one, that by the sign of \
+the excess alone, and the share of the sign that most pairs have. Angles in degrees, means [95 % interval]. Of the \
+three pairs of classes only cats and dogs had been looked at when the predictions were made.
+
+{first_step}
+
+## What removes which phase
+
+The same networks under one change at a time, at two steps named beforehand, means [95 % interval].
+
+{causes}
+
 ## Directions without a small subspace
 
 Mean angles in degrees [95 % interval] once a few directions are projected out: random ones, training images, or \
@@ -52,6 +69,8 @@ With {versions}.
 
 {runs}
 """
+KINDS = ("predicted", "measured")
+ANGLES = {"folded": "angle", "signed": "signed_angle"}
 WHOLE = ("nothing", 0)
 # Subspaces that are projected out, by name and number of directions.
 SUBSPACES = {
@@ -71,6 +90,7 @@ def text(listed: Sequence[runs.Run], table: pandas.DataFrame, workdir: Path) -> 
     minutes = {run.name: seconds(workdir / run.name) / 60 for run in listed}
     environment = folder.read_summary(workdir / listed[0].name)
     rows = {"claims": _claims(table), "attacks": _attacks(workdir), "decomposition": _decompositions(workdir)}
+    rows |= {"first_step": _first_steps(workdir), "causes": _causes(workdir)}
     return TEXT.format(
         minutes=sum(minutes.values()),
         devices=" and ".join(environment["devices"]),
@@ -129,10 +149,40 @@ def _attacks(workdir: Path) -> Iterator[dict[str, str]]:
             yield {
                 "run": name,
                 "moment": f"{said}, step {moment['step']}",
-                "angle, degrees": stats.interval_text(moment["angle"], 1),
+                "folded angle, degrees": stats.interval_text(moment["angle"], 1),
+                "signed angle, degrees": stats.interval_text(moment["signed_angle"], 1),
+                "constant colour": stats.interval_text(moment["constant_share"], 2),
+                "AUC": stats.interval_text(moment["auc"], 2),
                 "accuracy": stats.interval_text(moment["accuracy"], 2),
                 **{f"FGSM along {whose}": stats.interval_text(moment[rate], 2) for rate, whose in SUCCESS.items()},
             }
+
+
+def _first_steps(workdir: Path) -> Iterator[dict[str, str]]:
+    """Each setting of the first step: predicted and measured."""
+    for results in claims.finished(workdir, "first-step-*").values():
+        table, config = results.tables["first_step"], results.config
+        for i, row in enumerate(table.itertuples()):
+            cell = lambda name, digits, rows=table.iloc[[i]]: tables.cells(rows, name, digits)[0]
+            yield {
+                "networks": f"{config['num_networks']} {config['models'][0]}",
+                "classes": " / ".join(config["data"]["classes"]),
+                "optimizer, rate": f"{row.optimizer}, {row.learning_rate:g}",
+                "sign predicted": cell("sign_predicted", 2),
+                "by the rule": cell("sign_by_rule", 2),
+                "most common": f"{row.sign_majority:.2f}",
+                **{f"{n} angle, {kind}": cell(f"{kind}_{a}", 1) for n, a in ANGLES.items() for kind in KINDS},
+                **{f"constant colour, {kind}": cell(f"{kind}_constant_share", 2) for kind in KINDS},
+            }
+
+
+def _causes(workdir: Path) -> Iterator[dict[str, str]]:
+    """Each change at both steps."""
+    for name, results in claims.finished(workdir, "causes*").items():
+        for (step, change), rows in results.tables["causes"].groupby(["step", "change"], sort=False):
+            labels = [causes.MEASURES[measure].replace("\n", " ") for measure in rows["measure"]]
+            values = dict(zip(labels, tables.cells(rows, "value", 2), strict=True))
+            yield {"run": name, "step": str(step), "change": causes.CHANGES[change].caption, **values}
 
 
 def _decompositions(workdir: Path) -> Iterator[dict[str, str]]:

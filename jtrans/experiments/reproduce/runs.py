@@ -19,6 +19,9 @@ FEWER = "--config.num_networks=6", "--config.num_examples=100"
 FEWEST = "--config.num_networks=4", "--config.num_examples=40"
 NO_DATA = "Section 2.1: no learnable data is needed. The labels of noise images have no meaning, shuffled or not."
 DATA_SETS = "--sweep=data.name='cifar10','noise' data.shuffle_labels=False,True"
+CLASS_PAIRS = ("cat", "dog"), ("deer", "horse"), ("automobile", "truck")
+CONVOLUTIONAL = "--config.num_networks=8", "--config.learning_rates=(1e-3, 1e-2)"
+FAST_CAUSES = "--config.learning_rate=1e-2", "--config.steps=(1, 60)"
 LONG_TERM = "Section 4.5, Figures 4 and 5, reduced: long-term transferability under two learning rates."
 
 
@@ -55,6 +58,10 @@ def listed(images_dir: str) -> list[Run]:
         _decompose("sgd", "SGD, at a learning rate where it shows the effect.", *SGD_10, UP_TO_20),
         _decompose("conv-a", "Conv A.", "--config.models=('conv_a',)", *FEW, FIT_4, UP_TO_20, MANY_RANKS),
         _decompose("conv-b", "Conv B.", "--config.models=('conv_b',)", *FEWEST, FIT_4, UP_TO_3, FEW_RANKS),
+        *(_first_step(model, classes) for model in ("mlp_shallow", "mlp_deep") for classes in CLASS_PAIRS),
+        *(_first_step("conv_a", classes, *CONVOLUTIONAL) for classes in CLASS_PAIRS),
+        Run("causes", "causes", "causes", "One change at a time, at a learning rate of 0.001."),
+        Run("causes-fast", "causes", "causes", "One change at a time, at a learning rate of 0.01.", FAST_CAUSES),
         Run("long-term", "sweep", "long_term_reduced", LONG_TERM, ("--sweep=optimizer.learning_rate=1e-3,1e-2",)),
     ]
     if images_dir:
@@ -63,6 +70,13 @@ def listed(images_dir: str) -> list[Run]:
         shows = "Figure 3 and case 9, reduced: VGG11 on photographs of 64 pixels."
         runs.append(Run("vgg11", "early", "vgg11_imagenet", shows, arguments))
     return runs
+
+
+def _first_step(model: str, classes: tuple[str, str], *arguments: str) -> Run:
+    chosen = f"--config.models=('{model}',)", f"--config.data.classes={classes}"
+    name, between = f"first-step-{model}-{'-'.join(classes)}", " and ".join(classes)
+    shows = f"The first step, predicted and measured: {model}, {between}."
+    return Run(name, "first_step", "first_step", shows, (*chosen, *arguments))
 
 
 def _decompose(name: str, shows: str, *arguments: str) -> Run:

@@ -158,9 +158,9 @@ def pair_mean(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Estima
     Pairs that share a network are not independent, so networks, not pairs, are the samples. Each network in turn is
     left out with all its pairs, and the networks of each architecture g add to the variance
     `(n_g - 1) / n_g * sum_i (mean without i - average of these means)^2`. Efron and Stein (1981); Arvesen (1969) for
-    averages over pairs. The degrees of freedom are those of `jackknife`. `docs/coverage.md` has the coverage, also of a
-    ring of attacks, where this covers no less than the mean of only those pairs that have no network in common, apart
-    from 4 skewed networks, and is narrower up to 8 networks.
+    averages over pairs. The degrees of freedom are those of `jackknife`. `docs/coverage.md` has the coverage, also for
+    attacks round a ring: there it covers at least about as much as Student's t for every other attack, which share no
+    network, but for 4 networks, of which that interval would be almost three times as wide.
 
     Args:
       values: `[P, ...]`, one row per pair; NaN entries are left out, and so is a network that has no others. The

@@ -1,4 +1,6 @@
 import itertools
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,6 +380,21 @@ def test_the_correlation_of_the_halves_errors_in_a_flat_curve():
         assert np.abs(errors.mean(1)).max() < 0.01
         if steps == 3:
             assert correlation == pytest.approx(stats.HALVES_CORRELATION, abs=0.01)
+
+
+@pytest.mark.slow
+def test_every_interval_covers_what_the_page_on_coverage_says():
+    root = Path(__file__).parents[1]
+    script = runpy.run_path(root / "benchmarks" / "coverage.py")
+    tables = {table: list(table()) for table in script["TABLES"]}
+    for table, rows in tables.items():
+        repetitions = script["CURVES" if table.__name__ == "selected" else "REPETITIONS"]
+        for row in rows:
+            least = row.least - 3 * script["standard_error"](row.least, repetitions)
+            assert row.columns["coverage"] >= least, (table.__name__, row)
+    for row in tables[script["selected"]]:
+        assert abs(row.columns["bias"]) < 0.1  # the naive one is below -0.25 in every flat curve
+    assert script["page"](tables) == (root / "docs" / "coverage.md").read_text()
 
 
 def test_correlations_of_chosen_sources():

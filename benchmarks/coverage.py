@@ -292,8 +292,8 @@ START = f"""# Coverage of the intervals
 How often the 95 % intervals of `jtrans.stats` contain the truth, by simulation with fixed seeds.
 `python benchmarks/coverage.py > docs/coverage.md` writes this page.
 
-There are {REPETITIONS:,} repetitions a row, {CURVES:,} where a step is selected. The standard error of a coverage of 0.95 is
-{standard_error(0.95, REPETITIONS):.4f}, of selected steps {standard_error(0.95, CURVES):.4f}.
+There are {REPETITIONS:,} repetitions a row, {CURVES:,} where a step is selected. The standard error of a coverage of
+0.95 is {standard_error(0.95, REPETITIONS):.4f}, of selected steps {standard_error(0.95, CURVES):.4f}.
 A slow test holds every coverage to "at least", less three standard errors. Widths are medians, of selected steps means.
 
 The effects of networks are drawn from four laws: normal; lognormal (of a standard normal variable), which is skewed;

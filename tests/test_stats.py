@@ -1,4 +1,6 @@
 import itertools
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,14 +135,18 @@ def test_a_single_pair_has_no_interval_and_a_missing_pair_is_left_out():
 
 
 def one_by_one(values, pair, model):
-    """The definition of `pair_mean_ci`: every network left out in turn, with all its pairs."""
+    """The definition of `pair_mean_ci` for `values [P]`: every network that has a value left out in turn."""
+    valid = ~np.isnan(values)
+    networks = np.unique(pair[valid])
+    if not len(networks):
+        return np.full(3, np.nan)
+    values, pair = values[valid], np.searchsorted(networks, pair[valid])
 
-    def mean(keep):
-        left = values[keep]
-        with np.errstate(invalid="ignore"):
-            return np.nansum(left, axis=0) / (~np.isnan(left)).sum(0)
+    def mean(included):
+        rows = included[pair].all(1)
+        return values[rows].mean() if rows.any() else np.nan
 
-    return stats.jackknife_ci(lambda kept: mean(kept[pair].all(1)), model)
+    return stats.jackknife_ci(mean, model[networks])
 
 
 @pytest.mark.parametrize("across", [False, True])
@@ -152,7 +158,9 @@ def test_the_jackknife_over_pairs_leaves_every_network_out_in_turn(networks, acr
     values = offset + rng.normal(size=(len(pair), 5, 2))
     values[rng.random(values.shape) < 0.2], values[:, 0, 0] = np.nan, np.nan
     got = stats.pair_mean_ci(values, pair, model)
-    np.testing.assert_allclose(got, one_by_one(values, pair, model), rtol=1e-10)
+    for index in np.ndindex(5, 2):
+        want = one_by_one(values[:, *index], pair, model)
+        np.testing.assert_allclose([bound[index] for bound in got], want, rtol=1e-10)
     np.testing.assert_allclose(stats.pair_mean_ci(values[:, 1, 1], pair, model), [bound[1, 1] for bound in got])
     assert np.isfinite(got.low).any() or networks < 3
 
@@ -185,6 +193,208 @@ def test_the_jackknife_of_a_mean_is_students_interval():
     values = np.random.default_rng(0).normal(size=(9, 2))
     got = stats.jackknife_ci(lambda kept: values[kept].mean(0), np.zeros(9))
     np.testing.assert_allclose(got, stats.mean_ci(values))
+
+
+def two_groups(rng, counts=(5, 12), spread=(1, 6)):
+    group = np.repeat([0, 1], counts)
+    return rng.normal(size=len(group)) * np.take(spread, group), group
+
+
+def difference(values, group):
+    return lambda included: values[included & (group == 1)].mean() - values[included & (group == 0)].mean()
+
+
+def test_the_jackknife_of_a_difference_of_means_is_welchs_interval():
+    for seed, spread in enumerate([(1, 6), (6, 1), (1, 1), (1, 1e-9)]):
+        values, group = two_groups(np.random.default_rng(seed), spread=spread)
+        welch = scipy.stats.ttest_ind(values[group == 1], values[group == 0], equal_var=False)
+        got = stats.jackknife(difference(values, group), group)
+        np.testing.assert_allclose(got.freedom, welch.df, rtol=1e-8)
+        np.testing.assert_allclose(got.interval()[1:], welch.confidence_interval(0.95), rtol=1e-8)
+        assert 2 * min(got.p_above(0), got.p_below(0)) == pytest.approx(welch.pvalue, rel=1e-6)
+        assert stats.jackknife_ci(difference(values, group), group) == got.interval()
+
+
+def test_groups_without_spread_have_an_interval_of_no_width():
+    group = np.repeat([0, 1], [3, 4])
+    assert stats.jackknife_ci(difference(group + 1.0, group), group) == (1, 1, 1)
+    pair, model = pairs_of(4, across=True)
+    assert np.array(stats.pair_mean_ci(np.full((16, 2), 7.0), pair, model)).tolist() == [[7, 7]] * 3
+    # One group has none: the other alone gives the degrees of freedom.
+    values = np.where(group == 0, 0, np.arange(7.0))
+    assert stats.jackknife(difference(values, group), group).freedom == 3
+
+
+def test_a_group_of_one_network_leaves_no_interval():
+    group = np.array([0, 0, 0, 1])
+    got = stats.jackknife_ci(lambda included: np.array([1.0, 2, 4, 9])[included].mean(), group)
+    assert got.mean == 4
+    assert np.isnan([got.low, got.high]).all()
+
+
+def test_a_lost_network_is_no_sample():
+    pair, model = pairs_of(6, across=False)
+    values = np.random.default_rng(0).normal(size=(len(pair), 2))
+    values[(pair == 2).any(1), 1] = np.nan  # the measurements of network 2 are lost at the second step
+    got, left = stats.pair_mean(values, pair, model), ~(pair == 2).any(1)
+    assert got.freedom.tolist() == [5, 4]
+    smaller = stats.pair_mean(values[left, 1], pair[left] - (pair[left] > 2), model[1:])
+    np.testing.assert_allclose([part[1] for part in got], smaller, rtol=1e-12)
+
+
+def test_p_values_are_those_of_scipys_one_sided_tests():
+    values = np.random.default_rng(0).normal(size=(9, 50))
+    estimate = stats.mean(values)
+    for bound in (-0.5, 0.0, 0.3):
+        above, below = (scipy.stats.ttest_1samp(values, bound, alternative=side).pvalue for side in ("greater", "less"))
+        np.testing.assert_allclose(estimate.p_above(bound), above, rtol=1e-9)
+        np.testing.assert_allclose(estimate.p_below(bound), below, rtol=1e-9)
+    above = scipy.stats.ttest_1samp(values, -0.5, alternative="greater").pvalue
+    below = scipy.stats.ttest_1samp(values, 0.7, alternative="less").pvalue
+    np.testing.assert_allclose(estimate.p_inside(-0.5, 0.7), np.maximum(above, below), rtol=1e-9)
+
+
+def test_tests_at_two_and_a_half_percent_agree_with_the_interval():
+    rng = np.random.default_rng(0)
+    estimate = stats.mean(rng.normal(size=(4, 500)) / 3)
+    _, low, high = estimate.interval()
+    np.testing.assert_array_equal(estimate.p_inside(-0.4, 0.5) < 0.025, (low > -0.4) & (high < 0.5))
+    np.testing.assert_array_equal(estimate.p_outside(-0.1, 0.1) < 0.025, (high < -0.1) | (low > 0.1))
+    np.testing.assert_array_equal(estimate.p_inside(-np.inf, 0.5), estimate.p_below(0.5))
+    saved = stats.from_interval(estimate.interval(), 3)
+    np.testing.assert_allclose(saved.p_inside(-0.4, 0.5), estimate.p_inside(-0.4, 0.5))
+    # With fewer degrees of freedom than there were, the decision stays, and a small p-value does not get smaller.
+    fewer = stats.from_interval(estimate.interval(), 2).p_above(0)
+    np.testing.assert_array_equal(fewer < 0.025, estimate.p_above(0) < 0.025)
+    small = fewer < 0.025
+    assert (fewer >= estimate.p_above(0))[small].all()
+
+
+def test_p_values_without_spread_or_without_an_interval():
+    certain = stats.Estimate(np.array([1.0, 2.0, 3.0]), np.zeros(3), 4)
+    assert certain.p_above(2).tolist() == [1, 0.5, 0]
+    assert certain.p_inside(0, 2.5).tolist() == [0, 0, 1]
+    single = stats.mean(np.ones(1))
+    assert np.isnan([single.p_above(0), single.p_inside(0, 2), single.p_outside(0, 2)]).all()
+
+
+def test_holms_adjustment_in_a_worked_example():
+    """Sorted: 0.01 times 4 tests, 0.02 times 3, 0.03 times 2 (no less than the one before), 0.9 alone."""
+    assert stats.holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
+    assert stats.holm([0.2]) == pytest.approx([0.2])
+    assert stats.holm([0.5, 0.6]).tolist() == [1, 1]
+    np.testing.assert_allclose(stats.holm([np.nan, 0.01, 0.04]), [np.nan, 0.02, 0.04])
+    assert stats.holm([]).tolist() == []
+
+
+def test_holms_rejections_are_those_of_the_step_down_procedure():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        p_values = rng.random(8) ** 4
+        adjusted, order = stats.holm(p_values), np.argsort(p_values)
+        assert (adjusted >= p_values).all()
+        assert (np.diff(adjusted[order]) >= 0).all()
+        passed = p_values[order] <= 0.05 / np.arange(8, 0, -1)
+        rejected = order[: 8 if passed.all() else np.argmin(passed)]
+        assert sorted(np.flatnonzero(adjusted <= 0.05)) == sorted(rejected)
+
+
+def test_the_interval_of_a_share_is_wilsons_with_the_quantile_of_students_t():
+    """Samples of 0 and 1 are worth one trial less than there are, since the variance is of n - 1."""
+    values = np.repeat([0.0, 1.0], [9, 4])
+    p, n, t = 4 / 13, 12, scipy.stats.t.ppf(0.975, 12)
+    centre, margin = p + t**2 / n / 2, t * np.sqrt(p * (1 - p) / n + t**2 / n**2 / 4)
+    want = np.array([centre - margin, centre + margin]) / (1 + t**2 / n)
+    np.testing.assert_allclose(stats.share_ci(values), [p, *want])
+
+
+def test_shares_stay_in_their_range_and_equal_ones_are_not_certain():
+    rng = np.random.default_rng(0)
+    mean, low, high = stats.share_ci(rng.beta(0.1, 0.2, size=(5, 1000)) ** 8)
+    assert ((low >= 0) & (low <= mean) & (mean <= high) & (high <= 1)).all()
+    none, every = stats.share_ci(np.zeros((8, 2))), stats.share_ci(np.ones((2, 8)), axis=1)
+    t = scipy.stats.t.ppf(0.975, 7)
+    np.testing.assert_allclose(none, [[0, 0], [0, 0], [t**2 / (7 + t**2)] * 2])
+    np.testing.assert_allclose([1 - every.mean, 1 - every.high, 1 - every.low], none)
+    np.testing.assert_allclose(stats.share_ci(np.full(4, 0.25)), [0.25] * 3)
+    single = stats.share_ci(np.zeros(1))
+    assert single.mean == 0
+    assert np.isnan([single.low, single.high]).all()
+    # Far from 0 and 1 and with many samples it is Student's.
+    values = 0.5 + rng.normal(size=400) / 50
+    np.testing.assert_allclose(stats.share_ci(values), stats.mean_ci(values), atol=1e-6)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_each_half_chooses_the_step_at_which_the_other_is_measured(across):
+    pair, model = pairs_of(9, across)
+    values = np.random.default_rng(0).normal(size=(len(pair), 6))
+    estimate, chosen = stats.selected_minimum(values, pair, model)
+    odd, means, errors = np.concatenate([np.arange(9) % 2] * 2) == 1, [], []
+    halves = [(~odd)[pair].all(1), odd[pair].all(1)]
+    assert chosen.tolist() == [values[half].mean(0).argmin() for half in halves]
+    for half, step in zip(halves, chosen[::-1], strict=True):
+        networks, renumbered = np.unique(pair[half], return_inverse=True)
+        got = stats.pair_mean(values[half, step], renumbered.reshape(-1, 2), model[networks])
+        means.append(got.mean)
+        errors.append(got.standard_error)
+    assert estimate.mean == pytest.approx(np.mean(means))
+    first, second = errors
+    variance = (first**2 + second**2 + 2 * 9 / (8 * np.pi) * first * second) / 4
+    assert estimate.standard_error == pytest.approx(np.sqrt(variance))
+    assert np.isfinite(estimate.interval()).all()
+
+
+def test_steps_to_choose_from_are_those_of_the_half_that_chooses():
+    pair, model = pairs_of(8, across=False)
+    values = np.tile([5.0, 4.0, 3.0, 2.0, 1.0], (len(pair), 1))
+    asked = []
+    steps = lambda networks: asked.append(networks) or (2 if networks[0] else 4)
+    estimate, chosen = stats.selected_minimum(values, pair, model, steps)
+    np.testing.assert_array_equal(asked, [np.arange(8) % 2 == 0, np.arange(8) % 2 == 1])
+    assert chosen.tolist() == [1, 3]
+    assert estimate.interval() == (3, 3, 3)
+    values[(pair % 2 == 1).all(1), :4] = np.nan  # the odd half has no value to choose from
+    estimate, chosen = stats.selected_minimum(values, pair, model, steps)
+    assert chosen.tolist() == [1, -1]
+    assert np.isnan([estimate.mean, *estimate.interval()]).all()
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_halves_of_fewer_than_four_networks_have_no_interval(across):
+    pair, model = pairs_of(7, across)
+    estimate, _ = stats.selected_minimum(np.random.default_rng(0).normal(size=(len(pair), 3)), pair, model)
+    assert np.isfinite(estimate.mean)
+    assert np.isnan(estimate.interval()[1:]).all()
+
+
+def test_the_correlation_of_the_halves_errors_in_a_flat_curve():
+    """At most `HALVES_CORRELATION`, and equal to it with three independent steps."""
+    rng = np.random.default_rng(0)
+    for steps in (2, 3, 8):
+        halves = rng.normal(size=(2, 200_000, steps))
+        chosen = halves.argmin(-1)
+        errors = np.take_along_axis(halves, chosen[::-1, :, None], -1)[..., 0]
+        correlation = np.corrcoef(errors)[0, 1]
+        assert correlation < stats.HALVES_CORRELATION + 0.01
+        assert np.abs(errors.mean(1)).max() < 0.01
+        if steps == 3:
+            assert correlation == pytest.approx(stats.HALVES_CORRELATION, abs=0.01)
+
+
+@pytest.mark.slow
+def test_every_interval_covers_what_the_page_on_coverage_says():
+    root = Path(__file__).parents[1]
+    script = runpy.run_path(root / "benchmarks" / "coverage.py")
+    tables = {table: list(table()) for table in script["TABLES"]}
+    for table, rows in tables.items():
+        repetitions = script["CURVES" if table.__name__ == "selected" else "REPETITIONS"]
+        for row in rows:
+            least = row.least - 3 * script["standard_error"](row.least, repetitions)
+            assert row.columns["coverage"] >= least, (table.__name__, row)
+    for row in tables[script["selected"]]:
+        assert abs(row.columns["bias"]) < 0.1  # the naive one is below -0.25 in every flat curve
+    assert script["page"](tables) == (root / "docs" / "coverage.md").read_text()
 
 
 def test_correlations_of_chosen_sources():

@@ -23,7 +23,8 @@ from jtrans.data import Dataset, Split
 from jtrans.errors import InputError
 from jtrans.harness import fields, figures, setup, tables
 from jtrans.harness.experiment import Experiment, Results
-from jtrans.population import engine, observe, trajectory
+from jtrans.population import engine, trajectory
+from jtrans.population.observe import PAIR_MEASURES
 from jtrans.population.trajectory import Trajectory
 
 NAME = "causes"
@@ -162,6 +163,13 @@ MEASURES = {
     "accuracy": "test accuracy\n(share of images)",
 }
 
+CURVES = {
+    "signed_angle": "signed angle",
+    "angle": "folded angle",
+    "constant_share": "constant colour (right)",
+    "auc": "AUC (right)",
+}
+
 FIELDS: Mapping[str, fields.Field] = {
     **fields.NETWORKS,
     "batch_size": fields.whole(128),
@@ -216,21 +224,18 @@ def differences(arrays: Mapping[str, Trajectory], steps: tuple[int, int]) -> pan
     """
     plain, rows = arrays[PLAIN], []
     for name, run in arrays.items():
+        networks = run["pair"], run["model"]
         for step in steps:
+            lost = int((~np.isfinite(run["loss"][:, step])).sum())
             for measure in MEASURES:
                 here, there = run[measure][:, step], plain[measure][:, step]
-                over = _over(measure, run)
-                intervals = tables.interval_columns({"value": over(here), "difference": over(here - there)})
-                lost = int((~np.isfinite(run["loss"][:, step])).sum())
+                value = trajectory.interval_over(measure, here, *networks)
+                less = (
+                    stats.pair_mean(here - there, *networks) if measure in PAIR_MEASURES else stats.mean(here - there)
+                )
+                intervals = tables.interval_columns({"value": value, "difference": less.interval()})
                 rows.append({"change": name, "step": step, "measure": measure, "lost": lost, **intervals})
     return pandas.DataFrame(rows)
-
-
-def _over(measure: str, run: Trajectory) -> Callable[[np.ndarray], stats.Interval]:
-    """The mean and interval over pairs or over networks."""
-    if measure in observe.PAIR_MEASURES:
-        return partial(stats.pair_mean_ci, pair=run["pair"], model=run["model"])
-    return stats.mean_ci
 
 
 def by_step(arrays: Mapping[str, Trajectory], curves: Mapping[str, Mapping[str, stats.Interval]]) -> pandas.DataFrame:
@@ -286,15 +291,14 @@ def draw_curves(results: Results) -> Figure:
     rows = -(-len(results.arrays) // 3)
     figure = Figure(figsize=(13, 1 + 2.7 * rows), layout="constrained")
     panels = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).ravel()
-    curves = {"signed_angle": "C3", "angle": "C0", "constant_share": "C1", "auc": "C4"}
     for axes, (name, table) in zip(panels, results.tables["curves"].groupby("change", sort=False), strict=False):
-        for measure, colour in curves.items():
+        for measure, colour in zip(CURVES, ("C3", "C0", "C1", "C4"), strict=True):
             interval = tables.interval(table, measure)
             scaled = interval if "angle" in measure else stats.Interval(*(90 * bound for bound in interval))
-            label = measure.replace("_", " ") + ("" if "angle" in measure else " (times 90)")
-            figures.curve(axes, table["step"], scaled, colour, label)
-        axes.axhline(90, color="0.3", linestyle="--", linewidth=0.8, label="90 degrees, or a share of 1")
-        axes.set(title=CHANGES[name].caption, ylim=(0, 135), xlabel="optimizer steps", ylabel="degrees")
+            figures.curve(axes, table["step"], scaled, colour, CURVES[measure])
+        axes.axhline(90, color="0.3", linestyle="--", linewidth=0.8, label="90 degrees, a share of 1")
+        axes.set(title=CHANGES[name].caption, ylim=(0, 135), xlabel="optimizer steps", ylabel="angle (degrees)")
+        axes.secondary_yaxis("right", functions=(lambda y: y / 90, lambda y: 90 * y)).set_ylabel("share, AUC")
         axes.grid(alpha=0.25)
     for axes in panels[len(results.arrays) :]:
         axes.axis("off")

@@ -116,8 +116,10 @@ def settings_table(parts: Parts, learning_rates: Sequence[float], dimension: int
     """What each setting of optimizer, batch size and learning rate reaches.
 
     Columns: the setting; the `step` of the lowest mean angle before the accuracy leaves chance; there `angle` (degrees)
-    and `accuracy`, with 95 % intervals; the median of the first updates' relative lengths; the share of all directions
-    that were zero or not finite; how many networks were `lost`, their loss no longer finite; and whether this is early
+    and `accuracy`, with 95 % intervals; `selected`, the lowest angle where each half of the networks chooses the step
+    for the other, with its interval and degrees of freedom (`trajectory.summarize`); the median of the first updates'
+    relative lengths; the share of all directions that were zero or not finite; how many networks were `lost`, their
+    loss no longer finite; and whether this is early
     transferability (1 or 0; NaN where no angle was measured at chance).
     """
     rows = []
@@ -127,12 +129,15 @@ def settings_table(parts: Parts, learning_rates: Sequence[float], dimension: int
             of_setting = trajectory.select(run, networks)
             summary = trajectory.summarize(of_setting, trajectory.curves(of_setting), dimension, num_classes)
             lowest, verdict = summary["lowest_at_chance"], summary["early_transferability"]
+            selected = {bound: summary["selected"][bound] for bound in stats.Interval._fields}
+            intervals = {"angle": lowest["angle"], "accuracy": lowest["accuracy"], "selected": selected}
             row = {
                 "optimizer": optimizer,
                 "batch_size": batch_size,
                 "learning_rate": rate,
                 "step": lowest["step"],
-                **tables.interval_columns({name: stats.Interval(**lowest[name]) for name in ("angle", "accuracy")}),
+                **tables.interval_columns({name: stats.Interval(**bounds) for name, bounds in intervals.items()}),
+                "selected_freedom": summary["selected"]["freedom"],
                 "first_update": pandas.Series(run["first_update"][networks]).where(np.isfinite).median(),
                 "undirected": summary["undirected"] / summary["directions"],
                 "lost": len(summary["non_finite"]),

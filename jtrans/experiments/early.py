@@ -175,8 +175,8 @@ def _draw_accuracies(axes: Axes, x: np.ndarray, results: Results) -> None:
     for group, name in enumerate(results.config["models"]):
         (accuracy, auc), colour = (run[of][run["model"] == group] for of in ("accuracy", "auc")), f"C{group}"
         axes.plot(x, accuracy.T, color=colour, alpha=0.25, linewidth=0.6)
-        figures.curve(axes, x, stats.mean_ci(accuracy), colour, f"{name}, accuracy, mean of {len(auc)} (thin: each)")
-        figures.curve(axes, x, stats.mean_ci(auc), colour, f"{name}, {CAPTIONS['auc']}", linestyle="--")
+        figures.curve(axes, x, stats.share_ci(accuracy), colour, f"{name}, accuracy, mean of {len(auc)} (thin: each)")
+        figures.curve(axes, x, stats.share_ci(auc), colour, f"{name}, {CAPTIONS['auc']}", linestyle="--")
     figures.band_entry(axes)
     figures.chance_line(axes, results.summary["chance"])
     axes.set_ylabel("test accuracy (share of\nimages), AUC")

@@ -139,13 +139,18 @@ def row(setting: str, of_setting: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     optimizer, rate = setting.split("-", 1)
     pair, excess = of_setting["pair"], of_setting["excess"]
-    over_pairs = partial(stats.pair_mean_ci, pair=pair, model=np.zeros(len(excess), int))
+    model = np.zeros(len(excess), int)
     sign, predicted = (signs(of_setting[f"{kind}_agreement"]) for kind in ("measured", "predicted"))
-    of_pairs = {f"{kind}_{name}" for kind in ("measured", "predicted") for name in observe.PAIR_MEASURES}
+    share = lambda values: stats.pair_mean(values, pair, model).share_interval()
     intervals = {
-        "sign_predicted": over_pairs(same(predicted, sign)),
-        "sign_by_rule": over_pairs(same(np.sign(excess[pair]).prod(1), sign)),
-        **{n: over_pairs(v) if n in of_pairs else stats.mean_ci(v) for n, v in of_setting.items() if n != "pair"},
+        "sign_predicted": share(same(predicted, sign)),
+        "sign_by_rule": share(same(np.sign(excess[pair]).prod(1), sign)),
+        **{name: stats.mean_ci(of_setting[name]) for name in ("excess", "own_angle")},
+        **{
+            f"{kind}_{name}": trajectory.interval_over(name, of_setting[f"{kind}_{name}"], pair, model)
+            for kind in ("predicted", "measured")
+            for name in (*observe.PAIR_MEASURES, *observe.NETWORK_MEASURES)
+        },
     }
     majority = np.nanmax([np.nanmean(same(sign, each)) for each in (1, -1)])
     fixed = {"optimizer": optimizer, "learning_rate": float(rate), "sign_majority": majority}

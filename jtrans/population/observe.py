@@ -61,16 +61,19 @@ class NetworkMeasure(NamedTuple):
     Attributes:
       of_images: `Seen -> [n]` or `[..., n]`, for each image of a block.
       over_images: `[M, N]` or `[M, ..., N] -> [M]`, from all N test images, float32.
+      share: whether it is a share, whose interval over networks lies in [0, 1].
     """
 
     of_images: Callable[[Seen], jax.Array]
     over_images: Callable[[np.ndarray], np.ndarray] = mean
+    share: bool = False
 
 
 class PairMeasure(NamedTuple):
     """A quantity of a pair of networks, the mean over images of what it is at each; NaN is left out."""
 
     of_images: Callable[[jax.Array], jax.Array]  # cosines `[P, n]` between the directions of two networks -> `[P, n]`
+    share: bool = False  # whether it is a share, whose interval over pairs lies in [0, 1]
 
 
 def loss(seen: Seen) -> jax.Array:
@@ -145,16 +148,16 @@ def count(values: np.ndarray) -> np.ndarray:
 
 
 NETWORK_MEASURES: dict[str, NetworkMeasure] = {
-    "accuracy": NetworkMeasure(correct),
+    "accuracy": NetworkMeasure(correct, share=True),
     "loss": NetworkMeasure(loss),
     "undirected": NetworkMeasure(without_direction, count),
-    "constant_share": NetworkMeasure(constant_share, mean_of_directions),
-    "auc": NetworkMeasure(labelled_odds, auc),
+    "constant_share": NetworkMeasure(constant_share, mean_of_directions, share=True),
+    "auc": NetworkMeasure(labelled_odds, auc, share=True),
 }
 PAIR_MEASURES: dict[str, PairMeasure] = {
     "angle": PairMeasure(folded),
     "signed_angle": PairMeasure(signed),
-    "agreement": PairMeasure(agrees),
+    "agreement": PairMeasure(agrees, share=True),
 }
 
 

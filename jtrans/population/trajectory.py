@@ -75,20 +75,31 @@ def curves(trajectory: Mapping[str, np.ndarray]) -> dict[str, Interval]:
     the attacked network classifies rightly, those that the attack makes it get wrong.
     """
     pair, model = trajectory["pair"], trajectory["model"]
-    of_pairs = {name: trajectory[name] for name in PAIR_MEASURES if name in trajectory}
+    finite = lambda values: np.where(np.isfinite(values), values, np.nan)
+    over = {
+        name: interval_over(name, trajectory[name] if name in PAIR_MEASURES else finite(trajectory[name]), pair, model)
+        for name in (*PAIR_MEASURES, *NETWORK_MEASURES)
+        if name in trajectory
+    }
     if "agreement" in trajectory:
         agreement = trajectory["agreement"]
-        of_pairs["one_sign"] = np.where(np.isnan(agreement), np.nan, (agreement == 0) | (agreement == 1))
-    over = {name: stats.pair_mean_ci(values, pair, model) for name, values in of_pairs.items()}
-    finite = lambda values: np.where(np.isfinite(values), values, np.nan)
-    over |= {n: stats.mean_ci(finite(trajectory[n])) for n in NETWORK_MEASURES if n in trajectory}
+        one_sign = np.where(np.isnan(agreement), np.nan, (agreement == 0) | (agreement == 1))
+        over["one_sign"] = stats.pair_mean(one_sign, pair, model).share_interval()
     if "success" in trajectory:
         num_models = model.max() + 1
         ring = observe.attackers(num_models, len(model) // num_models)
         of_target = trajectory["success"][..., DENOMINATORS.index("those the target gets right")]
         for attack, name in enumerate(SUCCESS):
-            over[name] = stats.pair_mean_ci(of_target[..., attack], ring, model)
+            over[name] = stats.pair_mean(of_target[..., attack], ring, model).share_interval()
     return over
+
+
+def interval_over(name: str, values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Interval:
+    """The mean of a measure and its 95 % interval, of values `[P, ...]` over pairs, or `[M, ...]` over networks."""
+    of_pairs = name in PAIR_MEASURES
+    estimate = stats.pair_mean(values, pair, model) if of_pairs else stats.mean(values)
+    is_share = PAIR_MEASURES[name].share if of_pairs else NETWORK_MEASURES[name].share
+    return estimate.share_interval() if is_share else estimate.interval()
 
 
 def random(dimension: int) -> dict[str, Any]:
@@ -110,6 +121,8 @@ def summarize(
       `lowest`, `lowest_at_chance` (among the steps before the mean accuracy first leaves chance) and
       `first_below_random` (the first below the quantile; None if there is none), `early_transferability` (whether
       `lowest_at_chance` is `FALL` degrees or more below the random mean; None where no angle was measured at chance),
+      `selected` (the lowest angle at chance without the bias from choosing its step on the same networks:
+      `stats.selected_minimum`, as `{mean, low, high}`, with its degrees of `freedom` and the two chosen `steps`),
       and the counts of what was left out: `undirected` directions (of `directions`) and `non_finite`: the networks
       whose loss stopped being finite, with the step where that was seen.
     """
@@ -122,6 +135,12 @@ def summarize(
 
     lowest_at_chance = _lowest(angle[: steps_at_chance(over["accuracy"].mean, 1 / num_classes)])
     lowest_angle = angle[lowest_at_chance]
+
+    def at_chance_of(networks: np.ndarray) -> int:
+        return steps_at_chance(stats.mean_ci(trajectory["accuracy"][networks]).mean, 1 / num_classes)
+
+    of_pairs = trajectory["angle"], trajectory["pair"], trajectory["model"]
+    selected, chosen = stats.selected_minimum(*of_pairs, at_chance_of)
     return {
         "random": law,
         "chance": 1 / num_classes,
@@ -131,6 +150,11 @@ def summarize(
         "lowest": moment(_lowest(angle)),
         "last": moment(-1),
         "early_transferability": None if np.isnan(lowest_angle) else bool(lowest_angle <= law["mean_angle"] - FALL),
+        "selected": {
+            **stats.plain(selected.interval()),
+            "freedom": float(selected.freedom),
+            "steps": [int(trajectory["step"][index]) if index >= 0 else None for index in chosen],
+        },
         "directions": int(trajectory["accuracy"].size * trajectory["num_examples"]),
         "undirected": int(trajectory["undirected"].sum()),
         "non_finite": [

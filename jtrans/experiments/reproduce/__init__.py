@@ -50,12 +50,12 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         stem = "sweep" if run.experiment == "sweep" else "figure"
         files.write(docs / page.FIGURES / f"{run.name}.png", (workdir / run.name / f"{stem}.png").read_bytes())
     files.write(docs / page.PAGE, page.text(listed, table, workdir).encode())
-    return Results(config, {"verdicts": table["verdict"].value_counts(sort=False).to_dict()}, {"claims": table}, {})
+    return Results(config, {"verdicts": table["adjusted"].value_counts(sort=False).to_dict()}, {"claims": table}, {})
 
 
 def tell(results: Results) -> str:
-    """The verdicts counted, and where the page is."""
-    verdicts = results.tables["claims"]["verdict"]
+    """The adjusted verdicts counted, and where the page is."""
+    verdicts = results.tables["claims"]["adjusted"]
     return f"{len(verdicts)} rows of claims ({claims.counted(verdicts)}): {Path(results.config['docs']) / page.PAGE}"
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from jtrans.harness import experiment, folder, tables
 from jtrans.models import WIDTHS
 from jtrans.population import trajectory
 from jtrans.population.trajectory import FALL, Trajectory
-from jtrans.stats import Interval
+from jtrans.stats import Estimate, Interval
 
 CLAIMS = {
     1: "Before training the directions of two networks are as far apart as random ones; after a few steps they are "
@@ -33,8 +33,13 @@ CLAIMS = {
 RUNS = {1: ("case-1", "case-3"), 2: ("case-2", "case-[45678]", "conv-b"), 3: ("vgg11", "data/*")}  # of early's claims
 ADAPTIVE = ("adam", "rmsprop")
 USUAL_RATE = 1e-3
-ANGLE = ("angle", "angle_low", "angle_high")  # the columns of its interval
+# The columns of intervals.
+ANGLE = ("angle", "angle_low", "angle_high")
+SELECTED = ("selected", "selected_low", "selected_high")
 LATE = 0.2  # the last share of a long run, over which its long-term angle is averaged
+
+
+LEVEL = 0.025  # of each one-sided test, as of each side of a 95 % interval
 
 
 class Row(NamedTuple):
@@ -42,33 +47,44 @@ class Row(NamedTuple):
 
     claim: int
     statement: str  # what must lie between `low` and `high`
-    measured: Interval
+    measured: Estimate
     unit: str
-    low: float
+    low: float  # -inf: any lower value is in the range too
     high: float
     networks: str  # how many, and of what architecture
     run: str  # its folder, relative to that of all runs
     note: str = ""  # as the step
 
-    @property
-    def verdict(self) -> str:
-        """Whether the whole interval lies in the range ("holds") or outside ("does not hold"); else "open"."""
-        _, low, high = self.measured
-        if math.isnan(low) or math.isnan(high):
-            return "no interval"
-        if self.low <= low and high <= self.high:
-            return "holds"
-        return "does not hold" if high < self.low or low > self.high else "open"
-
 
 def table(root: Path) -> pandas.DataFrame:
-    """Every claim that the finished runs below a folder measure, in the order of the claims, with the columns below."""
+    """Every claim that the finished runs below a folder measure, in the order of the claims, as `judged`."""
     rows = sorted([*_early(root), *_optimizers(root), *_updates(root), *_long_term(root)], key=lambda row: row.claim)
-    measured = tables.interval_columns({"measured": Interval(*np.transpose([row.measured for row in rows]))})
-    frame = pandas.DataFrame([row._asdict() | {"verdict": row.verdict} for row in rows]).assign(**measured)
-    return frame.rename(columns={"low": "range_low", "high": "range_high"})[
-        ["claim", "statement", *measured, "unit", "range_low", "range_high", "verdict", "networks", "run", "note"]
-    ]
+    return judged(rows)
+
+
+def judged(rows: Sequence[Row]) -> pandas.DataFrame:
+    """The rows with their intervals, p-values and verdicts, alone and `adjusted` for the number of rows (Holm 1979).
+
+    A claim "holds" where the measured value is shown to lie in the range, "does not hold" where it is shown to lie
+    outside, each by one-sided tests at `LEVEL`; else it is "open". Alone, these are the cases of a 95 % interval that
+    lies in the range, or outside, as a whole.
+    """
+    measured = Estimate(*np.transpose([row.measured for row in rows]).astype(float))
+    frame = pandas.DataFrame([row._asdict() for row in rows]).rename(columns={"low": "range_low", "high": "range_high"})
+    bounds = frame["range_low"].to_numpy(float), frame["range_high"].to_numpy(float)
+    p_inside, p_outside = measured.p_inside(*bounds), measured.p_outside(*bounds)
+    return frame.assign(
+        **tables.interval_columns({"measured": measured.interval()}),
+        p_inside=p_inside,
+        p_outside=p_outside,
+        verdict=_verdicts(p_inside, p_outside),
+        adjusted=_verdicts(stats.holm(p_inside), stats.holm(p_outside)),
+    )
+
+
+def _verdicts(p_inside: np.ndarray, p_outside: np.ndarray) -> np.ndarray:
+    cases = {"no interval": np.isnan(p_inside), "holds": p_inside < LEVEL, "does not hold": p_outside < LEVEL}
+    return np.select(list(cases.values()), list(cases), "open")
 
 
 def counted(verdicts: Iterable[str]) -> str:
@@ -89,28 +105,41 @@ def networks(config: Mapping[str, Any]) -> str:
     return " and ".join(f"{config['num_networks']} {name}" for name in names) + few
 
 
-def _interval(values: Mapping[str, Any], names: Iterable[str] = Interval._fields) -> Interval:
-    """The interval of a summary or of a table's row; None, as JSON holds it, is NaN."""
-    return Interval(*np.array([values[name] for name in names], float))
+def _estimate(values: Mapping[str, Any], freedom: float, names: Iterable[str] = Interval._fields) -> Estimate:
+    """From the interval of a summary or of a table's row; None, as JSON holds it, is NaN."""
+    return stats.from_interval(Interval(*np.array([values[name] for name in names], float)), freedom)
 
 
 def _early(root: Path) -> Iterator[Row]:
-    """Claims 1 to 3: random before training, and a fall while at chance."""
+    """Claims 1 to 3: random before training, and a fall while at chance, where each half of the networks chooses the
+    step for the other.
+    """
     for claim, patterns in RUNS.items():
         for name, (config, summary, *_) in finished(root, *patterns).items():
             random, of_networks = summary["random"]["mean_angle"], networks(config)
-            if claim == 1:
-                start = _interval(summary["before_training"]["angle"])
-                said = f"before training the angle is within 1 degree of that of random directions, {random:.2f}"
-                yield Row(1, said, start, "degrees", random - 1, random + 1, of_networks, name)
+            start = _estimate(summary["before_training"]["angle"], config["num_networks"] - 1)
+            said = f"before training the angle is within 1 degree of that of random directions, {random:.2f}"
+            yield Row(1, said, start, "degrees", random - 1, random + 1, of_networks, name)
             said = f"the angle falls {FALL:.0f} degrees or more below random while the accuracy is at chance"
             if claim == 3:
                 data = config["data"]
                 images = f"photographs of {data['image_size']} pixels" if data["name"] == "folder" else data["name"]
                 said += f": {images}" + ", shuffled labels" * data["shuffle_labels"]
-            lowest = summary["lowest_at_chance"]
-            note = f"step {lowest['step']}, accuracy {stats.interval_text(lowest['accuracy'], 3)}"
-            yield Row(claim, said, _interval(lowest["angle"]), "degrees", 0, random - FALL, of_networks, name, note)
+            selected = summary["selected"]
+            measured = _estimate(selected, selected["freedom"] or math.nan)
+            yield Row(claim, said, measured, "degrees", -math.inf, random - FALL, of_networks, name, _note(summary))
+
+
+def _note(summary: Mapping[str, Any]) -> str:
+    """The steps at which the angle is lowest at chance, and the signed angle and the accuracy of all networks there."""
+    steps = " and ".join("none" if step is None else str(step) for step in summary["selected"]["steps"])
+    lowest, chance = summary["lowest_at_chance"], summary["chance"]
+    accuracy, signed = lowest["accuracy"], stats.interval_text(lowest["signed_angle"], 1)
+    said = f"steps {steps}; all at step {lowest['step']}: signed {signed}, accuracy {stats.interval_text(accuracy, 3)}"
+    if accuracy["low"] is None:
+        return said
+    holds_chance = accuracy["low"] <= chance <= accuracy["high"]
+    return f"{said}, which {'contains' if holds_chance else 'excludes'} {chance:g}"
 
 
 def _optimizers(root: Path) -> Iterator[Row]:
@@ -123,9 +152,10 @@ def _optimizers(root: Path) -> Iterator[Row]:
             if math.isclose(rate, USUAL_RATE) or (largest and not adaptive):
                 shows = adaptive or largest
                 said = f"{optimizer} at learning rate {rate:g} {'shows' if shows else 'does not show'} the fall"
-                low, high = (0, bound) if shows else (bound, 90)
+                low, high = (-math.inf, bound) if shows else (bound, math.inf)
                 size = f"first update {row['first_update']:.2g} of the weights"
-                yield Row(4, said, _interval(row, ANGLE), "degrees", low, high, of_networks, name, size)
+                measured = _estimate(row, row["selected_freedom"], SELECTED)
+                yield Row(4, said, measured, "degrees", low, high, of_networks, name, size)
         for row in summary["unlike"]:
             if row["optimizer"] in ADAPTIVE:
                 rates = row["learning_rates"]
@@ -133,7 +163,8 @@ def _optimizers(root: Path) -> Iterator[Row]:
                     f"{row['optimizer']}: the angle between networks of two learning rates exceeds that within either"
                 )
                 said += f" ({len(rates)} rates from {min(rates):g} to {max(rates):g})"
-                yield Row(8, said, _interval(row), "degrees", 0, 90, of_networks, name)
+                measured = _estimate(row, config["num_networks"] - 1)
+                yield Row(8, said, measured, "degrees", 0, math.inf, of_networks, name)
 
 
 def _updates(root: Path) -> Iterator[Row]:
@@ -147,7 +178,8 @@ def _updates(root: Path) -> Iterator[Row]:
             if kind == "adversarial":
                 large = f"{' and '.join(architectures)}: after a large step, adversarial directions"
                 claim, said = 6, f"{large} are to the update vectors {below}"
-            yield Row(claim, said, _interval(row, ANGLE), "degrees", 0, bound, of_networks, name)
+            measured = _estimate(row, config["num_networks"] - 1, ANGLE)
+            yield Row(claim, said, measured, "degrees", -math.inf, bound, of_networks, name)
 
 
 def _long_term(root: Path) -> Iterator[Row]:
@@ -161,14 +193,15 @@ def _long_term(root: Path) -> Iterator[Row]:
         note = f"mean over the last {LATE:.0%} of {epochs:.0f} epochs"
         told = f"{networks(runs[0].config)}, of each rate", "long-term", note
         angle, accuracy = late_difference(slow, fast, "angle"), late_difference(slow, fast, "accuracy")
-        yield Row(7, f"the angles {rates} differ by 10 degrees or more", angle, "degrees", 10, 90, *told)
+        said = f"the angle at learning rate {low:g} exceeds that at {high:g} by 10 degrees or more"
+        yield Row(7, said, angle, "degrees", 10, math.inf, *told)
         yield Row(7, f"the accuracies {rates} differ by 0.05 or less", accuracy, "", -0.05, 0.05, *told)
 
 
-def late_difference(slow: Trajectory, fast: Trajectory, name: str) -> Interval:
-    """By how much a measure of two runs of the same steps differs in their last part, by a jackknife over networks."""
+def late_difference(slow: Trajectory, fast: Trajectory, name: str) -> Estimate:
+    """A measure of a first run less that of a second in the last part of their steps, by a jackknife over networks."""
     late = slow["step"] >= slow["step"][-1] * (1 - LATE)
     counts = len(slow["model"]), len(fast["model"])
     mean = lambda run, kept: np.nanmean(trajectory.select(run, np.flatnonzero(kept))[name][:, late])
-    estimate = lambda kept: np.abs(mean(slow, kept[: counts[0]]) - mean(fast, kept[counts[0] :]))
-    return stats.jackknife_ci(estimate, np.repeat([0, 1], counts))
+    estimate = lambda kept: mean(slow, kept[: counts[0]]) - mean(fast, kept[counts[0] :])
+    return stats.jackknife(estimate, np.repeat([0, 1], counts))

@@ -15,7 +15,6 @@ UP_TO_60 = "--config.steps=(0, 1, 2, 3, 5, 10, 20, 60)"
 UP_TO_20, UP_TO_3 = "--config.steps=(0, 1, 2, 3, 5, 10, 20)", "--config.steps=(0, 1, 2, 3)"
 # Convolutional networks are fewer than in `configs/`, as are their steps and the images that they are measured on.
 FEW = "--config.num_networks=8", "--config.num_examples=100"
-FEWER = "--config.num_networks=6", "--config.num_examples=100"
 FEWEST = "--config.num_networks=4", "--config.num_examples=40"
 NO_DATA = "Section 2.1: no learnable data is needed. The labels of noise images have no meaning, shuffled or not."
 DATA_SETS = "--sweep=data.name='cifar10','noise' data.shuffle_labels=False,True"
@@ -42,7 +41,7 @@ def listed(images_dir: str) -> list[Run]:
         Run("updates", "updates", "updates", "Tables 1 and 2: how one step of SGD moves the first layer."),
         *(Run(f"case-{i}", "early", f"cases:{i}", f"Case {i} of Appendix C.") for i in range(1, 6)),
         Run("case-6", "early", "cases:6", "Case 6 of Appendix C, reduced.", (*FEW, "--config.num_steps=6")),
-        Run("case-7", "early", "cases:7", "Case 7 of Appendix C, reduced.", (*FEWER, "--config.num_steps=4")),
+        Run("case-7", "early", "cases:7", "Case 7 of Appendix C, reduced.", (*FEW, "--config.num_steps=4")),
         Run("case-8", "early", "cases:8", "Case 8 of Appendix C, reduced.", (*FEW, "--config.num_steps=13")),
         Run("conv-b", "early", "conv_b", "Figure 2, reduced.", (*FEW, "--config.num_steps=5")),
         Run("data", "sweep", "cases:4", NO_DATA, ("--config.num_steps=20", DATA_SETS)),

@@ -1,7 +1,8 @@
 """Taking the early part out: adversarial directions without what lies in a small subspace, step by step.
 
-Which few directions hold what independently trained networks share, and whether attacks need it. At every step the
-subspaces of gradients and of updates are refitted; `lasting` has those of each step at every other.
+Which few directions hold what independently trained networks share, and whether attacks need it. The subspaces of
+other networks' gradients and updates are refitted at every step; the table `lasting` has the updates of each step
+taken out of the directions at every other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +63,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     of_images = subspaces.of_images(dataset.train, keys.attack, most, subtract_mean=config.data.subtract_mean)
     layer, convolution = models.first_layer(*config.models)
     parts = slice(config.num_fit), slice(config.num_fit, None)
-    rows, bases, units, start = {}, {}, {}, None
+    rows, bases, directions, start = {}, {}, {}, None
     for step, variables in trained(population, config.steps):
         fit, measured = (Network(jax.tree.map(itemgetter(part), variables), None) for part in parts)
         kernel = fit.variables["params"][layer]["kernel"]
@@ -77,11 +78,11 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         seen = look(measured, test)
         for subspace, rank, basis in subspaces.ranked(bases[step], config.ranks):
             rows[step, subspace, rank] = jax.device_get(without(measured, seen, test, basis))
-        units[step] = jax.device_get(seen.unit)
+        directions[step] = jax.device_get(seen.unit)
         accuracy = stats.mean_ci(rows[step, subspaces.NOTHING, 0].accuracy).mean
         print(f"step {step}: accuracy {accuracy:.3f}, {len(bases[step])} subspaces measured", flush=True)
         del measured, seen
-    frames = findings.tables_of(rows, units, bases, findings.shown_rank(config.ranks))
+    frames = findings.tables_of(rows, directions, bases, findings.shown_rank(config.ranks))
     summary = findings.summarize(frames["decompose"], dimension, len(dataset.class_names)) | setup.identity(dataset)
     return Results(config, summary, frames, {})
 

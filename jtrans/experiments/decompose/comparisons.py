@@ -31,20 +31,20 @@ def matched(directions: Directions, bases: Bases, rank: int) -> dict[tuple[int, 
             name: jax.device_get(shares(unit, subspaces.padded(basis, most)))[: len(basis)]
             for name, basis in of_step.items()
         }
-        ranks = {NOTHING: 0, **nearest(removed, removed["updates"][rank - 1 : rank])}
-        for name, count in ranks.items():
+        target = removed["updates"][rank - 1] if len(removed["updates"]) >= rank else np.nan
+        for name, count in {NOTHING: 0, **nearest(removed, target)}.items():
             basis = subspaces.padded(of_step.get(name, of_step["updates"])[:count], most)
             rows[step, name, count] = jax.device_get(left(unit, basis))
     return rows
 
 
-def nearest(removed: Mapping[str, np.ndarray], target: np.ndarray) -> dict[str, int]:
-    """How many directions of each subspace remove the share nearest to the target, a single value or none.
+def nearest(removed: Mapping[str, np.ndarray], target: float) -> dict[str, int]:
+    """How many directions of each subspace remove the share nearest to the target; nothing where that is NaN.
 
     Args:
       removed: by subspace `[K]`, the shares that its first 1, 2, ..., K directions remove.
     """
-    if not np.isfinite(target).any():
+    if np.isnan(target):
         return {}
     return {name: int(np.abs(shares - target).argmin()) + 1 for name, shares in removed.items() if len(shares)}
 

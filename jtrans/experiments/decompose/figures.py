@@ -105,7 +105,7 @@ def _draw_counts(axes: Axes, results: Results) -> None:
 
 
 def draw_matched(results: Results) -> Figure:
-    """Angles left where each subspace removes the share that so many updates do, and how many directions that takes."""
+    """Angles left where each subspace takes out the share that the updates do, and how many directions that takes."""
     figure = Figure(figsize=(15, 5.4), layout="constrained")
     angle, share, rank = figure.subplots(1, 3)
     for name, rows in results.tables["matched"].groupby("subspace", sort=False):
@@ -125,9 +125,10 @@ def draw_matched(results: Results) -> Figure:
     for axes in (angle, share, rank):
         _over_steps(axes, results)
     figure.legend(*angle.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=4)
-    shown = findings.shown_rank(results.config["ranks"])
-    matched = f"so many directions of each that they remove the share nearest to that of {shown} updates"
-    figure.suptitle(f"{_title(results)}\n{matched}; refitted at every step", fontsize="medium")
+    ranks = results.config["ranks"]
+    matched = f"so many directions, {ranks[-1]} at most, that they take out the share nearest to that of"
+    shown = f"{findings.shown_rank(ranks)} updates; gradients and updates are refitted at every step"
+    figure.suptitle(f"{_title(results)}\n{matched} {shown}", fontsize="medium")
     return figure
 
 

@@ -4,6 +4,10 @@
 
 DIRECTORY is a TFDS data directory that holds cifar10. FC deep with half its widths: 16 networks are measured, and the
 subspaces are fitted on 8 others.
+
+`figure` shows every subspace, those of other networks refitted at every step; `matched` compares subspaces where they
+take out the same share of the directions; `lasting` takes the subspace fitted at each step out of the directions at
+every other, which shows whether it is the same one throughout.
 """
 
 from ml_collections import ConfigDict

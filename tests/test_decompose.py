@@ -10,7 +10,7 @@ from conftest import ROOT
 from jtrans import directions, models, stats
 from jtrans.data import Split
 from jtrans.experiments import decompose, early
-from jtrans.experiments.decompose import findings, removal, subspaces
+from jtrans.experiments.decompose import comparisons, figures, findings, removal, subspaces
 from jtrans.harness import cli, experiment
 from jtrans.harness.fields import defaults
 from jtrans.models import Model, layers
@@ -100,6 +100,53 @@ def test_updates_of_a_fully_connected_layer_are_in_the_order_of_the_images():
     rows = np.float64(hidden(kernels[1]) - hidden(kernels[0])).T
     np.testing.assert_allclose(basis @ basis.T, np.eye(4), atol=1e-5)
     np.testing.assert_allclose(rows @ basis.T @ basis, rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("center", [0.0, 100.0])
+def test_mixtures_of_images_are_noise_with_their_second_moments(center):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(256, size=(2500, 6)).astype(np.uint8)  # in several blocks
+    rows[:, 3] //= 4
+    weights = rng.normal(size=(4000, len(rows)))
+    mixtures = subspaces.mixtures(rows, weights, center=center)
+    np.testing.assert_allclose(mixtures, weights @ (np.float64(rows) - center), rtol=1e-4, atol=0.5)
+    moments, want = (np.float64(m).T @ m / len(m) for m in (mixtures / np.sqrt(len(rows)), rows - center))
+    np.testing.assert_allclose(moments, want, atol=0.06 * np.diag(want).max())
+
+
+def test_an_orthonormal_basis_spans_the_rows_in_their_order():
+    rows = np.random.default_rng(0).normal(size=(4, DIMENSION))
+    basis = subspaces.orthonormal(np.stack([rows[0], 0 * rows[0], rows[1], rows[0] - 3 * rows[1], rows[2], rows[3]]))
+    np.testing.assert_allclose(basis @ basis.T, np.eye(4), atol=1e-6)
+    for count in range(1, 5):
+        np.testing.assert_allclose(rows[:count] @ basis[:count].T @ basis[:count], rows[:count], atol=1e-5)
+
+
+def test_subspaces_of_images_are_what_their_names_say():
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(30, *SHAPE), dtype=np.uint8)
+    labels = rng.permutation(np.arange(30) % 5)
+    bases = subspaces.of_images(Split(images, labels), jax.random.key(0), 40, subtract_mean=False)
+    assert {name: len(basis) for name, basis in bases.items()} == {
+        "random": 40,
+        "random_images": 30,  # all that 30 images span
+        "mean_image": 1,
+        "constant_colours": 3,
+        "class_means": 4,
+        "training_images": 30,
+    }
+    off = lambda rows, name: rows - rows @ bases[name].T @ bases[name]
+    rows = np.float64(images).reshape(30, -1)
+    np.testing.assert_allclose(off(rows, "random_images"), 0, atol=1e-2)
+    without_colours = images - images.mean((1, 2), keepdims=True)
+    np.testing.assert_allclose(off(rows, "constant_colours"), without_colours.reshape(30, -1), atol=1e-3)
+    means = off(np.stack([rows[labels == k].mean(0) for k in range(5)]), "class_means")
+    np.testing.assert_allclose(means, np.broadcast_to(means.mean(0), means.shape), atol=1e-3)
+    centred = subspaces.of_images(Split(images, labels), jax.random.key(0), 40, subtract_mean=True)
+    assert len(centred["random_images"]) == 29
+    mixed = centred["random_images"]  # of differences from the mean: inside their span
+    differences = np.linalg.svd(rows - rows.mean(0))[2][:29]
+    np.testing.assert_allclose(mixed @ differences.T @ differences, mixed, atol=1e-4)
 
 
 def peak(call):
@@ -218,6 +265,65 @@ def test_attacks_of_either_component_agree_with_float64():
             assert float(rates[target]) == pytest.approx((right & ~still).sum() / right.sum(), abs=1e-6)
 
 
+def directions_of(weights):
+    """Unit directions `[M, n, D]`, float32."""
+    return np.float32(weights / np.linalg.norm(weights, axis=-1, keepdims=True))
+
+
+def test_shares_at_every_rank_are_those_of_the_removal():
+    unit = directions_of(np.random.default_rng(0).normal(size=(3, 7, DIMENSION)) + 2 * orthonormal(5, 1)[:1])
+    unit[1, 2] = np.nan  # no direction there
+    basis = orthonormal(5, 1).astype(np.float32)
+    want = [np.mean(removal.left(unit, subspaces.padded(basis[:rank], 5)).share) for rank in range(1, 6)]
+    np.testing.assert_allclose(removal.shares(unit, basis), want, rtol=1e-5)
+
+
+def test_equal_shares_are_compared_at_the_nearest_rank():
+    """Directions whose squared lengths along the first values of an image are 1/2, 1/4, 1/8, ...: shares in order."""
+    rng, axes = np.random.default_rng(0), np.eye(DIMENSION, dtype=np.float32)
+    unit = np.float32(np.sqrt(0.5 ** np.arange(1, DIMENSION + 1)) * rng.choice([-1, 1], (6, 5, DIMENSION)))
+    bases = {
+        "updates": axes[[0, 1]],  # a share of 3/4
+        "gradients": axes[[1, 0, 2]],  # 1/4, 3/4
+        "training_images": axes[[2, 3, 1, 0]],  # 1/8, 3/16, 7/16, 15/16
+        "random_images": axes[[5]],
+    }
+    none = bases | {"updates": axes[[0]]}
+    rows = comparisons.matched({0: unit, 1: unit, 2: np.full_like(unit, np.nan)}, {0: none, 1: bases, 2: bases}, 2)
+    ranks = {"nothing": 0, "updates": 2, "gradients": 2, "training_images": 4, "random_images": 1}
+    assert set(rows) == {(0, "nothing", 0), (2, "nothing", 0), *((1, name, rank) for name, rank in ranks.items())}
+    shares = {name: np.mean(rows[1, name, rank].share) for name, rank in ranks.items()}
+    want = {"nothing": 0, "updates": 3 / 4, "gradients": 3 / 4, "training_images": 15 / 16, "random_images": 1 / 64}
+    assert shares == pytest.approx(want, abs=1e-6)
+    for name, rank in ranks.items():
+        left = unit.copy()
+        left[..., np.argwhere(bases.get(name, axes[:0])[:rank])[:, 1]] = 0
+        of_images = [angles(left[:, i]) for i in range(5)]
+        np.testing.assert_allclose(rows[1, name, rank].angle, np.mean(of_images, 0), atol=0.05)
+
+
+def test_updates_of_one_step_meet_the_directions_of_another():
+    """Directions share one axis at first and another one later: each fit takes out its own, and not the other."""
+    rng, axes = np.random.default_rng(0), np.eye(DIMENSION, dtype=np.float32)
+    shared = lambda axis: directions_of(rng.normal(size=(8, 5, DIMENSION)) + 30 * axes[axis])
+    units = {0: shared(20), 1: shared(0), 5: shared(1)}
+    unchanged = {"training_images": axes[:2], "class_means": axes[2:6], "constant_colours": axes[6:7]}
+    updates = {0: axes[:0], 1: axes[[0, 9, 1]], 5: axes[[1, 9, 0]]}
+    rows = comparisons.lasting(units, {step: unchanged | {"updates": updates[step]} for step in units}, 2)
+    references = {("nothing", 0), ("training_images", 2), ("class_means", 4), ("constant_colours", 1)}
+    fits = {*((0, *reference) for reference in references), (1, "updates", 2), (5, "updates", 2)}
+    assert set(rows) == {(fit, step, *what) for fit, *what in fits for step in units}
+    angle = {key: row.angle.mean() for key, row in rows.items()}
+    for fit, step in ((1, 1), (5, 5)):
+        assert angle[fit, step, "updates", 2] > 80
+        assert angle[fit, 6 - step, "updates", 2] < 40
+    for step in (1, 5):
+        assert angle[0, step, "training_images", 2] > 80
+        assert angle[0, step, "nothing", 0] == pytest.approx(angle[0, step, "constant_colours", 1], abs=1)
+        whole = [angles(units[step][:, i]) for i in range(5)]
+        np.testing.assert_allclose(rows[0, step, "nothing", 0].angle, np.mean(whole, 0), atol=0.02)
+
+
 SMALL = ["--config.num_networks=4", "--config.num_fit=3", "--config.num_examples=20", "--config.fit_examples=20"]
 SMALL += ["--config.batch_size=20", "--config.data.name=digits", "--config.data.classes=()", "--config.steps=(0,1,3)"]
 SMALL += ["--config.data.image_size=8", "--config.widths.mlp_deep=(32,16)", "--config.ranks=(1,4)"]
@@ -253,8 +359,9 @@ def test_the_experiment_leaves_a_table_with_every_subspace(finished, capsys):
     results = experiment.read(finished)
     table, summary = results.tables["decompose"], results.summary
     last = table[table["step"] == 3]
-    ranked = ("random", "training_images", "gradients", "updates")
-    kinds = {("nothing", 0), ("mean_image", 1), *((name, rank) for name in ranked for rank in (1, 4))}
+    ranked = ("random", "random_images", "training_images", "gradients", "updates")
+    whole = {("nothing", 0), ("mean_image", 1), ("constant_colours", 1), ("class_means", 9)}  # gray images, ten classes
+    kinds = whole | {(name, rank) for name in ranked for rank in (1, 4)}
     assert set(zip(last["subspace"], last["rank"], strict=True)) == kinds
     for name in ("angle", "share", "off", "inside", "accuracy"):
         interval = table[[f"{name}_low", name, f"{name}_high"]].dropna()
@@ -267,17 +374,73 @@ def test_the_experiment_leaves_a_table_with_every_subspace(finished, capsys):
     said = capsys.readouterr().out
     assert "off the span of" in said
     assert all(findings.CAPTIONS[name] in said for name, _ in kinds)
+    assert "other networks' updates are refitted at every step" in said
+    assert summary["refitted_at_every_step"] == ["gradients", "updates"]
+
+
+QUANTITIES = ["angle", "angle_low", "angle_high", "share", "share_low", "share_high"]
+
+
+def in_main_table(results, rows):
+    """The numbers that the main table has for the same step, subspace and rank."""
+    keys = ["step", "subspace", "rank"]
+    return rows[keys].merge(results.tables["decompose"], on=keys, how="left", validate="one_to_one")[QUANTITIES]
+
+
+def test_updates_fitted_at_the_step_of_the_directions_are_those_of_the_main_table(finished):
+    results = experiment.read(finished)
+    table = results.tables["lasting"]
+    assert list(table) == ["fit_step", "step", "subspace", "rank", *QUANTITIES]
+    fits = table[table["subspace"] == "updates"]
+    assert set(zip(fits["fit_step"], fits["step"], strict=True)) == {(s, t) for s in (1, 3) for t in (0, 1, 3)}
+    same = table[(table["fit_step"] == table["step"]) & (table["subspace"] == "updates")]
+    unchanged = table[table["fit_step"] == 0]
+    assert (len(same), len(unchanged)) == (2, 4 * 3)
+    for rows in (same, unchanged):
+        np.testing.assert_allclose(rows[QUANTITIES], in_main_table(results, rows), rtol=1e-3, atol=1e-4)
+
+
+def test_what_equals_the_share_of_the_updates_is_compared_with_them(finished):
+    results = experiment.read(finished)
+    table = results.tables["matched"]
+    assert list(table) == ["step", "subspace", "rank", *QUANTITIES]
+    by_step = {step: list(rows["subspace"]) for step, rows in table.groupby("step")}
+    assert by_step == {0: ["nothing"], **{step: ["nothing", *comparisons.MATCHED] for step in (1, 3)}}
+    reference = table[table["subspace"].isin(("nothing", "updates"))]
+    np.testing.assert_allclose(reference[QUANTITIES], in_main_table(results, reference), rtol=1e-3, atol=1e-4)
+    # No rank of the main table removes a share that is nearer.
+    main = results.tables["decompose"].set_index(["step", "subspace"])
+    for _, row in table[table["subspace"].isin(comparisons.MATCHED)].iterrows():
+        target = main.loc[row["step"], "updates"].set_index("rank")["share"][4]
+        others = main.loc[(row["step"], row["subspace"]), "share"]
+        assert abs(row["share"] - target) <= np.abs(others - target).min() + 1e-5
 
 
 def test_the_figure_shows_angles_counts_and_attacks_over_steps(finished):
     figure = decompose.EXPERIMENT.figures(experiment.read(finished))["figure"]
-    assert [axes.get_xlabel() for axes in figure.axes] == ["optimizer steps"] * 3
-    assert [len(axes.get_xticks()) for axes in figure.axes] == [3, 3, 3]
-    angles, counts, attacks = figure.axes
+    assert [axes.get_xlabel() for axes in figure.axes] == ["optimizer steps"] * 4
+    assert [len(axes.get_xticks()) for axes in figure.axes] == [3] * 4
+    angles, _, counts, attacks = figure.axes
+    assert "refitted at every step" in figure.get_suptitle()
     shown = [line.get_label() for line in angles.get_lines() if not line.get_label().startswith("_")]
     assert {"whole directions", "off the mean image", "off training images, 4 of them"} <= set(shown)
     assert counts.get_yticklabels()[-1].get_text() == "over 4"
     assert "L2 length 2" in attacks.get_title()
+
+
+def test_the_maps_have_a_cell_for_each_fit_and_step(finished):
+    results = experiment.read(finished)
+    figure = decompose.EXPERIMENT.figures(results)["lasting"]
+    angle, share = figure.axes
+    labels = [text.get_text() for text in angle.get_yticklabels()]
+    assert labels[0] == "nothing"
+    assert labels[-2:] == ["updates from step 0 to 1, 4 of them", "updates from step 0 to 3, 4 of them"]
+    assert len(angle.texts) == len(share.texts) == 6 * 3
+    assert [(box.get_x(), box.get_y()) for box in angle.patches] == [(0.5, 3.5), (1.5, 4.5)]
+    table = results.tables["lasting"]
+    last = table[(table["fit_step"] == 3) & (table["step"] == 3)].iloc[-1]
+    assert angle.texts[-1].get_text() == f"{last['angle']:.1f}\n±{last['angle_high'] - last['angle']:.1f}"
+    assert share.texts[-1].get_text().startswith(f"{100 * last['share']:.1f}\n")
 
 
 def measurement(angle):
@@ -313,7 +476,11 @@ def test_a_single_pair_has_counts_and_a_figure_without_intervals():
     ends = [(row["mean"], row["low"], row["high"]) for row in summary["enough"]]
     assert ends == [(None, None, None), (1, 1, 1)]
     config = defaults(decompose.FIELDS).to_dict()
-    assert findings.draw(experiment.Results(config, summary, {"decompose": table}, {}))
+    lasting = table[["step", "subspace", "rank", *QUANTITIES]].assign(
+        fit_step=np.where(table["rank"] > 0, table["step"], 0)
+    )
+    frames = {"decompose": table, "matched": table, "lasting": lasting}
+    assert set(figures.draw(experiment.Results(config, summary, frames, {}))) == {"figure", "matched", "lasting"}
 
 
 def test_lost_networks_are_counted_and_in_no_mean():

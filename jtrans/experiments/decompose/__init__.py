@@ -1,6 +1,8 @@
 """Taking the early part out: adversarial directions without what lies in a small subspace, step by step.
 
-Which few directions hold what independently trained networks share, and whether attacks need it.
+Which few directions hold what independently trained networks share, and whether attacks need it. The subspaces of
+other networks' gradients and updates are refitted at every step; the table `lasting` has the updates of each step
+taken out of the directions at every other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jtrans import data, models, stats
 from jtrans.errors import InputError
-from jtrans.experiments.decompose import findings, removal, subspaces
+from jtrans.experiments.decompose import figures, findings, removal, subspaces
 from jtrans.harness import fields, setup
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_tuple, is_whole, whole
@@ -58,32 +60,31 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     population = setup.population(config, dataset, test, keys, num_networks=config.num_fit + config.num_networks)
     look = jax.jit(partial(removal.look, *population.models))
     without = jax.jit(partial(removal.measure, *population.models, epsilon=config.attack.epsilon))
-    of_images = subspaces.of_images(dataset.train.images, keys.attack, most, subtract_mean=config.data.subtract_mean)
+    of_images = subspaces.of_images(dataset.train, keys.attack, most, subtract_mean=config.data.subtract_mean)
     layer, convolution = models.first_layer(*config.models)
     parts = slice(config.num_fit), slice(config.num_fit, None)
-    rows, start = {}, None
+    rows, bases, directions, start = {}, {}, {}, None
     for step, variables in trained(population, config.steps):
         fit, measured = (Network(jax.tree.map(itemgetter(part), variables), None) for part in parts)
         kernel = fit.variables["params"][layer]["kernel"]
         start = kernel.copy() if step == 0 else start
-        gradients = look(fit, fit_images).unit.reshape(-1, dimension)
-        bases = of_images | {
-            "gradients": subspaces.leading(gradients, most),
-            "updates": subspaces.updates(start, kernel, test.images.shape[1:], convolution, most),
-        }
+        updates = subspaces.updates(start, kernel, test.images.shape[1:], convolution, most)
+        gradients = subspaces.leading(look(fit, fit_images).unit.reshape(-1, dimension), most)
+        bases[step] = of_images | {"gradients": gradients, "updates": updates}
         # No more of the networks is held than is needed: neither here on the host while they are measured, nor on the
-        # device while they train on.
+        # device while they train on. Bases and directions are kept on the host, for fits and directions of two steps.
         measured = jax.device_put(measured)
-        del variables, fit, kernel, gradients
+        del variables, fit, kernel
         seen = look(measured, test)
-        for subspace, rank, basis in subspaces.ranked(bases, config.ranks, dimension):
+        for subspace, rank, basis in subspaces.ranked(bases[step], config.ranks):
             rows[step, subspace, rank] = jax.device_get(without(measured, seen, test, basis))
+        directions[step] = jax.device_get(seen.unit)
         accuracy = stats.mean_ci(rows[step, subspaces.NOTHING, 0].accuracy).mean
-        print(f"step {step}: accuracy {accuracy:.3f}, {len(bases)} subspaces measured", flush=True)
+        print(f"step {step}: accuracy {accuracy:.3f}, {len(bases[step])} subspaces measured", flush=True)
         del measured, seen
-    table = findings.tabulate(rows)
-    summary = findings.summarize(table, dimension, len(dataset.class_names)) | setup.identity(dataset)
-    return Results(config, summary, {"decompose": table}, {})
+    frames = findings.tables_of(rows, directions, bases, findings.shown_rank(config.ranks))
+    summary = findings.summarize(frames["decompose"], dimension, len(dataset.class_names)) | setup.identity(dataset)
+    return Results(config, summary, frames, {})
 
 
 def trained(population: engine.Population, steps: Sequence[int]) -> Iterator[tuple[int, models.Variables]]:
@@ -94,4 +95,4 @@ def trained(population: engine.Population, steps: Sequence[int]) -> Iterator[tup
             yield step, devices.merge([group.variables for group in groups], *population.placements)
 
 
-EXPERIMENT = Experiment("decompose", FIELDS, measure, findings.tell, findings.draw, check)
+EXPERIMENT = Experiment("decompose", FIELDS, measure, findings.tell, figures.draw, check)

@@ -1,48 +1,68 @@
-"""What the measured networks show: as a table, as numbers, in words and as a figure."""
+"""What the measured networks show: as tables, as numbers and in words."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from jtrans import stats
-from jtrans.experiments.decompose.removal import Measured
+from jtrans.experiments.decompose import comparisons
+from jtrans.experiments.decompose.comparisons import Bases, Directions
+from jtrans.experiments.decompose.removal import Left, Measured
 from jtrans.experiments.decompose.subspaces import NOTHING
-from jtrans.harness import figures, tables
+from jtrans.harness import tables
 from jtrans.harness.experiment import Results
 from jtrans.population import observe
 
-SHOWN_RANK = 10  # of the ranks, the largest up to this one is drawn
+SHOWN_RANK = 10  # of the ranks, the largest up to this one is drawn and compared
 NEAR = 2.0  # degrees below the random mean that count as random once a subspace is taken out
+REFITTED = ("gradients", "updates")
 CAPTIONS = {
     NOTHING: "nothing",
     "random": "random directions",
+    "random_images": "random mixtures of training images",
     "mean_image": "the mean image",
+    "constant_colours": "constant colours",
+    "class_means": "differences of class means",
     "training_images": "training images",
     "gradients": "other networks' gradients",
     "updates": "other networks' updates",
 }
 
 
-def tabulate(rows: Mapping[tuple[int, str, int], Measured]) -> pandas.DataFrame:
-    """What `Measured` has, as means with 95 % intervals over networks; a row for each of the keys of `rows`.
+def shown_rank(ranks: Sequence[int]) -> int:
+    """The rank that is drawn and compared."""
+    return max(rank for rank in ranks if rank <= SHOWN_RANK or rank == ranks[0])
 
-    Those are `step`, `subspace` (of `CAPTIONS`) and its number of directions, `rank`. The column `lost` counts the
-    networks whose loss is not finite: they are in no mean.
+
+def tables_of(
+    rows: Mapping[tuple[int, str, int], Measured], directions: Directions, bases: Bases, rank: int
+) -> dict[str, pandas.DataFrame]:
+    """All tables: what was measured of each subspace, and the comparisons at the shown rank."""
+    matched, lasting = (compare(directions, bases, rank) for compare in (comparisons.matched, comparisons.lasting))
+    return {"decompose": tabulate(rows), "matched": tabulate(matched), "lasting": tabulate(lasting, "fit_step")}
+
+
+def tabulate(rows: Mapping[tuple[Hashable, ...], Measured | Left], *before: str) -> pandas.DataFrame:
+    """What `Measured` or `Left` has, as means with 95 % intervals over networks; a row for each of the keys of `rows`.
+
+    Those are, after what the names `before` say, `step`, `subspace` (of `CAPTIONS`) and its number of directions,
+    `rank`. The column `lost` counts the networks whose loss is not finite, where that was measured: they are in no
+    mean.
     """
-    values = {name: np.stack(each, axis=1) for name, *each in zip(Measured._fields, *rows.values(), strict=True)}
-    model = np.zeros(len(values["accuracy"]), int)
+    names = next(iter(rows.values()))._fields
+    values = {name: np.stack(each, axis=1) for name, *each in zip(names, *rows.values(), strict=True)}
+    model = np.zeros(len(values["share"]), int)
     ring = observe.attackers(1, len(model))
     over = {"angle": observe.pairs(1, len(model))[0], "off": ring, "inside": ring}
     intervals = {
         name: stats.pair_mean_ci(each, over[name], model) if name in over else stats.mean_ci(each)
         for name, each in values.items()
     }
-    kinds = pandas.DataFrame(list(rows), columns=["step", "subspace", "rank"])
-    return kinds.assign(lost=np.isnan(values["accuracy"]).sum(0), **tables.interval_columns(intervals))
+    lost = {"lost": np.isnan(values["accuracy"]).sum(0)} if "accuracy" in values else {}
+    kinds = pandas.DataFrame(list(rows), columns=[*before, "step", "subspace", "rank"])
+    return kinds.assign(**lost, **tables.interval_columns(intervals))
 
 
 def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict[str, Any]:
@@ -50,7 +70,8 @@ def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict
 
     In `enough` for each step and subspace the smallest measured number of directions from which on the mean angle is
     within `NEAR` degrees of the random mean, by the mean and by both ends of its interval, where there is one: `{mean,
-    low, high}`; None where that is more than was measured. Steps at which no network has a direction are left out.
+    low, high}`; None where that is more than was measured. Steps at which no network has a direction are left out. The
+    subspaces in `refitted_at_every_step` are other ones at each step.
     """
     random = stats.random_angle(dimension).mean()
     # The upper end of the angle gives the fewest directions.
@@ -63,7 +84,8 @@ def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict
             counts = {end: fewest(angle[name].fillna(angle["angle"]), random - NEAR) for end, name in ends.items()}
             enough.append({"step": int(step), "subspace": subspace, **counts})
     law = {"dimension": dimension, "mean_angle": random}
-    return {"random": law, "chance": 1 / num_classes, "near": NEAR, "enough": enough}
+    known = {"random": law, "chance": 1 / num_classes, "near": NEAR, "refitted_at_every_step": list(REFITTED)}
+    return known | {"enough": enough}
 
 
 def fewest(angle: pandas.Series, least: float) -> int | None:
@@ -73,75 +95,36 @@ def fewest(angle: pandas.Series, least: float) -> int | None:
 
 
 def tell(results: Results) -> str:
-    """The mean angles, a line for each subspace and a column for each step."""
-    angles = results.tables["decompose"].set_index(["subspace", "rank", "step"])["angle"].unstack(sort=False)
-    names, ranks = zip(*angles.index, strict=True)
-    columns = {"off the span of": [CAPTIONS[name] for name in names], "rank": ranks}
-    columns |= {f"step {step}": angles[step].map("{:6.1f}".format) for step in angles}
-    return f"mean angles in degrees\n{tables.text(columns)}"
-
-
-def draw(results: Results) -> dict[str, Figure]:
-    """The angle without each subspace, how many directions are enough, and attacks along either component."""
-    config, table = results.config, results.tables["decompose"]
-    figure = Figure(figsize=(15, 5.2), layout="constrained")
-    panels = angle, enough, attack = figure.subplots(1, 3)
-    colours = {name: f"C{i}" for i, name in enumerate(name for name in table["subspace"].unique() if name != NOTHING)}
-    _draw_curves(angle, attack, results, colours)
-    _draw_counts(enough, results, colours)
-    steps = table["step"].unique()
-    for axes in panels:
-        axes.set_xticks(range(len(steps)), steps)
-        axes.set_xlabel("optimizer steps")
-        axes.grid(alpha=0.25)
-    figure.legend(*angle.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=4)
-    optimizer = config["optimizer"]
-    figure.suptitle(
-        f"Adversarial directions without a small subspace: {figures.networks(config)}, {config['num_networks']} "
-        f"networks, subspaces from {config['num_fit']} others\n{figures.data(config['data'])}; {optimizer['name']}, "
-        f"learning rate {optimizer['learning_rate']:g}, batch size {config['batch_size']}",
-        fontsize="medium",
+    """The mean angles left with the shares removed: of every subspace, at equal shares, and of fits at other steps."""
+    whole, matched, lasting = (results.tables[name] for name in ("decompose", "matched", "lasting"))
+    equal = {
+        "step": matched["step"],
+        "off the span of": matched["subspace"].map(CAPTIONS),
+        "rank": matched["rank"],
+        "share removed [95 %]": tables.cells(matched, "share", 3),
+        "angle [95 %]": tables.cells(matched, "angle", 1),
+    }
+    return (
+        "mean angles in degrees, and the share of the directions' squared length that was taken out;\n"
+        f"{' and '.join(CAPTIONS[name] for name in REFITTED)} are refitted at every step\n"
+        f"{_by_step(whole, whole['subspace'].map(CAPTIONS))}\n\n"
+        "so many directions of each that the share is nearest to that of the updates\n"
+        f"{tables.text(equal)}\n\n"
+        f"updates fitted at one step, taken out of the directions at each step\n{_by_step(lasting, fits(lasting))}"
     )
-    return {"figure": figure}
 
 
-def _draw_curves(angle: Axes, attack: Axes, results: Results, colours: Mapping[str, str]) -> None:
-    """The angles without each subspace, and attacks along either component, over the places of the steps."""
-    config, table = results.config, results.tables["decompose"]
-    shown = max(rank for rank in config["ranks"] if rank <= SHOWN_RANK or rank == config["ranks"][0])
-    for name, colour in {NOTHING: "k", **colours}.items():
-        rank = {NOTHING: 0, "mean_image": 1}.get(name, shown)
-        rows = table[(table["subspace"] == name) & (table["rank"] == rank)]
-        x = np.searchsorted(table["step"].unique(), rows["step"])
-        label = f"off {CAPTIONS[name]}" + f", {rank} of them" * (rank > 1) if rank else "whole directions"
-        figures.curve(angle, x, tables.interval(rows, "angle"), colour, label)
-        figures.curve(attack, x, tables.interval(rows, "off"), colour, None if rank else label)
-        if rank:
-            figures.curve(attack, x, tables.interval(rows, "inside"), colour, linestyle=":")
-    figures.random_mean(angle, results.summary["random"])
-    figures.band_entry(angle)
-    angle.set(ylabel="angle between adversarial directions (degrees)", ylim=(0, 92))
-    angle.set_title("what is left of the directions", fontsize="medium")
-    attack.plot([], [], color="0.4", label="along what is left")
-    attack.plot([], [], color="0.4", linestyle=":", label="along what was taken out")
-    attack.set(ylabel="errors by another network's direction\n(share of images got right)", ylim=(0, 1))
-    attack.set_title(f"attacks of L2 length {config['attack']['epsilon']:g} (pixels in [0, 1])", fontsize="medium")
-    attack.legend(fontsize="x-small", loc="upper left")
+def _by_step(table: pandas.DataFrame, labels: pandas.Series) -> str:
+    """Angles and shares as text: a line for each label, those of the table's rows, and rank; a column for each step."""
+    words = [f"{angle:.1f} {share:4.0%}" for angle, share in zip(table["angle"], table["share"], strict=True)]
+    grid = pandas.DataFrame({"label": labels, "rank": table["rank"], "step": table["step"], "words": words})
+    grid = grid.set_index(["label", "rank", "step"])["words"].unstack(sort=False).fillna("")
+    names, ranks = zip(*grid.index, strict=True)
+    columns = {"off the span of": names, "rank": ranks}
+    return tables.text(columns | {f"step {step}": grid[step] for step in grid})
 
 
-def _draw_counts(axes: Axes, results: Results, colours: Mapping[str, str]) -> None:
-    """How many directions are enough, beside each other at each step."""
-    grid, summary = [0, *results.config["ranks"], None], results.summary
-    steps = results.tables["decompose"]["step"].unique()
-    for i, (name, colour) in enumerate(colours.items()):
-        if name in ("random", "mean_image"):
-            continue
-        rows = [row for row in summary["enough"] if row["subspace"] == name]
-        x = np.searchsorted(steps, [row["step"] for row in rows]) + 0.08 * (i - len(colours) / 2)
-        middle, low, high = (np.array([grid.index(row[end]) for row in rows]) for end in ("mean", "low", "high"))
-        reach = [middle - low, high - middle]
-        axes.errorbar(x, middle, reach, color=colour, marker="o", capsize=3, label=CAPTIONS[name])
-    axes.set_yticks(range(len(grid)), [*grid[:-1], f"over {grid[-2]}"])
-    axes.set(ylabel=f"directions to take out for a mean angle\nwithin {summary['near']:.0f} degrees of random ones")
-    axes.set_title("how many directions are enough (bars: 95 % interval)", fontsize="medium")
-    axes.legend(fontsize="x-small", loc="best")
+def fits(lasting: pandas.DataFrame) -> pandas.Series:
+    """In words which subspace is taken out in each row of the table `lasting`."""
+    updates = "updates from step 0 to " + lasting["fit_step"].astype(str)
+    return lasting["subspace"].map(CAPTIONS).where(lasting["subspace"] != "updates", updates)

@@ -16,6 +16,13 @@ ROUNDING = 1e-5  # of a unit direction: a shorter part is float32's rounding
 ACCURACY = {"accuracy": observe.NETWORK_MEASURES["accuracy"]}
 
 
+class Left(NamedTuple):
+    """The P pairs of M networks, with a subspace taken out of their directions: two fields of `Measured`."""
+
+    angle: jax.Array
+    share: jax.Array
+
+
 class Measured(NamedTuple):
     """M networks of one architecture and their P pairs, with a subspace taken out of their directions.
 
@@ -57,10 +64,8 @@ def measure(
       epsilon: the attacks' Euclidean length, in units of pixels in [0, 1].
     """
     (off, inside, share), correct = split(seen.unit, basis), seen.values["accuracy"]
-    first, second = observe.pairs(1, len(correct))[0].T
     _, source = observe.attackers(1, len(correct)).T
-    cosine = jnp.einsum("and,bnd->abn", off, off, precision="highest")
-    angle = jnp.nanmean(observe.folded(cosine[first, second]), 1)
+    angle = mean_angles(off)
 
     def batch(variables: Variables, images: jax.Array, labels: jax.Array, unit: jax.Array) -> tuple[None, jax.Array]:
         x = training.pixels(images)
@@ -73,6 +78,27 @@ def measure(
         return attacks.flipped(jax.lax.map(right, (networks.variables, unit[source])), correct)
 
     return Measured(angle, jnp.nanmean(share, 1), success(off), success(inside), jnp.mean(correct, 1))
+
+
+def left(unit: jax.Array, basis: jax.Array) -> Left:
+    """What `measure` says of unit directions `[M, n, D]` alone: without attacks, and without the networks."""
+    off, _, share = split(unit, basis)
+    return Left(mean_angles(off), jnp.nanmean(share, 1))
+
+
+def mean_angles(unit: jax.Array) -> jax.Array:
+    """The mean folded angle `[P]` of each pair of networks between unit directions `[M, n, D]`, in degrees."""
+    first, second = observe.pairs(1, len(unit))[0].T
+    cosine = jnp.einsum("and,bnd->abn", unit, unit, precision="highest")
+    return jnp.nanmean(observe.folded(cosine[first, second]), 1)
+
+
+def shares(unit: jax.Array, basis: jax.Array) -> jax.Array:
+    """The mean share of the squared length of unit directions `[M, n, D]` that the first 1, 2, ..., K directions of a
+    basis `[K, D]` take out: `[K]`.
+    """
+    coefficients = jnp.einsum("mnd,kd->mnk", unit, basis, precision="highest")
+    return jnp.nanmean(jnp.nanmean(jnp.square(coefficients), 1), 0).cumsum()
 
 
 def split(unit: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

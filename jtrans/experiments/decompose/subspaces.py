@@ -13,9 +13,12 @@ import numpy as np
 import scipy.linalg
 
 from jtrans import directions
+from jtrans.data import Split
 from jtrans.models.modules import Convolution
 
 NOTHING = "nothing"  # the subspace of no directions
+WHOLE = ("mean_image", "constant_colours", "class_means")  # subspaces that are taken out whole, at no other rank
+DEPENDENT = 1e-4  # of a row's length: what is left of it outside the rows before is rounding
 BLOCK = 1000  # rows of a Gram matrix that are in memory at once
 
 
@@ -98,28 +101,74 @@ def updates(
     return _leading_of_gram(gram, min(count, dimension))
 
 
-def of_images(images: np.ndarray, key: jax.Array, count: int, *, subtract_mean: bool) -> dict[str, np.ndarray]:
-    """The subspaces that need no network, of `count` directions at most; of training images, uint8 `[N, H, W, C]`,
-    which the networks see without their mean if `subtract_mean`.
+def of_images(train: Split, key: jax.Array, count: int, *, subtract_mean: bool) -> dict[str, np.ndarray]:
+    """The subspaces that need no network, by name; of `count` directions at most, but for those of `WHOLE`.
+
+    Those of training images are of the images as networks see them: without their mean if `subtract_mean`. That holds
+    for `random_images` too, since the update of a first layer is a mixture of images with their mean.
     """
-    rows = images.reshape(len(images), -1)
+    rows = train.images.reshape(len(train.images), -1)
     mean = rows.mean(0, keepdims=True, dtype=np.float32)
+    center = mean if subtract_mean else 0.0  # networks see another scale, which changes no direction
     noise = directions.random(key, np.zeros((count, rows.shape[1]), np.float32))
-    # As the networks see them, but for their scale, which changes no direction.
-    of_rows = leading(rows, count, center=mean if subtract_mean else 0.0)
-    return {"random": leading(noise, count), "mean_image": leading(mean, 1), "training_images": of_rows}
+    weights = directions.random(jax.random.fold_in(key, count), np.zeros((count, len(rows)), np.float32))
+    return {
+        "random": leading(noise, count),
+        "random_images": orthonormal(mixtures(rows, np.asarray(weights), center=center)),
+        "mean_image": leading(mean, 1),
+        "constant_colours": constant_colours(train.images.shape[1:]),
+        "class_means": class_means(rows, train.labels),
+        "training_images": leading(rows, count, center=center),
+    }
 
 
-def ranked(
-    subspaces: Mapping[str, np.ndarray], ranks: Sequence[int], dimension: int
-) -> Iterator[tuple[str, int, np.ndarray]]:
-    """The name, the number of directions and the basis of nothing, and of each subspace at each rank that it has.
+def mixtures(rows: np.ndarray, weights: np.ndarray, *, center: np.ndarray | float = 0.0) -> np.ndarray:
+    """Mixtures `[K, D]` of the rows `[R, D]` less the center, `weights [K, R]` of each row.
 
-    All bases have the same shape, for one compiled program, by rows of zeros.
+    By weights of normal noise, they are normal noise with the second moments of the rows: with the covariance of images
+    where the center is their mean.
     """
-    zeros = np.zeros((ranks[-1], dimension), np.float32)
-    yield NOTHING, 0, zeros
+    starts = range(0, len(rows), BLOCK)
+    blocks = (np.subtract(rows[i : i + BLOCK], center, dtype=np.float32) for i in starts)
+    return sum(weights[:, i : i + BLOCK] @ block for i, block in zip(starts, blocks, strict=True))
+
+
+def orthonormal(rows: np.ndarray) -> np.ndarray:
+    """A basis, float32, whose first k directions span the first k rows; rows that depend on those before add none."""
+    basis = np.zeros((0, rows.shape[1]))
+    for row in rows.astype(np.float64):
+        off = row - row @ basis.T @ basis
+        off -= off @ basis.T @ basis  # once more, against rounding
+        if (length := np.linalg.norm(off)) > DEPENDENT * np.linalg.norm(row):
+            basis = np.concatenate([basis, off[None] / length])
+    return basis.astype(np.float32)
+
+
+def constant_colours(shape: Sequence[int]) -> np.ndarray:
+    """The image of each channel that has one value everywhere, `[C, D]`, of images `(height, width, channels)`."""
+    height, width, channels = shape
+    return np.tile(np.eye(channels, dtype=np.float32), height * width) / np.float32(math.sqrt(height * width))
+
+
+def class_means(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The differences between the means of K classes, `[K - 1, D]`, or fewer where some depend on the others."""
+    means = np.stack([rows[labels == label].mean(0, dtype=np.float64) for label in np.unique(labels)])
+    return orthonormal(means[1:] - means[0])
+
+
+def padded(basis: np.ndarray, count: int) -> np.ndarray:
+    """The basis with rows of zeros, which take nothing out, up to `count` rows: bases of one shape for one program."""
+    return np.pad(basis, ((0, count - len(basis)), (0, 0)))
+
+
+def ranked(subspaces: Mapping[str, np.ndarray], ranks: Sequence[int]) -> Iterator[tuple[str, int, np.ndarray]]:
+    """The name, the number of directions and the basis, all of one shape, of nothing and of each subspace.
+
+    Each subspace at each of the ranks that it has; those of `WHOLE` whole.
+    """
+    count = max(ranks[-1], *map(len, subspaces.values()))
+    yield NOTHING, 0, padded(next(iter(subspaces.values()))[:0], count)
     for name, basis in subspaces.items():
-        for rank in ranks:
-            if rank <= len(basis):
-                yield name, rank, np.concatenate([basis[:rank], zeros[rank:]])
+        for rank in (len(basis),) if name in WHOLE else ranks:
+            if 0 < rank <= len(basis):
+                yield name, rank, padded(basis[:rank], count)

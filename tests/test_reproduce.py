@@ -33,8 +33,10 @@ def small_runs(images_dir):
         Run("case-1", "early", "cases:1", "Case 1.", STEPS),
         Run("case-4", "early", "cases:4", "Case 4.", STEPS),
         Run("updates", "updates", "updates", "Tables 1 and 2.", [*PAIRED, "--config.batch_size=20"]),
-        Run("data", "sweep", "cases:3", "Data.", [*STEPS, "--sweep=data.shuffle_labels=False,True"]),
-        Run("long-term", "sweep", "cases:1", "Long.", [*STEPS, "--sweep=optimizer.learning_rate=1e-3,1e-2"]),
+        Run("data", "sweep", "cases:3", "Data.", [*STEPS, "--sweep=data.shuffle_labels=False,True"], runs.SWEEP),
+        Run(
+            "long-term", "sweep", "cases:1", "Long.", [*STEPS, "--sweep=optimizer.learning_rate=1e-3,1e-2"], runs.SWEEP
+        ),
         Run("optimizers", "control", "optimizers", "Optimizers.", [*PAIRED, "--config.num_steps=2"]),
         Run(
             "first-step-small", "first_step", "first_step", "First step.", [*PAIRED, "--config.data.classes=('3', '8')"]
@@ -220,6 +222,7 @@ def measured(tmp_path):
     rows = [(step, *kind, 60 - step + kind[1]) for step in (0, 1, 5) for kind in kinds]
     decompose = pandas.DataFrame(rows, columns=["step", "subspace", "rank", "angle"])
     decompose = decompose.assign(accuracy=np.where(decompose["step"] == 5, 0.9, 0.5), off=0.25, inside=0.75)
+    decompose = decompose.assign(share=0.875)
     for name in ("angle", "accuracy", "off", "inside"):
         decompose = decompose.assign(**{f"{name}_{end}": decompose[name] for end in ("low", "high")})
     leave(tmp_path / "decompose-fc", "decompose", {}, {"decompose": decompose})
@@ -301,7 +304,7 @@ def test_the_page_holds_what_the_runs_left(measured):
     attack = "0.25 [0.20, 0.30]"
     seen = "50.0 [40.0, 60.0] | 80.0 [75.0, 85.0] | 0.90 [0.85, 0.95] | 0.60 [0.55, 0.65] | 0.50 [0.49, 0.51]"
     assert f"| case-1 | last step, step 10 | {seen} | {attack} | {attack} |" in text
-    lowest = "| decompose-fc | 1 | 0.500 [0.500, 0.500] | 59.0 [59.0, 59.0] | 69.0 [69.0, 69.0] | - |"
+    lowest = "| decompose-fc | 1 | 0.500 [0.500, 0.500] | 59.0 [59.0, 59.0] | 69.0 [69.0, 69.0]; 88% | - |"
     assert lowest in text
     assert "| decompose-fc | 5 | 0.900 [0.900, 0.900] | 55.0 [55.0, 55.0]" in text
     assert "| 0.25 [0.25, 0.25] | 0.25 [0.25, 0.25] | 0.75 [0.75, 0.75] |\n" in text

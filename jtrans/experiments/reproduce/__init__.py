@@ -47,8 +47,8 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     table = claims.table(workdir)
     (docs / page.FIGURES).mkdir(parents=True, exist_ok=True)
     for run in listed:
-        stem = "sweep" if run.experiment == "sweep" else "figure"
-        files.write(docs / page.FIGURES / f"{run.name}.png", (workdir / run.name / f"{stem}.png").read_bytes())
+        for name, drawn in page.figures(run).items():
+            files.write(docs / page.FIGURES / name, (workdir / run.name / drawn).read_bytes())
     files.write(docs / page.PAGE, page.text(listed, table, workdir).encode())
     return Results(config, {"verdicts": table["adjusted"].value_counts(sort=False).to_dict()}, {"claims": table}, {})
 

@@ -60,8 +60,9 @@ The same networks under one change at a time, at two steps named beforehand, mea
 
 ## Directions without a small subspace
 
-Mean angles in degrees [95 % interval] once a few directions are projected out: random ones, training images, or \
-directions fitted on other networks than those measured. Each run has a row at its lowest angle at chance and one at \
+Mean angles in degrees [95 % interval] once a few directions are projected out, and the share of the directions' \
+squared length that this takes out. The directions are random, of training images, or fitted on other networks than \
+those measured, anew at each step. Each run has a row at its lowest angle at chance and one at \
 its last step. The attacks, bounded in L2, are counted as above.
 
 {decomposition}
@@ -79,7 +80,10 @@ WHOLE = ("nothing", 0)
 SUBSPACES = {
     WHOLE: "whole",
     ("random", 10): "off random directions, 10",
+    ("random_images", 10): "off random mixtures of images, 10",
+    ("constant_colours", 3): "off constant colours, 3",
     ("mean_image", 1): "off the mean image, 1",
+    ("class_means", 1): "off the difference of class means, 1",
     ("training_images", 1): "off training images, 1",
     ("training_images", 10): "off training images, 10",
     ("gradients", 10): "off other networks' gradients, 10",
@@ -208,7 +212,7 @@ def _decompositions(workdir: Path) -> Iterator[dict[str, str]]:
                 "run": name,
                 "step": str(step),
                 "accuracy": _cell(rows, WHOLE, "accuracy", 3),
-                **{title: _cell(rows, subspace, "angle", 1) for subspace, title in SUBSPACES.items()},
+                **{title: _left(rows, subspace) for subspace, title in SUBSPACES.items()},
                 "attack along whole": _cell(rows, WHOLE, "off", 2),
                 "along what is left off 10 updates": _cell(rows, ("updates", 10), "off", 2),
                 "along what they hold": _cell(rows, ("updates", 10), "inside", 2),
@@ -219,7 +223,24 @@ def _cell(rows: pandas.DataFrame, subspace: tuple[str, int], name: str, digits: 
     return tables.cells(rows.loc[[subspace]], name, digits)[0] if subspace in rows.index else "-"
 
 
+def _left(rows: pandas.DataFrame, subspace: tuple[str, int]) -> str:
+    """The angle left, and the share that was taken out."""
+    if subspace not in rows.index:
+        return "-"
+    return (
+        f"{_cell(rows, subspace, 'angle', 1)}; {rows['share'][subspace]:.0%}"
+        if subspace != WHOLE
+        else _cell(rows, subspace, "angle", 1)
+    )
+
+
 def _section(run: runs.Run, minutes: float) -> str:
-    """A run's heading, command and figure."""
-    command, figure = f"```\n{runs.shown(run)}\n```", f"![{run.shows}]({FIGURES}/{run.name}.png)"
-    return f"### {run.name}\n\n{run.shows} {minutes:.1f} minutes.\n\n{command}\n\n{figure}"
+    """A run's heading, command and figures."""
+    drawn = "\n\n".join(f"![{run.shows}]({FIGURES}/{name})" for name in figures(run))
+    return f"### {run.name}\n\n{run.shows} {minutes:.1f} minutes.\n\n```\n{runs.shown(run)}\n```\n\n{drawn}"
+
+
+def figures(run: runs.Run) -> dict[str, str]:
+    """The files of a run's figures on the page, and the files in its folder that they are."""
+    first, *rest = run.figures
+    return {f"{run.name}.png": f"{first}.png"} | {f"{run.name}-{stem}.png": f"{stem}.png" for stem in rest}

@@ -18,6 +18,8 @@ FEW = "--config.num_networks=8", "--config.num_examples=100"
 FEWEST = "--config.num_networks=4", "--config.num_examples=40"
 NO_DATA = "Section 2.1: no learnable data is needed. The labels of noise images have no meaning, shuffled or not."
 DATA_SETS = "--sweep=data.name='cifar10','noise' data.shuffle_labels=False,True"
+# What the page shows of a run, by file stem.
+SWEEP, CURVES, ALL_OF_DECOMPOSE = ("sweep",), ("figure", "curves"), ("figure", "matched", "lasting")
 CLASS_PAIRS = ("cat", "dog"), ("deer", "horse"), ("automobile", "truck")
 CONVOLUTIONAL = "--config.num_networks=8", "--config.learning_rates=(1e-3, 1e-2)"
 FAST_CAUSES = "--config.learning_rate=1e-2", "--config.steps=(1, 60)"
@@ -32,6 +34,7 @@ class Run(NamedTuple):
     config: str
     shows: str  # what its figure shows
     arguments: Sequence[str] = ()  # overrides of config fields, and further flags
+    figures: Sequence[str] = ("figure",)  # by file stem, those that the page shows
 
 
 def listed(images_dir: str) -> list[Run]:
@@ -44,11 +47,13 @@ def listed(images_dir: str) -> list[Run]:
         Run("case-7", "early", "cases:7", "Case 7 of Appendix C, reduced.", (*FEW, "--config.num_steps=4")),
         Run("case-8", "early", "cases:8", "Case 8 of Appendix C, reduced.", (*FEW, "--config.num_steps=13")),
         Run("conv-b", "early", "conv_b", "Figure 2, reduced.", (*FEW, "--config.num_steps=5")),
-        Run("data", "sweep", "cases:4", NO_DATA, ("--config.num_steps=20", DATA_SETS)),
+        Run("data", "sweep", "cases:4", NO_DATA, ("--config.num_steps=20", DATA_SETS), SWEEP),
         Run("optimizers", "control", "optimizers", "Section 4.4: four optimizers over learning rates."),
         Run("control", "control", "control", "Section 2.3: what controls the effect."),
-        _decompose("fc", "Section 2.4: directions without a small subspace, FC deep."),
-        _decompose("fast", "A larger learning rate.", RATE_1E_2, UP_TO_20),
+        _decompose("fc", "Section 2.4: directions without a small subspace, FC deep.")._replace(
+            figures=ALL_OF_DECOMPOSE
+        ),
+        _decompose("fast", "A larger learning rate.", RATE_1E_2, UP_TO_20)._replace(figures=ALL_OF_DECOMPOSE),
         _decompose("shallow", "FC shallow.", "--config.models=('mlp_shallow',)", RATE_1E_2, UP_TO_20),
         _decompose("noise", "Images of noise.", "--config.data.name=noise", UP_TO_60),
         _decompose("shuffled", "Shuffled labels.", "--config.data.shuffle_labels", UP_TO_60),
@@ -59,9 +64,13 @@ def listed(images_dir: str) -> list[Run]:
         _decompose("conv-b", "Conv B.", "--config.models=('conv_b',)", *FEWEST, FIT_4, UP_TO_3, FEW_RANKS),
         *(_first_step(model, classes) for model in ("mlp_shallow", "mlp_deep") for classes in CLASS_PAIRS),
         *(_first_step("conv_a", classes, *CONVOLUTIONAL) for classes in CLASS_PAIRS),
-        Run("causes", "causes", "causes", "One change at a time, at a learning rate of 0.001."),
-        Run("causes-fast", "causes", "causes", "One change at a time, at a learning rate of 0.01.", FAST_CAUSES),
-        Run("long-term", "sweep", "long_term_reduced", LONG_TERM, ("--sweep=optimizer.learning_rate=1e-3,1e-2",)),
+        Run("causes", "causes", "causes", "One change at a time, at a learning rate of 0.001.", (), CURVES),
+        Run(
+            "causes-fast", "causes", "causes", "One change at a time, at a learning rate of 0.01.", FAST_CAUSES, CURVES
+        ),
+        Run(
+            "long-term", "sweep", "long_term_reduced", LONG_TERM, ("--sweep=optimizer.learning_rate=1e-3,1e-2",), SWEEP
+        ),
     ]
     if images_dir:
         small = SMALL_VGG11, "--config.data.name=folder", "--config.data.classes=()", "--config.data.image_size=64"

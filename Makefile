@@ -1,16 +1,21 @@
 # `make early`: the main job on the data that ships with the environment. `make test`: the tests.
 # Both make the environment in .venv first, where it is not there yet.
 
-.PHONY: early reproduce test quick static check check-all docs hooks pins clean
+.PHONY: early reproduce reproduce-full test quick static check check-all docs hooks pins clean
 
 early: .venv/base
 	.venv/bin/python experiments/early.py --config=configs/digits.py
 
 # Every figure and claim of the early paper, into docs/reproduction.md: DATA is a TFDS data directory that holds cifar10,
 # IMAGES a folder of photographs in two classes (optional).
+REPRODUCE = .venv/bin/python experiments/reproduce.py --config=configs/reproduce.py --workdir=runs/reproduction \
+  --config.data_dir="$(DATA)" --config.images_dir="$(IMAGES)"
 reproduce: .venv/base
-	.venv/bin/python experiments/reproduce.py --config=configs/reproduce.py --workdir=runs/reproduction \
-	  --config.data_dir="$(DATA)" --config.images_dir="$(IMAGES)"
+	$(REPRODUCE)
+
+# The same with the long runs: more networks, more architectures, and what lies beyond the paper.
+reproduce-full: .venv/base
+	$(REPRODUCE) --config.full
 
 # Each file in one of two processes, so that a run that its tests share is made once.
 PYTEST = python -m pytest -n 2 --dist loadfile

@@ -27,7 +27,7 @@ STEPS = [*PAIRED, "--config.num_steps=4"]
 FEW = ["--config.num_fit=2", "--config.fit_examples=20", "--config.ranks=(1,10)", "--config.steps=(0,2)"]
 
 
-def small_runs(images_dir):
+def small_runs(images_dir, full=False):
     """One run of each kind, under the names that the claims go by."""
     return [
         Run("case-1", "early", "cases:1", "Case 1.", STEPS),
@@ -84,7 +84,7 @@ def test_the_page_holds_every_claim_with_its_interval_and_command(tmp_path, monk
 
 def test_a_run_that_cannot_be_made_is_named_in_any_directory(tmp_path, monkeypatch, capfd):
     wrong = Run("case-1", "early", "cases:1", "Case 1.", [*STEPS, "--config.batch_size=-1"])
-    monkeypatch.setattr(runs, "listed", lambda images_dir: [wrong])
+    monkeypatch.setattr(runs, "listed", lambda images_dir, full=False: [wrong])
     monkeypatch.chdir(tmp_path)
     assert run(tmp_path) == 2
     said = capfd.readouterr().err.splitlines()
@@ -120,6 +120,14 @@ def test_the_rule(interval, verdict):
     assert claims.judged([row])["adjusted"].tolist() == [verdict]
 
 
+def test_a_row_without_bounds_has_no_verdict_and_does_not_count():
+    clear = stats.from_interval(Interval(5, 4, 6), 7)
+    rows = [claims.Row(1, "", clear, "degrees", -math.inf, high, "", "") for high in (math.inf, 10)]
+    table = claims.judged(rows)
+    assert table["adjusted"].tolist() == ["not asked", "holds"]
+    assert table["p_inside"][1] == claims.judged(rows[1:])["p_inside"][0]
+
+
 def test_verdicts_of_many_rows_are_adjusted_together():
     barely = stats.from_interval(Interval(5, 0.1, 9.9), 7)
     clear = stats.from_interval(Interval(5, 4, 6), 7)
@@ -132,7 +140,7 @@ def test_verdicts_of_many_rows_are_adjusted_together():
 
 
 def test_every_listed_run_has_a_command_that_its_experiment_takes():
-    listed = runs.listed("IMAGES")
+    listed = runs.listed("IMAGES", full=True)
     assert len({run.name for run in listed}) == len(listed)
     for each in listed:
         name, *arguments = runs.command(each, "DATA", Path("runs"))
@@ -141,8 +149,8 @@ def test_every_listed_run_has_a_command_that_its_experiment_takes():
         fields.check(config, of_run.fields)
         assert workdir == Path("runs") / each.name
         if "data" in config:
-            assert config.data.dir == ("IMAGES" if each.name == "vgg11" else "DATA")
-    assert not any("IMAGES" in argument for run in runs.listed("") for argument in run.arguments)
+            assert config.data.dir == ("IMAGES" if each.name in ("vgg11", "case-9") else "DATA")
+    assert not any("IMAGES" in argument for run in runs.listed("", full=True) for argument in run.arguments)
 
 
 CONFIG = {

@@ -194,7 +194,7 @@ def table(matrices: Mapping[str, SuccessMatrix], names: Sequence[str]) -> pandas
     parts = []
     for attack, (rates, counts, unmoved) in matrices.items():
         if rates.ndim > 3:
-            interval, counts = stats.mean_ci(rates), counts.mean(0)
+            interval, counts = stats.share_ci(rates), counts.mean(0)
         else:
             interval = stats.wilson(np.rint(rates * counts), counts)
         columns = {

@@ -155,7 +155,8 @@ def tabulate(rows: list[dict[str, np.ndarray]], coefficients: tuple[float, ...])
     (their outputs are not finite) and in no mean; `rows` are the networks' `MEASURES`, by coefficient.
     """
     values = {name: np.reshape([row[name] for row in rows], (len(coefficients), -1)) for name in MEASURES}
-    intervals = {name: stats.mean_ci(of_networks, axis=1) for name, of_networks in values.items()}
+    interval = lambda name: stats.mean_ci if name == "angle" else stats.share_ci  # all others are in [0, 1]
+    intervals = {name: interval(name)(of_networks, axis=1) for name, of_networks in values.items()}
     lost = np.isnan(values["accuracy"]).sum(1)
     return pandas.DataFrame({"coefficient": coefficients, "lost": lost, **tables.interval_columns(intervals)})
 

@@ -74,7 +74,7 @@ def unlikely_table(rare: np.ndarray, dimension: int, factors: tuple[float, ...])
     """Table 4: by factor an angle, and how rare one as small is: Markov's bound, exact, and in `[seeds, pairs]`."""
     law, factor = stats.random_angle(dimension), np.array(factors, np.float64)
     angle = np.rad2deg(np.arccos(np.minimum(factor / np.sqrt(dimension), 1)))
-    shares = stats.mean_ci((rare[:, :, None] <= angle).mean(1))
+    shares = stats.share_ci((rare[:, :, None] <= angle).mean(1))
     columns = {"factor": factor, "angle": angle, "markov": law.markov_bound(angle), "exact": law.cdf(angle)}
     return pandas.DataFrame({**columns, **tables.interval_columns({"sampled": shares})})
 

@@ -56,9 +56,13 @@ def tabulate(rows: Mapping[tuple[Hashable, ...], Measured | Left], *before: str)
     model = np.zeros(len(values["share"]), int)
     ring = observe.attackers(1, len(model))
     over = {"angle": observe.pairs(1, len(model))[0], "off": ring, "inside": ring}
-    intervals = {
-        name: stats.pair_mean_ci(each, over[name], model) if name in over else stats.mean_ci(each)
+    means = {
+        name: stats.pair_mean(each, over[name], model) if name in over else stats.mean(each)
         for name, each in values.items()
+    }
+    intervals = {
+        name: mean.interval() if name == "angle" else mean.share_interval()  # all others are shares
+        for name, mean in means.items()
     }
     lost = {"lost": np.isnan(values["accuracy"]).sum(0)} if "accuracy" in values else {}
     kinds = pandas.DataFrame(list(rows), columns=[*before, "step", "subspace", "rank"])

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from jtrans import files
 from jtrans.errors import InputError, Interrupted
 from jtrans.experiments.reproduce import claims, page, runs
+from jtrans.harness import folder
 from jtrans.harness.experiment import Experiment, Results
-from jtrans.harness.fields import Field, text
+from jtrans.harness.fields import Field, text, yes_no
 
 NAME = "reproduce"
 INTERRUPTED = 130  # the status of an interrupted run
@@ -21,6 +22,7 @@ INTERRUPTED = 130  # the status of an interrupted run
 FIELDS: Mapping[str, Field] = {
     "data_dir": text("", "the TFDS data directory that holds cifar10, or '' for the default"),
     "images_dir": text("", "a folder of photographs in two classes, or '' for none"),
+    "full": yes_no(False),  # the long runs too
     "docs": text("docs", "the directory of the page", empty=False),
 }
 
@@ -35,7 +37,7 @@ def check(config: ConfigDict) -> None:
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
     """Make every run that is not finished, hold the claims to what they measured, and write the page."""
-    listed, docs = runs.listed(config.images_dir), Path(config.docs)
+    listed, docs = runs.listed(config.images_dir, config.full), Path(config.docs)
     for i, run in enumerate(listed):
         arguments = runs.command(run, config.data_dir, workdir)
         print(f"\n[{i + 1} of {len(listed)}] {run.name}: {runs.line(arguments)}", flush=True)
@@ -44,6 +46,10 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
             raise Interrupted(f"interrupted in {run.name}; the same command resumes")
         if status:
             raise InputError(f"{run.name}: ended with status {status}, as it says above; finished parts are kept")
+    # Long runs that were made before are on the page too.
+    listed = [
+        run for run in runs.listed(config.images_dir, full=True) if (workdir / run.name / folder.SUMMARY).exists()
+    ]
     table = claims.table(workdir)
     (docs / page.FIGURES).mkdir(parents=True, exist_ok=True)
     for run in listed:

@@ -30,7 +30,9 @@ CLAIMS = {
     7: "In the long run the learning rate alone decides the angle, at about the same accuracy.",
     8: "The effect is strongest between networks with the same hyperparameters.",
 }
-RUNS = {1: ("case-1", "case-3"), 2: ("case-2", "case-[45678]", "conv-b"), 3: ("vgg11", "data/*")}  # of early's claims
+# Early's runs, by claim; those of 0 are measured before training alone.
+RUNS = {0: ("start-*",), 1: ("case-1", "case-3"), 2: ("case-2", "case-[4-9]*", "conv-b*"), 3: ("vgg11", "data/*")}
+WITHOUT_VERDICT = ("case-7",)  # a small fall, of unlike networks: its size is what matters
 ADAPTIVE = ("adam", "rmsprop")
 USUAL_RATE = 1e-3
 # The columns of intervals.
@@ -67,18 +69,21 @@ def judged(rows: Sequence[Row]) -> pandas.DataFrame:
 
     A claim "holds" where the measured value is shown to lie in the range, "does not hold" where it is shown to lie
     outside, each by one-sided tests at `LEVEL`; else it is "open". Alone, these are the cases of a 95 % interval that
-    lies in the range, or outside, as a whole.
+    lies in the range, or outside, as a whole. A row without bounds asks for no verdict.
     """
     measured = Estimate(*np.transpose([row.measured for row in rows]).astype(float))
     frame = pandas.DataFrame([row._asdict() for row in rows]).rename(columns={"low": "range_low", "high": "range_high"})
     bounds = frame["range_low"].to_numpy(float), frame["range_high"].to_numpy(float)
-    p_inside, p_outside = measured.p_inside(*bounds), measured.p_outside(*bounds)
+    asked = np.isfinite(bounds).any(axis=0)
+    p_inside, p_outside = (
+        np.where(asked, p, np.nan) for p in (measured.p_inside(*bounds), measured.p_outside(*bounds))
+    )
     return frame.assign(
         **tables.interval_columns({"measured": measured.interval()}),
         p_inside=p_inside,
         p_outside=p_outside,
-        verdict=_verdicts(p_inside, p_outside),
-        adjusted=_verdicts(stats.holm(p_inside), stats.holm(p_outside)),
+        verdict=np.where(asked, _verdicts(p_inside, p_outside), "not asked"),
+        adjusted=np.where(asked, _verdicts(stats.holm(p_inside), stats.holm(p_outside)), "not asked"),
     )
 
 
@@ -120,14 +125,19 @@ def _early(root: Path) -> Iterator[Row]:
             start = _estimate(summary["before_training"]["angle"], config["num_networks"] - 1)
             said = f"before training the angle is within 1 degree of that of random directions, {random:.2f}"
             yield Row(1, said, start, "degrees", random - 1, random + 1, of_networks, name)
+            if claim == 0:
+                continue
+            bound = math.inf if name in WITHOUT_VERDICT else random - FALL
             said = f"the angle falls {FALL:.0f} degrees or more below random while the accuracy is at chance"
+            if math.isinf(bound):
+                said = f"the lowest angle while the accuracy is at chance; of random directions {random:.2f}"
             if claim == 3:
                 data = config["data"]
                 images = f"photographs of {data['image_size']} pixels" if data["name"] == "folder" else data["name"]
                 said += f": {images}" + ", shuffled labels" * data["shuffle_labels"]
             selected = summary["selected"]
             measured = _estimate(selected, selected["freedom"] or math.nan)
-            yield Row(claim, said, measured, "degrees", -math.inf, random - FALL, of_networks, name, _note(summary))
+            yield Row(claim, said, measured, "degrees", -math.inf, bound, of_networks, name, _note(summary))
 
 
 def _note(summary: Mapping[str, Any]) -> str:
@@ -183,19 +193,34 @@ def _updates(root: Path) -> Iterator[Row]:
 
 
 def _long_term(root: Path) -> Iterator[Row]:
-    """Claim 7: two learning rates, the same accuracy, other angles."""
-    runs = sorted(finished(root, "long-term/*").values(), key=lambda run: run.config["optimizer"]["learning_rate"])
-    if len(runs) == 2:
-        low, high = (run.config["optimizer"]["learning_rate"] for run in runs)
-        slow, fast = (run.arrays["trajectory"] for run in runs)
-        rates = f"at learning rates {low:g} and {high:g}"
-        epochs = slow["step"][-1] / runs[0].summary["steps_per_epoch"]
-        note = f"mean over the last {LATE:.0%} of {epochs:.0f} epochs"
-        told = f"{networks(runs[0].config)}, of each rate", "long-term", note
-        angle, accuracy = late_difference(slow, fast, "angle"), late_difference(slow, fast, "accuracy")
-        said = f"the angle at learning rate {low:g} exceeds that at {high:g} by 10 degrees or more"
-        yield Row(7, said, angle, "degrees", 10, math.inf, *told)
-        yield Row(7, f"the accuracies {rates} differ by 0.05 or less", accuracy, "", -0.05, 0.05, *told)
+    """Claim 7: two learning rates, the same accuracy, other angles late in training; and their early angles."""
+    for path in sorted(root.glob("long-term*")):
+        runs = sorted(
+            finished(root, f"{path.name}/*").values(), key=lambda run: run.config["optimizer"]["learning_rate"]
+        )
+        if len(runs) == 2:
+            yield from (_early_part if path.name.startswith("long-term-early") else _late_part)(path.name, *runs)
+
+
+def _early_part(name: str, *runs: experiment.Results) -> Iterator[Row]:
+    for config, summary, *_ in runs:
+        said = f"the lowest angle at chance in the first {config['num_steps']} steps at learning rate "
+        said += f"{config['optimizer']['learning_rate']:g}; of random directions {summary['random']['mean_angle']:.2f}"
+        measured = _estimate(summary["selected"], summary["selected"]["freedom"] or math.nan)
+        told = networks(config), name, _note(summary)
+        yield Row(7, said, measured, "degrees", -math.inf, math.inf, *told)
+
+
+def _late_part(run: str, slow: experiment.Results, fast: experiment.Results) -> Iterator[Row]:
+    low, high = (run.config["optimizer"]["learning_rate"] for run in (slow, fast))
+    of_slow, of_fast = slow.arrays["trajectory"], fast.arrays["trajectory"]
+    measured = {name: late_difference(of_slow, of_fast, name) for name in ("angle", "accuracy")}
+    epochs = slow.arrays["trajectory"]["step"][-1] / slow.summary["steps_per_epoch"]
+    told = f"{networks(slow.config)}, of each rate", run, f"mean over the last {LATE:.0%} of {epochs:.0f} epochs"
+    said = f"the angle at learning rate {low:g} exceeds that at {high:g} by 10 degrees or more"
+    yield Row(7, said, measured["angle"], "degrees", 10, math.inf, *told)
+    said = f"the accuracies at learning rates {low:g} and {high:g} differ by 0.05 or less"
+    yield Row(7, said, measured["accuracy"], "", -0.05, 0.05, *told)
 
 
 def late_difference(slow: Trajectory, fast: Trajectory, name: str) -> Estimate:

@@ -150,13 +150,13 @@ def _claims(table: pandas.DataFrame) -> Iterator[dict[str, str]]:
 
 def _range(low: float, high: float, digits: int) -> str:
     if np.isinf(low):
-        return f"at most {high:.{digits}f}"
+        return "-" if np.isinf(high) else f"at most {high:.{digits}f}"
     return f"at least {low:.{digits}f}" if np.isinf(high) else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def _attacks(workdir: Path) -> Iterator[dict[str, str]]:
     """FGSM from network to network, at the lowest angle at chance and at the end of each run."""
-    finished = claims.finished(workdir, "case-*", "conv-b", "vgg11", "data/*", "long-term/*")
+    finished = claims.finished(workdir, "case-*", "conv-b*", "vgg11", "data/*", "long-term*/*")
     for name, results in finished.items():
         for key, said in (("lowest_at_chance", "lowest angle at chance"), ("last", "last step")):
             moment = results.summary[key]

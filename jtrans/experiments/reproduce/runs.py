@@ -22,6 +22,11 @@ DATA_SETS = "--sweep=data.name='cifar10','noise' data.shuffle_labels=False,True"
 SWEEP, CURVES, ALL_OF_DECOMPOSE = ("sweep",), ("figure", "curves"), ("figure", "matched", "lasting")
 CLASS_PAIRS = ("cat", "dog"), ("deer", "horse"), ("automobile", "truck")
 CONVOLUTIONAL = "--config.num_networks=8", "--config.learning_rates=(1e-3, 1e-2)"
+FEW_CONVOLUTIONAL = "--config.num_networks=4", "--config.num_examples=40", "--config.learning_rates=(1e-3, 1e-2)"
+STEPS_13, STEPS_5, BATCH = "--config.num_steps=13", "--config.num_steps=5", "--config.batch_statistics"
+EIGHT, TWELVE = "--config.num_networks=8", ("--config.num_networks=12", "--config.num_examples=100", STEPS_13)
+EVERY_STEP = "--config.num_steps=30", "--config.measure_every=1"
+CATS_DOGS = "--config.data.classes=('cat', 'dog')"
 FAST_CAUSES = "--config.learning_rate=1e-2", "--config.steps=(1, 60)"
 LONG_TERM = "Section 4.5, Figures 4 and 5, reduced: long-term transferability under two learning rates."
 
@@ -37,23 +42,21 @@ class Run(NamedTuple):
     figures: Sequence[str] = ("figure",)  # by file stem, those that the page shows
 
 
-def listed(images_dir: str) -> list[Run]:
-    """All of them; `images_dir` is a folder of photographs in two classes, or '' for none."""
+def listed(images_dir: str, full: bool = False) -> list[Run]:
+    """All but the long ones; with these if `full`. `images_dir`: a folder of photographs in two classes; '': none."""
     runs = [
         Run("random-angles", "random_angles", "random_angles", "Tables 3 and 4: the angles between random directions."),
         Run("updates", "updates", "updates", "Tables 1 and 2: how one step of SGD moves the first layer."),
         *(Run(f"case-{i}", "early", f"cases:{i}", f"Case {i} of Appendix C.") for i in range(1, 6)),
         Run("case-6", "early", "cases:6", "Case 6 of Appendix C, reduced.", (*FEW, "--config.num_steps=6")),
         Run("case-7", "early", "cases:7", "Case 7 of Appendix C, reduced.", (*FEW, "--config.num_steps=4")),
-        Run("case-8", "early", "cases:8", "Case 8 of Appendix C, reduced.", (*FEW, "--config.num_steps=13")),
-        Run("conv-b", "early", "conv_b", "Figure 2, reduced.", (*FEW, "--config.num_steps=5")),
+        Run("case-8", "early", "cases:8", "Case 8 of Appendix C, reduced.", (*FEW, STEPS_13)),
+        Run("conv-b", "early", "conv_b", "Figure 2, reduced.", (*FEW, STEPS_5)),
         Run("data", "sweep", "cases:4", NO_DATA, ("--config.num_steps=20", DATA_SETS), SWEEP),
         Run("optimizers", "control", "optimizers", "Section 4.4: four optimizers over learning rates."),
         Run("control", "control", "control", "Section 2.3: what controls the effect."),
-        _decompose("fc", "Section 2.4: directions without a small subspace, FC deep.")._replace(
-            figures=ALL_OF_DECOMPOSE
-        ),
-        _decompose("fast", "A larger learning rate.", RATE_1E_2, UP_TO_20)._replace(figures=ALL_OF_DECOMPOSE),
+        _decompose("fc", "Section 2.4: directions without a small subspace, FC deep.", figures=ALL_OF_DECOMPOSE),
+        _decompose("fast", "A larger learning rate.", RATE_1E_2, UP_TO_20, figures=ALL_OF_DECOMPOSE),
         _decompose("shallow", "FC shallow.", "--config.models=('mlp_shallow',)", RATE_1E_2, UP_TO_20),
         _decompose("noise", "Images of noise.", "--config.data.name=noise", UP_TO_60),
         _decompose("shuffled", "Shuffled labels.", "--config.data.shuffle_labels", UP_TO_60),
@@ -62,22 +65,53 @@ def listed(images_dir: str) -> list[Run]:
         _decompose("sgd", "SGD, at a learning rate where it shows the effect.", *SGD_10, UP_TO_20),
         _decompose("conv-a", "Conv A.", "--config.models=('conv_a',)", *FEW, FIT_4, UP_TO_20, MANY_RANKS),
         _decompose("conv-b", "Conv B.", "--config.models=('conv_b',)", *FEWEST, FIT_4, UP_TO_3, FEW_RANKS),
-        *(_first_step(model, classes) for model in ("mlp_shallow", "mlp_deep") for classes in CLASS_PAIRS),
-        *(_first_step("conv_a", classes, *CONVOLUTIONAL) for classes in CLASS_PAIRS),
-        Run("causes", "causes", "causes", "One change at a time, at a learning rate of 0.001.", (), CURVES),
-        Run(
-            "causes-fast", "causes", "causes", "One change at a time, at a learning rate of 0.01.", FAST_CAUSES, CURVES
-        ),
-        Run(
-            "long-term", "sweep", "long_term_reduced", LONG_TERM, ("--sweep=optimizer.learning_rate=1e-3,1e-2",), SWEEP
-        ),
+        _long_term("", "4 networks of each rate."),
     ]
     if images_dir:
-        small = SMALL_VGG11, "--config.data.name=folder", "--config.data.classes=()", "--config.data.image_size=64"
-        arguments = f"--config.data.dir={images_dir}", *small, *FEW, "--config.num_steps=4"
-        shows = "Figure 3 and case 9, reduced: VGG11 on photographs of 64 pixels."
-        runs.append(Run("vgg11", "early", "vgg11_imagenet", shows, arguments))
+        small = SMALL_VGG11, "--config.data.image_size=64", *FEW, "--config.num_steps=4"
+        runs.append(_photographs("vgg11", "Figure 3 and case 9, reduced: VGG11 on 64 pixels.", images_dir, *small))
+    return runs + _long(images_dir) * full
+
+
+def _long(images_dir: str) -> list[Run]:
+    """What takes longer: more networks, more architectures, and what lies beyond the paper."""
+    runs = [
+        Run("case-5-more", "early", "cases:5", "Case 5 of Appendix C, 32 networks.", ("--config.num_networks=32",)),
+        Run("case-8-more", "early", "cases:8", "Case 8 of Appendix C, 12 networks.", TWELVE),
+        Run("case-8-batch", "early", "cases:8", "Case 8 by batch statistics.", (*TWELVE, BATCH)),
+        Run("conv-b-batch", "early", "conv_b", "Figure 2 by batch statistics.", (*FEW, STEPS_5, BATCH)),
+        *(_start(name) for name in ("fcnet", "lenet", "alexnet", "vgg11", "resnet50")),
+        *(_first_step(model, classes) for model in ("mlp_shallow", "mlp_deep") for classes in CLASS_PAIRS),
+        *(_first_step("conv_a", classes, *CONVOLUTIONAL) for classes in CLASS_PAIRS),
+        *(_first_step(name, CLASS_PAIRS[0], *FEW_CONVOLUTIONAL) for name in ("conv_b", "resnet18")),
+        Run("causes", "causes", "causes", "One change at a time, at a learning rate of 0.001.", (), CURVES),
+        Run("causes-fast", "causes", "causes", "The same at a learning rate of 0.01.", FAST_CAUSES, CURVES),
+        _long_term("-more", "8 networks of each rate.", EIGHT),
+        _long_term("-cat-dog", "Figures 15 and 16: cats and dogs.", EIGHT, CATS_DOGS),
+        _long_term("-early", "The first steps of the same networks.", EIGHT, *EVERY_STEP),
+        _long_term("-early-cat-dog", "The first steps, cats and dogs.", EIGHT, *EVERY_STEP, CATS_DOGS),
+    ]
+    if images_dir:
+        size = "--config.num_networks=2", "--config.batch_size=8", "--config.num_examples=8", "--config.num_steps=4"
+        shows = "Case 9: the whole VGG11 on photographs enlarged to 224 pixels."
+        runs.append(_photographs("case-9", shows, images_dir, *size))
     return runs
+
+
+def _photographs(name: str, shows: str, images_dir: str, *arguments: str) -> Run:
+    data = "--config.data.name=folder", "--config.data.classes=()"
+    return Run(name, "early", "vgg11_imagenet", shows, (f"--config.data.dir={images_dir}", *data, *arguments))
+
+
+def _start(name: str) -> Run:
+    """Networks of an architecture before training, and after a step."""
+    arguments = f"--config.models=('{name}',)", *FEWEST, "--config.num_steps=1"
+    return Run(f"start-{name}", "early", "cases:1", f"{name} before training.", arguments)
+
+
+def _long_term(name: str, shows: str, *arguments: str) -> Run:
+    sweep = "--sweep=optimizer.learning_rate=1e-3,1e-2"
+    return Run(f"long-term{name}", "sweep", "long_term_reduced", f"{LONG_TERM} {shows}", (*arguments, sweep), SWEEP)
 
 
 def _first_step(model: str, classes: tuple[str, str], *arguments: str) -> Run:
@@ -87,8 +121,8 @@ def _first_step(model: str, classes: tuple[str, str], *arguments: str) -> Run:
     return Run(name, "first_step", "first_step", shows, (*chosen, *arguments))
 
 
-def _decompose(name: str, shows: str, *arguments: str) -> Run:
-    return Run(f"decompose-{name}", "decompose", "decompose", shows, arguments)
+def _decompose(name: str, shows: str, *arguments: str, figures: Sequence[str] = ("figure",)) -> Run:
+    return Run(f"decompose-{name}", "decompose", "decompose", shows, arguments, figures)
 
 
 def command(run: Run, data_dir: str, workdir: Path) -> list[str]:

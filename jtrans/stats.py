@@ -214,7 +214,8 @@ def _score_interval(share: np.ndarray, width: np.ndarray) -> Interval:
     with np.errstate(invalid="ignore"):  # NaN where the width is
         larger = share + width / 2 + np.sqrt(width * share * (1 - share) + width**2 / 4)
         # The roots' product is share^2 / (1 + width): thus the smaller one without cancellation.
-        return Interval(share, share**2 / larger, np.minimum(larger / (1 + width), 1))
+        low, high = share**2 / larger, np.minimum(larger / (1 + width), 1)
+    return Interval(share, np.minimum(low, share), np.maximum(high, share))  # rounding may take them past the share
 
 
 def jackknife(estimate: Callable[[np.ndarray], np.ndarray], group: np.ndarray) -> Estimate:

@@ -173,11 +173,11 @@ def test_two_architectures_kept_examples_and_saved_networks(tmp_path):
 
 
 def test_convolutional_networks_in_groups_by_batch_statistics(tmp_path, capsys):
-    flags = ["--config.models=('mlp_shallow', 'resnet18')", "--config.widths.mlp_shallow=(8,)"]
-    flags += ["--config.widths.resnet18=(4, 4, 4, 4)", "--config.data.image_size=32", "--config.num_networks=2"]
+    flags = ["--config.models=('mlp_shallow', 'conv_b')", "--config.widths.mlp_shallow=(8,)"]
+    flags += ["--config.widths.conv_b=(4, 4, 4, 4, 4, 4, 4)", "--config.data.image_size=32", "--config.num_networks=2"]
     flags += ["--config.num_steps=2", "--config.num_examples=20", "--config.batch_size=8", "--config.group_size=1"]
     assert run(tmp_path / "running", *flags, "--config.save_networks") == 0
-    assert "resnet18: 2 networks, 1 at once" in capsys.readouterr().out
+    assert "conv_b: 2 networks, 1 at once" in capsys.readouterr().out
     assert run(tmp_path / "batch", *flags, "--config.batch_statistics") == 0
     running, batch = (arrays(tmp_path / name)["angle"] for name in ("running", "batch"))
     assert running.shape == (4, 3)

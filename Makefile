@@ -24,7 +24,7 @@ test: .venv/dev
 	.venv/bin/$(PYTEST) -m "not slow"
 
 # The inner loop: no notebooks, and of the experiments only those that take seconds.
-MINUTES = control decompose early knowledge matrix notebooks penalty report reproduce runs sweep synthetic
+MINUTES = causes control decompose early first_step knowledge matrix notebooks penalty report reproduce runs sweep synthetic
 quick: .venv/dev
 	.venv/bin/$(PYTEST) -m "not slow" $(MINUTES:%=--ignore=tests/test_%.py)
 

@@ -258,6 +258,29 @@ def test_the_findings_follow_their_rules():
     assert "Early transferability" in words(summary)
 
 
+def test_the_selected_step_is_chosen_by_the_other_half_while_that_is_at_chance():
+    rng = np.random.default_rng(0)
+    pair, steps = np.stack(np.triu_indices(8, 1), 1), 6
+    run_arrays = {
+        "step": 10 * np.arange(steps),
+        "pair": pair,
+        "angle": rng.uniform(60, 80, (len(pair), steps)),
+        "accuracy": np.full((8, steps), 0.5),
+        "loss": np.ones((8, steps)),
+        "model": np.zeros(8, int),
+        "undirected": np.zeros((8, steps), int),
+        "num_examples": np.array(10),
+    }
+    run_arrays["accuracy"][::2, 3:] = 0.9  # half of the networks learn
+    selected = trajectory.summarize(run_arrays, trajectory.curves(run_arrays), 3072, 2)["selected"]
+    even, odd = ((pair % 2 == remainder).all(axis=1) for remainder in (0, 1))
+    curves = [run_arrays["angle"][half].mean(0) for half in (even, odd)]
+    chosen = [np.argmin(curves[0][:3]), np.argmin(curves[1])]
+    assert selected["steps"] == [10 * step for step in chosen]
+    assert selected["mean"] == pytest.approx((curves[1][chosen[0]] + curves[0][chosen[1]]) / 2)
+    assert selected["low"] < selected["mean"] < selected["high"]
+
+
 def test_chance_is_narrow_where_there_are_many_classes():
     assert [trajectory.at_chance(1 / k) for k in (2, 10, 20, 100)] == [0.05, 0.05, 0.025, 0.005]
     summary = moments([89, 60, 50], [0.01, 0.014, 0.06], classes=100)

@@ -94,7 +94,8 @@ def after_one_step(population: Population, rate: float) -> dict[str, np.ndarray]
     start = [training.with_learning_rate(group, of_group) for group, of_group in zip(start, rates, strict=True)]
     *_, (_, (groups,), measurement) = engine.trajectory(population, [start], 1)
     variables = devices.merge([group.variables for group in groups], placement)
-    look = jax.jit(partial(observe.observe, *population.models, measures={}))
+    options = {"measures": {}, "batch_statistics": population.batch_statistics}
+    look = jax.jit(partial(observe.observe, *population.models, **options))
     unit = look(training.Network(variables, None), *population.test).unit
     assert measurement is not None  # the last step is always measured
     return {**measurement.networks, **measurement.pairs, "unit": np.asarray(unit)}
@@ -135,7 +136,8 @@ def row(setting: str, of_setting: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """A setting's row of the table: means with 95 % intervals, over pairs or networks.
 
     A pair's sign is that of its cosines at most images. `sign_predicted` and `sign_by_rule` are the shares of pairs
-    whose sign is the predicted one; `sign_majority` is the share of those with the sign that most pairs have.
+    whose sign is the predicted one; `sign_majority` is the share of those with the sign that most pairs have. `lost`
+    counts the networks whose loss is not finite after the step.
     """
     optimizer, rate = setting.split("-", 1)
     pair, excess = of_setting["pair"], of_setting["excess"]
@@ -153,7 +155,8 @@ def row(setting: str, of_setting: Mapping[str, np.ndarray]) -> dict[str, Any]:
         },
     }
     majority = np.nanmax([np.nanmean(same(sign, each)) for each in (1, -1)])
-    fixed = {"optimizer": optimizer, "learning_rate": float(rate), "sign_majority": majority}
+    lost = int((~np.isfinite(of_setting["measured_loss"])).sum())
+    fixed = {"optimizer": optimizer, "learning_rate": float(rate), "lost": lost, "sign_majority": majority}
     return fixed | tables.interval_columns(intervals)
 
 
@@ -180,7 +183,8 @@ def tell(results: Results) -> str:
             columns[f"{kind} [95 %]"] = [cell(f"{kind}_{name}", 1 + (name == "constant_share")) for name in CAPTIONS]
         by = ", ".join(f"{caption} {cell(name, 2)}" for name, caption in SIGNS.items())
         most = f"the sign that most have: {of_setting['sign_majority'].iloc[0]:.2f}"
-        lines += [tables.text(columns), f"share of pairs whose sign is predicted: {by}; {most}", ""]
+        lines += [tables.text(columns), f"share of pairs whose sign is predicted: {by}; {most}"]
+        lines += [*(f"networks lost, which are left out: {lost}" for lost in of_setting["lost"] if lost), ""]
     random = results.summary["random"]["mean_angle"]
     return "\n".join([*lines, f"angles in degrees; those of random directions have the mean {random:.1f}"])
 

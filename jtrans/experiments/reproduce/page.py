@@ -10,6 +10,7 @@ from jtrans import stats
 from jtrans.experiments import causes
 from jtrans.experiments.reproduce import claims, runs
 from jtrans.harness import experiment, folder, tables
+from jtrans.harness import figures as words
 from jtrans.population import trajectory
 from jtrans.population.trajectory import SUCCESS
 
@@ -179,7 +180,7 @@ def _first_steps(workdir: Path) -> Iterator[dict[str, str]]:
         for i, row in enumerate(table.itertuples()):
             cell = lambda name, digits, rows=table.iloc[[i]]: tables.cells(rows, name, digits)[0]
             yield {
-                "networks": f"{config['num_networks']} {config['models'][0]}",
+                "networks": f"{config['num_networks']} {words.networks(config)}",
                 "classes": " / ".join(config["data"]["classes"]),
                 "optimizer, rate": f"{row.optimizer}, {row.learning_rate:g}",
                 "sign predicted": cell("sign_predicted", 2),

@@ -21,6 +21,11 @@ DATA_SETS = "--sweep=data.name='cifar10','noise' data.shuffle_labels=False,True"
 # What the page shows of a run, by file stem.
 SWEEP, CURVES, ALL_OF_DECOMPOSE = ("sweep",), ("figure", "curves"), ("figure", "matched", "lasting")
 CLASS_PAIRS = ("cat", "dog"), ("deer", "horse"), ("automobile", "truck")
+# Other widths, at rates that have the same product with the root of the width.
+WIDTHS = {
+    "64": ("--config.widths.mlp_shallow=(64,)", "--config.learning_rates=(2e-4, 2e-3, 2e-2)"),
+    "1024": ("--config.widths.mlp_shallow=(1024,)", "--config.learning_rates=(5e-5, 5e-4, 5e-3)"),
+}
 CONVOLUTIONAL = "--config.num_networks=8", "--config.learning_rates=(1e-3, 1e-2)"
 FEW_CONVOLUTIONAL = "--config.num_networks=4", "--config.num_examples=40", "--config.learning_rates=(1e-3, 1e-2)"
 STEPS_13, STEPS_5, BATCH = "--config.num_steps=13", "--config.num_steps=5", "--config.batch_statistics"
@@ -82,6 +87,7 @@ def _long(images_dir: str) -> list[Run]:
         Run("conv-b-batch", "early", "conv_b", "Figure 2 by batch statistics.", (*FEW, STEPS_5, BATCH)),
         *(_start(name) for name in ("fcnet", "lenet", "alexnet", "vgg11", "resnet50")),
         *(_first_step(model, classes) for model in ("mlp_shallow", "mlp_deep") for classes in CLASS_PAIRS),
+        *(_first_step("mlp_shallow", CLASS_PAIRS[0], *flags, name=f"-{name}") for name, flags in WIDTHS.items()),
         *(_first_step("conv_a", classes, *CONVOLUTIONAL) for classes in CLASS_PAIRS),
         *(_first_step(name, CLASS_PAIRS[0], *FEW_CONVOLUTIONAL) for name in ("conv_b", "resnet18")),
         Run("causes", "causes", "causes", "One change at a time, at a learning rate of 0.001.", (), CURVES),
@@ -114,11 +120,12 @@ def _long_term(name: str, shows: str, *arguments: str) -> Run:
     return Run(f"long-term{name}", "sweep", "long_term_reduced", f"{LONG_TERM} {shows}", (*arguments, sweep), SWEEP)
 
 
-def _first_step(model: str, classes: tuple[str, str], *arguments: str) -> Run:
+def _first_step(model: str, classes: tuple[str, str], *arguments: str, name: str = "") -> Run:
     chosen = f"--config.models=('{model}',)", f"--config.data.classes={classes}"
-    name, between = f"first-step-{model}-{'-'.join(classes)}", " and ".join(classes)
-    shows = f"The first step, predicted and measured: {model}, {between}."
-    return Run(name, "first_step", "first_step", shows, (*chosen, *arguments))
+    shows = f"The first step, predicted and measured: {model}{name}, {' and '.join(classes)}."
+    return Run(
+        f"first-step-{model}-{'-'.join(classes)}{name}", "first_step", "first_step", shows, (*chosen, *arguments)
+    )
 
 
 def _decompose(name: str, shows: str, *arguments: str, figures: Sequence[str] = ("figure",)) -> Run:

@@ -57,6 +57,7 @@ class Estimate(NamedTuple):
         mean, freedom = np.asarray(self.mean, np.float64), np.asarray(self.freedom, np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):  # NaN without a degree of freedom
             trial = np.where(mean * (1 - mean) > 0, np.square(self.standard_error) / (mean * (1 - mean)), 1 / freedom)
+            trial = np.where(np.isnan(self.standard_error), np.nan, trial)
         return _score_interval(mean, np.square(scipy.stats.t.ppf(0.975, freedom)) * trial)
 
     def p_above(self, bound: np.ndarray | float) -> np.ndarray:
@@ -308,14 +309,14 @@ def selected_minimum(
       pair: `[P, 2]`, the two networks of each pair.
       model: `[M]`, the architecture of each network. With fewer than 8 networks of an architecture, so fewer than 4 in
         a half, there is a mean, but its standard error is NaN.
-      steps: maps the networks that choose, a boolean mask `[M]`, to how many of the first steps they may choose from,
-        such as those at which these networks are at chance; all T by default.
+      steps: maps a half of the networks, a boolean mask `[M]`, to how many of the first steps may be chosen for it,
+        such as those at which its networks are at chance: both halves choose from the steps of both. All T by default.
     """
     values, pair, model = np.asarray(values, np.float64), np.asarray(pair), np.asarray(model)
     sides = _halves(model)
     halves = [_among(values, pair, model, side) for side in sides]
-    limits = [values.shape[1] if steps is None else steps(side) for side in sides]
-    chosen = [_lowest(_average(of_pairs, 0)[:limit]) for (of_pairs, *_), limit in zip(halves, limits, strict=True)]
+    limit = values.shape[1] if steps is None else min(map(steps, sides))
+    chosen = [_lowest(_average(of_pairs, 0)[:limit]) for of_pairs, *_ in halves]
     first, second = (
         pair_mean(of_pairs[:, step] if step >= 0 else np.full(len(of_pairs), np.nan), *networks)
         for (of_pairs, *networks), step in zip(halves, reversed(chosen), strict=True)

@@ -178,7 +178,7 @@ def test_networks_are_measured_in_the_memory_of_one():
     def memory(count):
         shapes = jax.eval_shape(jax.vmap(model.init), jax.random.split(jax.random.key(0), count))
         networks = Network(shapes, None)
-        look = jax.jit(partial(removal.look, model))
+        look = jax.jit(partial(observe.observe_singly, model, measures=removal.ACCURACY))
         attack = jax.jit(partial(removal.measure, model, epsilon=0.5))
         seen = jax.eval_shape(look, networks, test)
         programs = look.lower(networks, test), attack.lower(networks, seen, test, basis)

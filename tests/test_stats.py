@@ -345,15 +345,15 @@ def test_each_half_chooses_the_step_at_which_the_other_is_measured(across):
     assert np.isfinite(estimate.interval()).all()
 
 
-def test_steps_to_choose_from_are_those_of_the_half_that_chooses():
+def test_both_halves_choose_from_the_steps_that_both_may_take():
     pair, model = pairs_of(8, across=False)
     values = np.tile([5.0, 4.0, 3.0, 2.0, 1.0], (len(pair), 1))
     asked = []
     steps = lambda networks: asked.append(networks) or (2 if networks[0] else 4)
     estimate, chosen = stats.selected_minimum(values, pair, model, steps)
     np.testing.assert_array_equal(asked, [np.arange(8) % 2 == 0, np.arange(8) % 2 == 1])
-    assert chosen.tolist() == [1, 3]
-    assert estimate.interval() == (3, 3, 3)
+    assert chosen.tolist() == [1, 1]
+    assert estimate.interval() == (4, 4, 4)
     values[(pair % 2 == 1).all(1), :4] = np.nan  # the odd half has no value to choose from
     estimate, chosen = stats.selected_minimum(values, pair, model, steps)
     assert chosen.tolist() == [1, -1]
@@ -366,6 +366,13 @@ def test_halves_of_fewer_than_four_networks_have_no_interval(across):
     estimate, _ = stats.selected_minimum(np.random.default_rng(0).normal(size=(len(pair), 3)), pair, model)
     assert np.isfinite(estimate.mean)
     assert np.isnan(estimate.interval()[1:]).all()
+
+
+def test_a_share_without_a_standard_error_has_no_interval():
+    single = stats.pair_mean(np.array([1.0]), np.array([[0, 1]]), np.zeros(2, int)).share_interval()
+    assert single.mean == 1
+    assert np.isnan(single[1:]).all()
+    assert np.isnan(stats.share_ci(np.array([0.0]))[1:]).all()
 
 
 def test_the_correlation_of_the_halves_errors_in_a_flat_curve():

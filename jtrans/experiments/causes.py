@@ -1,8 +1,8 @@
 """What causes early transferability: the same networks under one change at a time, and which phase it removes.
 
 First the networks become brightness meters, whose directions agree or oppose by chance; then they learn, and agree
-(`docs/first_step.md`). Each change acts on the optimizer, on the inputs or on the batches. The initial weights and the
-order of the images are the same under all of them, so that differences are of the same networks.
+(`docs/first_step.md`). Each change acts on the optimizer, on the inputs or on the batches. The initial weights are the
+same under all of them, and so is the order of the images, but for class-balanced batches, which need their own.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,6 +29,7 @@ from jtrans.population.trajectory import Trajectory
 
 NAME = "causes"
 PLAIN = "adam"
+LARGEST = 64  # pixels along an image that is whitened
 FLOOR = 0.01  # of the images' mean variance: along directions of less, whitening divides by this
 
 
@@ -120,6 +121,10 @@ def whiten(setting: Setting) -> Setting:
     images = setting.dataset.train.images
     rows = images.reshape(len(images), -1).astype(np.float32)
     mean = rows.mean(0)
+    if not np.ptp(rows, axis=0).any():
+        raise InputError(
+            f"data.num_train: got {len(rows)} images, all the same; whitening takes several, or no 'whitened'"
+        )
     variance, axes = np.linalg.eigh(np.cov(rows, rowvar=False, dtype=np.float32))
     scale = np.sqrt(variance.mean() / np.maximum(variance, FLOOR * variance.mean()))
     zca = axes * scale @ axes.T
@@ -134,9 +139,12 @@ def whiten(setting: Setting) -> Setting:
 
 def balance(setting: Setting) -> Setting:
     """Batches with the same number of images of each class."""
-    train = setting.dataset.train
+    train, batch_size = setting.dataset.train, setting.config.batch_size
     num_classes = len(setting.dataset.class_names)
-    count = np.bincount(train.labels).min() * num_classes
+    count = np.bincount(train.labels, minlength=num_classes).min() * num_classes
+    if batch_size % num_classes or batch_size > count:
+        what = f"class-balanced batches take a multiple of the {num_classes} classes, {count} images at most"
+        raise InputError(f"batch_size: got {batch_size}; {what}; or take changes without 'balanced'")
     dataset = setting.dataset._replace(train=data.balanced(train, count, "data.num_train"))
     order = partial(training.balanced_order, num_classes=num_classes)
     return setting._replace(dataset=dataset, options=setting.options | {"order": order})
@@ -187,6 +195,13 @@ FIELDS: Mapping[str, fields.Field] = {
 def check(config: ConfigDict) -> None:
     """Check what no single field can say."""
     fields.check_one_model(config)
+    if config.data.pixel_range != (0.0, 1.0):
+        raise InputError(f"data.pixel_range: got {config.data.pixel_range}; the changes start from (0.0, 1.0)")
+    if config.data.subtract_mean:
+        raise InputError("data.subtract_mean: got True; the changes start from images with their mean, so False")
+    if "whitened" in config.changes and config.data.image_size > LARGEST:
+        what = f"whitening takes memory with its 4th power: {LARGEST} at most, or changes without 'whitened'"
+        raise InputError(f"data.image_size: got {config.data.image_size}; {what}")
     if PLAIN not in config.changes:
         raise InputError(f"changes: got {config.changes}; it takes {PLAIN}, with which the others are compared")
     fields.check_networks(config)
@@ -196,10 +211,11 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     """Train and measure the same networks under each change."""
     keys = engine.keys(config.seed)
     dataset, test = setup.load(config, keys.data, config.batch_size)
+    plain = Setting(config, dataset, test, {})
+    plain = plain._replace(options={"optimizer": adam(plain)})
+    settings = {name: CHANGES[name].act(plain) for name in config.changes}
     arrays, curves = {}, {}
-    for name in config.changes:
-        plain = Setting(config, dataset, test, {})
-        changed = CHANGES[name].act(plain._replace(options={"optimizer": adam(plain)}))
+    for name, changed in settings.items():
         population = setup.population(changed.config, changed.dataset, changed.test, keys, **changed.options)
         arrays[name] = train(population, config.steps[-1])
         curves[name] = trajectory.curves(arrays[name])
@@ -220,13 +236,14 @@ def differences(arrays: Mapping[str, Trajectory], steps: tuple[int, int]) -> pan
     """For each change, compared step and measure its mean, and how much that differs from the plain one's.
 
     With 95 % intervals over the same networks, `difference` by pairing each with itself; `lost` counts the networks
-    whose loss is not finite there.
+    whose loss is not finite there, `undirected` the input gradients that are zero or not finite, which are left out.
     """
     plain, rows = arrays[PLAIN], []
     for name, run in arrays.items():
         networks = run["pair"], run["model"]
         for step in steps:
             lost = int((~np.isfinite(run["loss"][:, step])).sum())
+            counts = {"lost": lost, "undirected": int(run["undirected"][:, step].sum())}
             for measure in MEASURES:
                 here, there = run[measure][:, step], plain[measure][:, step]
                 value = trajectory.interval_over(measure, here, *networks)
@@ -234,7 +251,7 @@ def differences(arrays: Mapping[str, Trajectory], steps: tuple[int, int]) -> pan
                     stats.pair_mean(here - there, *networks) if measure in PAIR_MEASURES else stats.mean(here - there)
                 )
                 intervals = tables.interval_columns({"value": value, "difference": less.interval()})
-                rows.append({"change": name, "step": step, "measure": measure, "lost": lost, **intervals})
+                rows.append({"change": name, "step": step, "measure": measure, **counts, **intervals})
     return pandas.DataFrame(rows)
 
 
@@ -247,14 +264,16 @@ def by_step(arrays: Mapping[str, Trajectory], curves: Mapping[str, Mapping[str, 
 def tell(results: Results) -> str:
     """The differences, a table for each of the two steps."""
     table, lines = results.tables[NAME], []
-    for phase, (step, rows) in zip(("first", "second"), table.groupby("step"), strict=True):
+    for step, rows in table.groupby("step"):
         columns: dict[str, Any] = {"change": [CHANGES[name].caption for name in rows["change"].unique()]}
         for measure in MEASURES:
             of_measure, digits = rows[rows["measure"] == measure], 1 if "angle" in measure else 2
             columns[measure] = tables.cells(of_measure, "value", digits)
-        lines += [f"step {step}, in the {phase} phase: means [95 %]", tables.text(columns), ""]
-    lost = table.groupby("change", sort=False)["lost"].max()
-    lines += [f"{CHANGES[name].caption}: {count} networks lost" for name, count in lost.items() if count]
+        lines += [f"step {step}: means [95 %]", tables.text(columns), ""]
+    for name, rows in table.groupby("change", sort=False):
+        if rows["undirected"].any():
+            counted = f"{rows['lost'].max()} networks lost, {rows['undirected'].max()} input gradients left out at most"
+            lines.append(f"{CHANGES[name].caption}: {counted}")
     return "\n".join([*lines, "angles in degrees; differences from the first row are in causes.csv"])
 
 

@@ -107,6 +107,12 @@ def tell(results: Results) -> str:
     below = f"* {random['quantile']:.0%} of random pairs have an angle below this"
     lines = [tables.text({"mean [95 %]": ["step", *named], **columns})]
     lines += [f"{below}; the mean of random pairs is {random['mean_angle']:.2f}"]
+    if "selected" in summary:
+        steps = " and ".join(map(str, summary["selected"]["steps"]))
+        angle = stats.interval_text(summary["selected"], 1)
+        lines.append(
+            f"lowest while at chance, each half of the networks choosing for the other: {angle}, steps {steps}"
+        )
     if summary["undirected"]:
         counted = f"{summary['undirected']} of {summary['directions']}"
         lines.append(f"{counted} input gradients were zero or not finite and are left out")

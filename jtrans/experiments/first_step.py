@@ -45,6 +45,7 @@ FIELDS: Mapping[str, fields.Field] = {
 def check(config: ConfigDict) -> None:
     """Check what no single field can say."""
     fields.check_one_model(config)
+    fields.check_running_statistics(config)
     fields.check_networks(config)
 
 
@@ -89,14 +90,13 @@ def of_the_class_means(
 
 def after_one_step(population: Population, rate: float) -> dict[str, np.ndarray]:
     """All networks and pairs after a first step: each of `observe`'s measures, `[M]` or `[P]`, and `unit [M, N, D]`."""
-    (placement,), (start,) = population.placements, engine.initialize(population)
+    (model,), (placement,), (start,) = population.models, population.placements, engine.initialize(population)
     rates = devices.split(np.full(population.num_networks, rate, np.float32), placement)
     start = [training.with_learning_rate(group, of_group) for group, of_group in zip(start, rates, strict=True)]
     *_, (_, (groups,), measurement) = engine.trajectory(population, [start], 1)
     variables = devices.merge([group.variables for group in groups], placement)
-    options = {"measures": {}, "batch_statistics": population.batch_statistics}
-    look = jax.jit(partial(observe.observe, *population.models, **options))
-    unit = look(training.Network(variables, None), *population.test).unit
+    look = jax.jit(partial(observe.observe_singly, model, measures={}))
+    unit = look(training.Network(variables, None), population.test).unit
     assert measurement is not None  # the last step is always measured
     return {**measurement.networks, **measurement.pairs, "unit": np.asarray(unit)}
 
@@ -112,13 +112,13 @@ def excess(population: Population) -> np.ndarray:
         population.placements,
     )
     variables = devices.merge([group.variables for group in groups], placement)
-    of_networks = jax.jit(jax.vmap(partial(_excess, *population.models), (0, 0, None)))
-    return np.asarray(of_networks(variables, batches, population.train))
+    of_networks = jax.jit(jax.vmap(partial(_excess, *population.models), (0, 0, None, None)))
+    return np.asarray(of_networks(variables, batches, population.train, population.keys.dropout))
 
 
-def _excess(model: Model, variables: Variables, batch: jax.Array, train: Split) -> jax.Array:
-    probability = jax.nn.softmax(model.apply(variables, training.pixels(train.images[batch])))[:, 1]
-    return (probability - train.labels[batch]).mean()
+def _excess(model: Model, variables: Variables, batch: jax.Array, train: Split, key: jax.Array) -> jax.Array:
+    logits, _ = model.train(variables, training.pixels(train.images[batch]), key)
+    return (jax.nn.softmax(logits)[:, 1] - train.labels[batch]).mean()
 
 
 def compared(steps: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -154,9 +154,14 @@ def row(setting: str, of_setting: Mapping[str, np.ndarray]) -> dict[str, Any]:
             for name in (*observe.PAIR_MEASURES, *observe.NETWORK_MEASURES)
         },
     }
-    majority = np.nanmax([np.nanmean(same(sign, each)) for each in (1, -1)])
+    positive = stats.mean(same(sign, 1)).mean
     lost = int((~np.isfinite(of_setting["measured_loss"])).sum())
-    fixed = {"optimizer": optimizer, "learning_rate": float(rate), "lost": lost, "sign_majority": majority}
+    fixed = {
+        "optimizer": optimizer,
+        "learning_rate": float(rate),
+        "lost": lost,
+        "sign_majority": max(positive, 1 - positive),
+    }
     return fixed | tables.interval_columns(intervals)
 
 
@@ -166,8 +171,8 @@ def signs(agreement: np.ndarray) -> np.ndarray:
 
 
 def same(first: np.ndarray, second: np.ndarray | int) -> np.ndarray:
-    """1 where two signs are the same, else 0; NaN where either is."""
-    return np.where(np.isnan(first * second), np.nan, first == second)
+    """1 where two signs are the same, else 0; NaN where either is NaN or 0."""
+    return np.where(np.isnan(first * second) | (first * second == 0), np.nan, first == second)
 
 
 def tell(results: Results) -> str:
@@ -184,7 +189,12 @@ def tell(results: Results) -> str:
         by = ", ".join(f"{caption} {cell(name, 2)}" for name, caption in SIGNS.items())
         most = f"the sign that most have: {of_setting['sign_majority'].iloc[0]:.2f}"
         lines += [tables.text(columns), f"share of pairs whose sign is predicted: {by}; {most}"]
-        lines += [*(f"networks lost, which are left out: {lost}" for lost in of_setting["lost"] if lost), ""]
+        lines += [f"networks lost, which are left out: {lost}" for lost in of_setting["lost"] if lost]
+        for kind in ("predicted", "measured"):
+            undirected = of_setting[f"{kind}_undirected"].iloc[0]
+            missing = f"{kind}: no direction at {undirected:.3g} images of a network on average, which are left out"
+            lines += [missing] * bool(undirected > 0)
+        lines.append("")
     random = results.summary["random"]["mean_angle"]
     return "\n".join([*lines, f"angles in degrees; those of random directions have the mean {random:.1f}"])
 

@@ -6,7 +6,6 @@ over the entries.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.stats
 
-from jtrans import attacks, directions, stats, training
+from jtrans import attacks, directions, loops, stats, training
 from jtrans.data import Split
 from jtrans.models import Model, Variables
 from jtrans.population import devices
@@ -33,6 +31,7 @@ ATTACKS = ("another network's", "its own", "random signs")
 # Test images are measured so many at once at most, and fewer where the directions of all networks would take more.
 BLOCK = 200
 DIRECTIONS_BYTES = 2**29
+SINGLY = 100  # images at which one network alone is measured at once
 MOST_PAIRS = 2**17  # of more pairs, a sample of so many is compared: all of 512 networks are fewer
 
 
@@ -95,13 +94,17 @@ def without_direction(seen: Seen) -> jax.Array:
 def constant_share(seen: Seen) -> jax.Array:
     """The share of a direction's squared length in the span of the constant-colour images, one for each channel."""
     colours = seen.unit.reshape(len(seen.unit), -1, seen.channels)
-    return jnp.square(colours.sum(1)).sum(-1) / colours.shape[1]
+    return jnp.minimum(jnp.square(colours.sum(1)).sum(-1) / colours.shape[1], 1.0)  # against rounding
 
 
 def labelled_odds(seen: Seen) -> jax.Array:
     """The labels, and the log-odds of each class's probability: `[1 + K, n]`; NaN where the loss is not finite."""
-    others = jnp.where(jnp.eye(seen.logits.shape[1], dtype=bool), -jnp.inf, seen.logits[:, None])
-    odds = seen.logits - jax.nn.logsumexp(others, axis=-1)  # not of probabilities, which round to 0 and 1
+    # Of the other classes, before and after each one: not of probabilities, which round to 0 and 1.
+    before = jax.lax.associative_scan(jnp.logaddexp, seen.logits, axis=1)[:, :-1]
+    after = jax.lax.associative_scan(jnp.logaddexp, seen.logits, axis=1, reverse=True)[:, 1:]
+    nothing = jnp.full((len(seen.logits), 1), -jnp.inf)
+    others = jnp.logaddexp(jnp.concatenate([nothing, before], axis=1), jnp.concatenate([after, nothing], axis=1))
+    odds = seen.logits - others
     return jnp.stack([seen.labels, *jnp.where(jnp.isfinite(loss(seen)), odds.T, jnp.nan)])
 
 
@@ -112,19 +115,21 @@ def auc(values: np.ndarray) -> np.ndarray:
     that have images. It is 0.5 for outputs that do not depend on the image, wherever the outputs stand. NaN where the
     loss is not finite, or all images are of one class.
     """
-    labels, odds = values[0, 0].astype(int), values[:, 1:]
-    areas = [
-        _area(odds[:, positive, labels == positive], odds[:, positive, labels == negative])
-        for positive, negative in itertools.permutations(np.unique(labels), 2)
-    ]
-    return np.mean(areas, axis=0) if areas else np.full(len(values), np.nan)
+    labels, odds = values[0, 0].astype(int), values[:, 1:].astype(np.float64)
+    classes, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if len(classes) < 2:
+        return np.full(len(odds), np.nan)
+    weight = 1 / counts[number] / (len(classes) - 1)  # of an image among all that are not of a class
+    areas = [[_area(of_network[k], labels == k, weight) for k in classes] for of_network in odds]
+    return np.where(np.isnan(odds).any(axis=(1, 2)), np.nan, np.mean(areas, axis=1))
 
 
-def _area(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """The share of all two of `[M, P]` and `[M, Q]` where the first is larger, or half where equal: `[M]`."""
-    count = positive.shape[1]
-    ranks = scipy.stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)[:, :count].astype(np.float64)
-    return (ranks.sum(1) - count * (count + 1) / 2) / (count * negative.shape[1])
+def _area(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
+    """The weight of the other images below a positive one, of scores `[N]`: the mean over the positive ones."""
+    order = np.argsort(scores)
+    below = np.concatenate([[0], np.cumsum(np.where(positive, 0, weight)[order])])
+    ends = [np.searchsorted(scores[order], scores[positive], side) for side in ("left", "right")]
+    return np.round(below[ends].mean(), 12)  # of ties a half: those below, and those up to it; sums of weights round
 
 
 def folded(cosine: jax.Array) -> jax.Array:
@@ -261,6 +266,16 @@ def observe(
     # operands and result have to be transposed, which takes longer than the product.
     count = len(jax.tree.leaves(networks)[0])
     return jax.vmap(one)(networks.variables, jnp.broadcast_to(images, (count, *images.shape)))
+
+
+def observe_singly(model: Model, networks: Network, test: Split, measures: Mapping[str, NetworkMeasure]) -> Observation:
+    """`observe`, one network and `SINGLY` images at once: in the memory of those."""
+
+    def batch(network: Network, images: jax.Array, labels: jax.Array) -> tuple[None, Observation]:
+        alone = jax.tree.map(lambda leaf: leaf[None], network)
+        return None, jax.tree.map(lambda leaf: leaf[0], observe(model, alone, images, labels, measures=measures))
+
+    return jax.lax.map(lambda network: loops.in_batches(batch, SINGLY, *test, whole=(network,))[1], networks)
 
 
 def measurer(population: Population, test: Split, pair: jax.Array) -> Callable[[list[list[Group]]], Measurement]:

@@ -19,7 +19,7 @@ from jtrans.experiments.decompose import figures, findings, removal, subspaces
 from jtrans.harness import fields, setup
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_tuple, is_whole, whole
-from jtrans.population import devices, engine
+from jtrans.population import devices, engine, observe
 from jtrans.training import Network
 
 LARGEST = 64  # pixels along an image
@@ -58,8 +58,9 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         raise InputError(f"ranks: got {most}; the images have {dimension} values, so fewer than that")
     fit_images = data.balanced(dataset.train, config.fit_examples, "fit_examples")
     population = setup.population(config, dataset, test, keys, num_networks=config.num_fit + config.num_networks)
-    look = jax.jit(partial(removal.look, *population.models))
-    without = jax.jit(partial(removal.measure, *population.models, epsilon=config.attack.epsilon))
+    (model,) = population.models
+    look = jax.jit(partial(observe.observe_singly, model, measures=removal.ACCURACY))
+    without = jax.jit(partial(removal.measure, model, epsilon=config.attack.epsilon))
     of_images = subspaces.of_images(dataset.train, keys.attack, most, subtract_mean=config.data.subtract_mean)
     layer, convolution = models.first_layer(*config.models)
     parts = slice(config.num_fit), slice(config.num_fit, None)

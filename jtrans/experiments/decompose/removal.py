@@ -11,7 +11,6 @@ from jtrans.models import Model, Variables
 from jtrans.population import observe
 from jtrans.training import Network
 
-IMAGES = 100  # that a network is measured on at once
 ROUNDING = 1e-5  # of a unit direction: a shorter part is float32's rounding
 ACCURACY = {"accuracy": observe.NETWORK_MEASURES["accuracy"]}
 
@@ -42,17 +41,6 @@ class Measured(NamedTuple):
     accuracy: jax.Array
 
 
-def look(model: Model, networks: Network, test: Split) -> observe.Observation:
-    """`observe.observe` of networks `[M, ...]`, one network and `IMAGES` images at once: in the memory of those."""
-
-    def batch(network: Network, images: jax.Array, labels: jax.Array) -> tuple[None, observe.Observation]:
-        alone = jax.tree.map(lambda leaf: leaf[None], network)
-        seen = observe.observe(model, alone, images, labels, measures=ACCURACY)
-        return None, jax.tree.map(lambda leaf: leaf[0], seen)
-
-    return jax.lax.map(lambda network: loops.in_batches(batch, IMAGES, *test, whole=(network,))[1], networks)
-
-
 def measure(
     model: Model, networks: Network, seen: observe.Observation, test: Split, basis: jax.Array, *, epsilon: float
 ) -> Measured:
@@ -60,7 +48,7 @@ def measure(
 
     Args:
       networks: `[M, ...]` of one architecture.
-      seen: what `look` gives of them on these test images, uint8 `[n, H, W, C]` with labels `[n]`.
+      seen: what `observe.observe_singly` gives of them on these test images, uint8 `[n, H, W, C]` with labels `[n]`.
       epsilon: the attacks' Euclidean length, in units of pixels in [0, 1].
     """
     (off, inside, share), correct = split(seen.unit, basis), seen.values["accuracy"]
@@ -74,7 +62,7 @@ def measure(
         return None, attacks.right(model.apply(variables, moved), labels)
 
     def success(unit: jax.Array) -> jax.Array:
-        right = lambda one: loops.in_batches(batch, IMAGES, *test, one[1], whole=one[:1])[1]
+        right = lambda one: loops.in_batches(batch, observe.SINGLY, *test, one[1], whole=one[:1])[1]
         return attacks.flipped(jax.lax.map(right, (networks.variables, unit[source])), correct)
 
     return Measured(angle, jnp.nanmean(share, 1), success(off), success(inside), jnp.mean(correct, 1))

@@ -127,6 +127,8 @@ def overview(table: pandas.DataFrame) -> str:
 
 def _markdown(rows: Iterator[Mapping[str, str]]) -> str:
     table = pandas.DataFrame(rows)
+    if table.empty:
+        return "Not measured in these runs: `make reproduce-full`."
     lines = [list(table), ["---"] * table.shape[1], *table.itertuples(index=False, name=None)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,6 +1,7 @@
 """The first step, predicted from class means: exact where a class has one image, by the rule where all have."""
 
 import numpy as np
+import pandas
 import PIL.Image
 import pytest
 from conftest import ROOT
@@ -97,3 +98,18 @@ def test_other_than_two_classes_is_one_line(tmp_path, capsys):
     flags = ["--config.data.name=digits", "--config.data.dir="]
     assert run(tmp_path / "run", "", *flags) == 2
     assert "data.classes: got (), 10 classes; this experiment takes two" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_committed_predictions_are_the_programs(shared_data, tmp_path):
+    flags = ["--config.models=('mlp_shallow',)", "--config.data.classes=('deer', 'horse')"]
+    flags += ["--config=first_step", f"--config.data.dir={shared_data / 'tfds'}", f"--workdir={tmp_path / 'run'}"]
+    assert cli.run(first_step.EXPERIMENT, ["first_step.py", *flags]) == 0
+    results = experiment.read(tmp_path / "run")
+    committed = pandas.read_csv(ROOT / "docs" / "first_step" / "predictions.csv")
+    committed = committed[(committed["model"] == "mlp_shallow") & (committed["classes"] == "deer/horse")]
+    for rate in (1e-4, 1e-3, 1e-2):
+        rows = committed[(committed["optimizer"] == "adam") & (committed["learning_rate"] == rate)]
+        arrays = results.arrays[f"adam-{rate:g}"]
+        assert rows[["first", "second"]].to_numpy().tolist() == arrays["pair"].tolist()
+        np.testing.assert_allclose(arrays["predicted_signed_angle"], rows["signed_angle"], atol=1)

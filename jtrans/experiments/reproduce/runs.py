@@ -26,6 +26,7 @@ WIDTHS = {
     "64": ("--config.widths.mlp_shallow=(64,)", "--config.learning_rates=(2e-4, 2e-3, 2e-2)"),
     "1024": ("--config.widths.mlp_shallow=(1024,)", "--config.learning_rates=(5e-5, 5e-4, 5e-3)"),
 }
+OTHERS = "--config.optimizers=('rmsprop', 'sgd')", "--config.learning_rates=(1e-4, 1e-3, 1.0, 10.0)"
 CONVOLUTIONAL = "--config.num_networks=8", "--config.learning_rates=(1e-3, 1e-2)"
 FEW_CONVOLUTIONAL = "--config.num_networks=4", "--config.num_examples=40", "--config.learning_rates=(1e-3, 1e-2)"
 STEPS_13, STEPS_5, BATCH = "--config.num_steps=13", "--config.num_steps=5", "--config.batch_statistics"
@@ -88,6 +89,7 @@ def _long(images_dir: str) -> list[Run]:
         *(_start(name) for name in ("fcnet", "lenet", "alexnet", "vgg11", "resnet50")),
         *(_first_step(model, classes) for model in ("mlp_shallow", "mlp_deep") for classes in CLASS_PAIRS),
         *(_first_step("mlp_shallow", CLASS_PAIRS[0], *flags, name=f"-{name}") for name, flags in WIDTHS.items()),
+        _first_step("mlp_shallow", CLASS_PAIRS[1], *OTHERS, name="-others"),
         *(_first_step("conv_a", classes, *CONVOLUTIONAL) for classes in CLASS_PAIRS),
         *(_first_step(name, CLASS_PAIRS[0], *FEW_CONVOLUTIONAL) for name in ("conv_b", "resnet18")),
         Run("causes", "causes", "causes", "One change at a time, at a learning rate of 0.001.", (), CURVES),

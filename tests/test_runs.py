@@ -102,7 +102,7 @@ def test_without_checkpoints_none_are_made(tmp_path):
     assert len(arrays(tmp_path)["step"]) == 7
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_saves_says_how_to_resume_and_resumes_to_the_same_bits(tmp_path, how):
     many = ["--config.num_steps=400", "--config.checkpoint.steps=0"]
     process = start(tmp_path / "run", *many)

@@ -112,6 +112,7 @@ def job(workdir, *arguments):
     return [process.returncode for process in processes], said
 
 
+@pytest.mark.slow
 def test_a_job_of_several_processes_reports_once_and_ends_as_one(tmp_path):
     statuses, said = job(tmp_path, "--sweep=seed=0,1")
     assert statuses == [0, 0], said

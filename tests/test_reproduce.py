@@ -23,6 +23,7 @@ from jtrans.stats import Interval
 SMALL = ["--config.num_examples=20", "--config.data.name=digits", "--config.data.classes=()"]
 SMALL += ["--config.data.image_size=8", "--config.widths.mlp_deep=(32,16)", "--config.widths.mlp_shallow=(32,)"]
 PAIRED = [*SMALL, "--config.num_networks=3"]
+THREE_EIGHT = "--config.data.classes=('3', '8')"
 STEPS = [*PAIRED, "--config.num_steps=4"]
 FEW = ["--config.num_fit=2", "--config.fit_examples=20", "--config.ranks=(1,10)", "--config.steps=(0,2)"]
 
@@ -38,10 +39,8 @@ def small_runs(images_dir, full=False):
             "long-term", "sweep", "cases:1", "Long.", [*STEPS, "--sweep=optimizer.learning_rate=1e-3,1e-2"], runs.SWEEP
         ),
         Run("optimizers", "control", "optimizers", "Optimizers.", [*PAIRED, "--config.num_steps=2"]),
-        Run(
-            "first-step-small", "first_step", "first_step", "First step.", [*PAIRED, "--config.data.classes=('3', '8')"]
-        ),
-        Run("causes", "causes", "causes", "Causes.", [*PAIRED, "--config.steps=(1, 2)"]),
+        Run("first-step-small", "first_step", "first_step", "First step.", [*PAIRED, THREE_EIGHT]),
+        Run("causes", "causes", "causes", "Causes.", [*PAIRED, THREE_EIGHT, "--config.steps=(1, 2)"]),
         Run("decompose-fc", "decompose", "decompose", "Early part.", [*PAIRED, *FEW]),
     ]
 

@@ -211,8 +211,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     """Train and measure the same networks under each change."""
     keys = engine.keys(config.seed)
     dataset, test = setup.load(config, keys.data, config.batch_size)
-    plain = Setting(config, dataset, test, {})
-    plain = plain._replace(options={"optimizer": adam(plain)})
+    plain = by(adam)(Setting(config, dataset, test, {}))
     settings = {name: CHANGES[name].act(plain) for name in config.changes}
     arrays, curves = {}, {}
     for name, changed in settings.items():
@@ -228,7 +227,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
 def train(population: engine.Population, num_steps: int) -> Trajectory:
     """The measured trajectory."""
     stepped = engine.trajectory(population, engine.initialize(population), num_steps)
-    steps, _, measured = zip(*((step, None, measurement) for step, _, measurement in stepped), strict=True)
+    steps, measured = zip(*((step, measurement) for step, _, measurement in stepped), strict=True)
     return trajectory.collect(population, steps, measured)
 
 

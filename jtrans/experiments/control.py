@@ -94,11 +94,12 @@ def part(path: Path, population: engine.Population, config: ConfigDict, digest: 
 
 def train(population: engine.Population, learning_rates: Sequence[float], num_steps: int) -> Trajectory:
     """One of `Parts`, from a population whose optimizer is `training.adjustable`."""
-    (placement,), (start,) = population.placements, engine.initialize(population)
-    rates = np.repeat(np.array(learning_rates, np.float32), population.num_networks // len(learning_rates))
-    start = list(map(training.with_learning_rate, start, devices.split(rates, placement)))
+    (placement,) = population.placements
+    rates = np.repeat(learning_rates, population.num_networks // len(learning_rates))
     weights, measured = [], []
-    for step, (groups,), measurement in engine.trajectory(population, [start], num_steps):
+    for step, (groups,), measurement in engine.trajectory(
+        population, engine.initialize_at(population, rates), num_steps
+    ):
         measured.append((step, measurement))
         if step < 2:
             weights.append(devices.merge([group.variables["params"] for group in groups], placement))
@@ -119,8 +120,8 @@ def settings_table(parts: Parts, learning_rates: Sequence[float], dimension: int
     and `accuracy`, with 95 % intervals; `selected`, the lowest angle where each half of the networks chooses the step
     for the other, with its interval and degrees of freedom (`trajectory.summarize`); the median of the first updates'
     relative lengths; the share of all directions that were zero or not finite; how many networks were `lost`, their
-    loss no longer finite; and whether this is early
-    transferability (1 or 0; NaN where no angle was measured at chance).
+    loss no longer finite; and whether this is early transferability (1 or 0; NaN where no angle was measured at
+    chance).
     """
     rows = []
     for (optimizer, batch_size), run in parts.items():

@@ -6,7 +6,7 @@ whether the untrained network gives a class more probability than the batch has 
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from jtrans.population import devices, engine, observe, trajectory
 from jtrans.population.engine import Population
 
 NAME = "first_step"
-SETTING = ("optimizer", "learning_rate")
 CAPTIONS = {"angle": "folded angle", "signed_angle": "signed angle", "constant_share": "constant share"}
 SIGNS = {"sign_predicted": "by the class means", "sign_by_rule": "by the rule: the sign of the excess"}
 
@@ -54,14 +53,17 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     keys = engine.keys(config.seed)
     dataset, test = setup.load(config, keys.data, config.batch_size)
     check_two_classes(config, dataset)
+    population = setup.population(config, dataset, test, keys, optimizer=training.adjustable(config.optimizers[0]))
+    untrained = {"pair": population.pair, "excess": excess(population)}
+    (model,) = population.models
+    look = jax.jit(partial(observe.observe_singly, model, measures={}))
     arrays = {}
     for optimizer in config.optimizers:
-        population = setup.population(config, dataset, test, keys, optimizer=training.adjustable(optimizer))
-        untrained = {"pair": population.pair, "excess": excess(population)}
+        population = population._replace(optimizer=training.adjustable(optimizer))
         for rate in config.learning_rates:
             steps = {
-                "predicted": after_one_step(population._replace(objective=of_the_class_means), rate),
-                "measured": after_one_step(population, rate),
+                "predicted": after_one_step(population._replace(objective=of_the_class_means), rate, look),
+                "measured": after_one_step(population, rate, look),
             }
             arrays[f"{optimizer}-{rate:g}"] = untrained | compared(steps)
             print(f"{optimizer}, learning rate {rate:g}: {population.num_networks} networks took a step", flush=True)
@@ -88,14 +90,19 @@ def of_the_class_means(
     return (loss * count).sum() / count.sum(), updated
 
 
-def after_one_step(population: Population, rate: float) -> dict[str, np.ndarray]:
-    """All networks and pairs after a first step: each of `observe`'s measures, `[M]` or `[P]`, and `unit [M, N, D]`."""
-    (model,), (placement,), (start,) = population.models, population.placements, engine.initialize(population)
-    rates = devices.split(np.full(population.num_networks, rate, np.float32), placement)
-    start = [training.with_learning_rate(group, of_group) for group, of_group in zip(start, rates, strict=True)]
-    *_, (_, (groups,), measurement) = engine.trajectory(population, [start], 1)
+def after_one_step(
+    population: Population, rate: float, look: Callable[..., observe.Observation]
+) -> dict[str, np.ndarray]:
+    """All networks and pairs after a first step: each of `observe`'s measures, `[M]` or `[P]`, and `unit [M, N, D]`.
+
+    `look` gives the directions of networks at the test images.
+    """
+    (placement,), start = (
+        population.placements,
+        engine.initialize_at(population, np.full(population.num_networks, rate)),
+    )
+    *_, (_, (groups,), measurement) = engine.trajectory(population, start, 1)
     variables = devices.merge([group.variables for group in groups], placement)
-    look = jax.jit(partial(observe.observe_singly, model, measures={}))
     unit = look(training.Network(variables, None), population.test).unit
     assert measurement is not None  # the last step is always measured
     return {**measurement.networks, **measurement.pairs, "unit": np.asarray(unit)}
@@ -106,12 +113,8 @@ def excess(population: Population) -> np.ndarray:
 
     In its first batch. The sign says which way the first step shifts all outputs.
     """
-    (batches,), (groups,), (placement,) = (
-        engine.first_batches(population),
-        engine.initialize(population),
-        population.placements,
-    )
-    variables = devices.merge([group.variables for group in groups], placement)
+    (batches,), (groups,) = engine.first_batches(population), engine.initialize(population)
+    variables = devices.merge([group.variables for group in groups], *population.placements)
     of_networks = jax.jit(jax.vmap(partial(_excess, *population.models), (0, 0, None, None)))
     return np.asarray(of_networks(variables, batches, population.train, population.keys.dropout))
 
@@ -182,7 +185,7 @@ def tell(results: Results) -> str:
     for setting in range(len(table)):
         of_setting = table.iloc[[setting]]
         cell = lambda name, digits, rows=of_setting: tables.cells(rows, name, digits)[0]
-        optimizer, rate = of_setting[[*SETTING]].iloc[0]
+        optimizer, rate = of_setting[["optimizer", "learning_rate"]].iloc[0]
         columns = {f"{optimizer}, learning rate {rate:g}": [*CAPTIONS.values()]}
         for kind in ("predicted", "measured"):
             columns[f"{kind} [95 %]"] = [cell(f"{kind}_{name}", 1 + (name == "constant_share")) for name in CAPTIONS]

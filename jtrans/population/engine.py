@@ -150,6 +150,15 @@ def initialize(population: Population) -> list[list[Group]]:
     return networks
 
 
+def initialize_at(population: Population, learning_rates: np.ndarray) -> list[list[Group]]:
+    """`initialize`, each network of each architecture with its learning rate `[M]`; the optimizer is `adjustable`."""
+    rates = np.asarray(learning_rates, np.float32)
+    start = zip(initialize(population), population.placements, strict=True)
+    return [
+        list(map(training.with_learning_rate, groups, devices.split(rates, placement))) for groups, placement in start
+    ]
+
+
 def shapes(population: Population) -> list[Network]:
     """The networks of each architecture, `[M, ...]`, as the shapes of their arrays."""
     keys = jax.random.split(jax.random.key(0), population.num_networks)

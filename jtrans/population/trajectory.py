@@ -71,8 +71,8 @@ def curves(trajectory: Mapping[str, np.ndarray]) -> dict[str, Interval]:
 
     Of every pair measure (over pairs, by a jackknife over networks), of `one_sign` (the share of pairs whose cosines
     have the same sign at all images), of every network measure (over networks; one that is not finite is left out) and,
-    where networks were attacked, of a share for each of `SUCCESS`: of the images that
-    the attacked network classifies rightly, those that the attack makes it get wrong.
+    where networks were attacked, of a share for each of `SUCCESS`: of the images that the attacked network classifies
+    rightly, those that the attack makes it get wrong.
     """
     pair, model = trajectory["pair"], trajectory["model"]
     finite = lambda values: np.where(np.isfinite(values), values, np.nan)

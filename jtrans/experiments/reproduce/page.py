@@ -228,13 +228,10 @@ def _cell(rows: pandas.DataFrame, subspace: tuple[str, int], name: str, digits: 
 
 def _left(rows: pandas.DataFrame, subspace: tuple[str, int]) -> str:
     """The angle left, and the share that was taken out."""
-    if subspace not in rows.index:
-        return "-"
-    return (
-        f"{_cell(rows, subspace, 'angle', 1)}; {rows['share'][subspace]:.0%}"
-        if subspace != WHOLE
-        else _cell(rows, subspace, "angle", 1)
-    )
+    angle = _cell(rows, subspace, "angle", 1)
+    if subspace == WHOLE or subspace not in rows.index:  # nothing was taken out
+        return angle
+    return f"{angle}; {rows['share'][subspace]:.0%}"
 
 
 def _section(run: runs.Run, minutes: float) -> str:

@@ -10,7 +10,7 @@ from jtrans.harness import experiment
 SMALL_VGG11 = "--config.widths.vgg11=(64, 128, 256, 256, 512, 512, 512, 512)"
 RATE_1E_2, FIT_4 = "--config.optimizer.learning_rate=1e-2", "--config.num_fit=4"
 SGD_10 = "--config.optimizer.name=sgd", "--config.optimizer.learning_rate=10"
-FEW_RANKS = "--config.ranks=(1, 10, 100, 400)"
+FEW_RANKS = "--config.ranks=(1, 10, 100)"
 UP_TO_60 = "--config.steps=(0, 1, 2, 3, 5, 10, 20, 60)"
 UP_TO_20, UP_TO_3 = "--config.steps=(0, 1, 2, 3, 5, 10, 20)", "--config.steps=(0, 1, 2, 3)"
 # Convolutional networks are fewer than in `configs/`, as are their steps and the images that they are measured on.

@@ -61,7 +61,10 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
 
 
 def publish(made: Path, published: Path) -> None:
-    """Copy the results of a run, and of those in its folder, without figures and without this machine's directories."""
+    """Copy the results of a run, and of those in its folder, without figures and without this machine's directories.
+
+    Of arrays those alone that the page needs, the trajectories of early's runs: others take megabytes.
+    """
     for summary_file in sorted(made.rglob(folder.SUMMARY)):
         source = summary_file.parent
         target = published / source.relative_to(made)
@@ -69,8 +72,11 @@ def publish(made: Path, published: Path) -> None:
         config, summary = folder.read_config(source), folder.read_summary(source)
         for of_run in (config, summary["config"]):
             of_run.get("data", {}).pop("dir", None)
+        with_arrays = experiment.maker(source).name == "early"
+        named = summary.get(experiment.FILES, ())
+        summary[experiment.FILES] = [name for name in named if with_arrays or not name.endswith(".npz")]
         folder.write_json(target / folder.CONFIG, config)
-        for name in summary.get(experiment.FILES, ()):
+        for name in summary[experiment.FILES]:
             files.write(target / name, (source / name).read_bytes())
         folder.write_summary(target, summary)
 

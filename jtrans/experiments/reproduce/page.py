@@ -18,7 +18,7 @@ PAGE, FIGURES, RESULTS = "reproduction.md", "reproduction", "reproduction/result
 TEXT = """# The early-transferability paper, reproduced
 
 `make reproduce` writes this page from the results of the runs below, and from nothing else; \
-[results](reproduction/results) has their configs, tables and arrays. Where BenShmuel (2022), \
+[results](reproduction/results) has their configs and tables, and the trajectories. Where BenShmuel (2022), \
 [arXiv 2206.04472](https://arxiv.org/abs/2206.04472), shows a pair of networks, these are populations: all pairs are \
 measured, with 95 % intervals over networks. All runs took {minutes:.0f} minutes on {devices}. What is smaller than in \
 the paper is marked as reduced. Angles are folded into [0, 90] degrees.

@@ -2,7 +2,8 @@
 
 All are computed from a source network's features `[N, F]` or predictions on N images of the target domain, in float64
 NumPy; `labels` are `[N]` integers from 0 to K - 1. A larger score predicts better transfer. ValueError is raised if the
-features or predictions are not finite, or if the labels are not one per row of them, or all of one class.
+features or predictions are not finite, or if the labels are not one per row of them, or all of one class. `interval`
+shows how much a score varies with the examples, `difference` how much two scores differ.
 """
 
 import warnings
@@ -103,10 +104,12 @@ def gbc(features: np.ndarray, labels: np.ndarray, *, components: int = 64, diago
     logarithms of one dimension only, not of all, and its variances are at least 1e-4.)
 
     Raises:
-      ValueError: a class has one example only.
+      ValueError: a class has one example only, or `components` is less than 1.
     """
     features, indicators = _finite("features", features), _indicators(labels, len(features))
     counts = indicators.sum(0)
+    if components < 1:
+        raise ValueError(f"components: got {components}; it takes 1 or more")
     if counts.min() < 2:
         raise ValueError("labels: got a class of one example; a Gaussian takes two or more")
     principal = _principal(features)[:, :components]
@@ -117,11 +120,13 @@ def gbc(features: np.ndarray, labels: np.ndarray, *, components: int = 64, diago
     # The least variance, of rounding errors: two classes that are points overlap in the same place, and only there.
     limits = np.finfo(float)
     variances = np.maximum(variances, max(limits.eps * principal.var(0).max(), limits.tiny))
-    first, second = np.triu_indices(len(means), 1)
-    average = (variances[first] + variances[second]) / 2
-    apart = np.square(means[first] - means[second]) / average / 4
-    unlike = np.log(average) - (np.log(variances[first]) + np.log(variances[second])) / 2
-    return float(-2 * np.exp(-(apart + unlike).sum(1) / 2).sum())
+    overlap = 0.0
+    for k, (mean, variance) in enumerate(zip(means, variances, strict=True), 1):  # each class, with all that follow
+        average = (variance + variances[k:]) / 2
+        apart = np.square(mean - means[k:]) / average / 4
+        unlike = np.log(average) - (np.log(variance) + np.log(variances[k:])) / 2
+        overlap += np.exp(-(apart + unlike).sum(1) / 2).sum()
+    return float(-2 * overlap)
 
 
 def h_score(features: np.ndarray, labels: np.ndarray) -> float:
@@ -162,12 +167,12 @@ def interval(
 ) -> Interval:
     """A score with its 95 % interval: how much it varies with the examples, by a bootstrap over them.
 
-    It covers the mean of the score over data sets with other examples, as many of each class as here. It says nothing
-    about other seeds of the source, nor of the score with endless examples, from which many scores are far where
-    there are few examples for each feature. The interval is Student's, of the score and of the standard deviation of
-    the scores of the bootstrap samples, for N - K degrees of freedom. The quantiles of those scores would not do:
-    repeated examples move all of them to one side, often beyond the score itself. `docs/coverage.md` has the coverage;
-    it is too low with fewer than about ten examples of a class.
+    It covers the mean of the score over data sets of other examples, as many of each class as here. It does not cover
+    other seeds of the source, nor the score of endless examples, which is far from that mean where there are few
+    examples for each feature. The interval is Student's, from the score and the standard deviation of the scores of
+    the bootstrap samples, for N - K degrees of freedom (N - 1 without labels). The percentiles of these scores would
+    not do: the repeated examples shift all of them, often beyond the score itself. `docs/coverage.md` has the coverage,
+    which is too low with ten examples of each class or fewer.
 
     >>> features, labels = np.random.default_rng(0).normal(size=(90, 2)), np.arange(90) % 3
     >>> h, low, high = interval(h_score, features, labels, jax.random.key(0))

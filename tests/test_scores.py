@@ -384,6 +384,8 @@ def test_wrong_settings_of_scores_and_intervals_are_named():
         scores.n_leep(features, labels, KEY, energy=0)
     with pytest.raises(ValueError, match="got 14 examples; a mixture of 15 Gaussians"):
         scores.n_leep(features[:14], labels[:14], KEY)
+    with pytest.raises(ValueError, match="components: got 0; it takes 1 or more"):
+        scores.gbc(features, labels, components=0)
     with pytest.raises(ValueError, match="labels: got a class of one example; a Gaussian takes two or more"):
         scores.gbc(features[:4], np.array([0, 0, 1, 1]) + np.array([0, 0, 0, 1]))
     with pytest.raises(ValueError, match="source: got 59 examples; target has 60"):

@@ -162,6 +162,10 @@ def iterative(
     Raises:
       ValueError: the norm is unknown or epsilon negative. The attack raises it where it is random and has no key, and
         where a part takes images and `x` are none.
+
+    The diverse inputs of Xie et al. (2019), with momentum, as they are compared:
+
+    >>> dim = iterative(16 / 255, 10, 1.6 / 255, transforms=[diverse_inputs()], accumulator=momentum())
     """
     if norm not in BALLS:
         raise ValueError(f"norm: got {norm!r}; it takes {' or '.join(BALLS)}")

@@ -50,7 +50,7 @@ def test_loss_gradient_keeps_its_direction_for_a_confident_network():
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [0.01, 1, 100])
+@pytest.mark.parametrize("scale", [0.01, 1, 150])
 def test_the_cotangent_times_the_other_probability_is_the_gradient_of_the_cross_entropy(scale):
     """Up to probabilities that no float32 holds."""
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_the_cotangent_times_the_other_probability_is_the_gradient_of_the_cross_
     cotangent = np.float64(directions.loss_cotangent(jnp.array(logits, jnp.float32), y))
     got = cotangent * np.exp(np.float64(log_size))[:, None]
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-30)
-    assert scale < 100 or (total < 1e-45).any()
+    assert scale < 150 or total.min() < 1e-45
 
 
 def test_loss_gradient_can_be_differentiated_and_vmapped_over_networks():

@@ -246,6 +246,7 @@ def ensemble(functions: Sequence[Function], of: str = "logits") -> Ensemble:
       of: what iterative attacks take the mean of. `logits`: the cross entropy of the mean logits, the best in Dong et
         al. (2018). `losses`: the mean of the networks' cross entropies, also compared there. `gradients`: the mean of
         the gradients of these, each over its L1 norm, so that at every image all networks count alike.
+        Where one network's gradient is not finite, they leave the input unchanged.
 
     Raises:
       ValueError: there are no functions, or `of` is none of these. The ensemble raises it if numbers of classes differ.

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import util
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -48,8 +49,8 @@ def function(forward: Evaluate, vjp: Product, jvp: Product | None, num_outputs: 
 
     Raises:
       ValueError: from the returned function, for an `x` that is no array of floats, and in one line if one of the
-        functions raises, or returns another shape or an array of JAX. Compiled by the caller's own `jit`, JAX raises a
-        `JaxRuntimeError` whose last line is that line.
+        functions raises, or returns another shape or an array of JAX. Compiled by the caller's own `jit`, JAX raises
+        an error whose last line is that line.
 
     >>> import jax, jax.numpy as jnp, numpy as np
     >>> w = np.array([[1.0, 2.0], [0.0, 3.0]], np.float32)
@@ -134,6 +135,10 @@ class _Network:
         return _last[self]
 
 
+# Else JAX's cache of shapes holds every network that was ever traced, as it does the functions of its own callbacks.
+getattr(util, "weakref_cache_key_types", set()).add(_Network)
+
+
 def _call(name: str, function: Callable, *arrays: np.ndarray) -> Any:
     """What a host function returns; InputError in one line if it raises."""
     try:
@@ -188,8 +193,10 @@ def _primitive(name: str, run: Callable[..., np.ndarray], shape: Callable[..., t
     primitive = Primitive(f"host_{name}")
 
     def on_host(*arrays: Any, **params: Any) -> np.ndarray:
+        # Copies, since XLA uses the memory of its own again; before the lock, since they may wait for another program.
+        copies = [np.array(array) for array in arrays]
         with _one_at_a_time:
-            return run(*map(np.array, arrays), **params)  # copies, since XLA uses the memory of its own again
+            return run(*copies, **params)
 
     def lower(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
         # Not `jax.pure_callback`, which puts the arrays on a device again, and so uses JAX on the host. As bytes, since

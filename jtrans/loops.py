@@ -80,11 +80,11 @@ def _errors_of_callbacks() -> Iterator[None]:
     """Turns the error of a compiled program that called Python, whose text is a whole traceback, into its last line."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them depends on when JAX notices it
         before, _, last_line = str(error).rstrip().rpartition("\n")
         if "Traceback (most recent call last)" not in before:
             raise
-        raise ValueError(last_line.removeprefix("jtrans.errors.InputError: ")) from error
+        raise ValueError(re.sub(r"^[\w.]*InputError: ", "", last_line)) from error
 
 
 def unstack(tree: Any) -> list[Any]:

@@ -61,7 +61,7 @@ def convnext(outputs):
     pytest.importorskip("timm")
     from timm.models.convnext import ConvNeXt
 
-    return ConvNeXt(num_classes=outputs, depths=(1, 1), dims=(8, 16))
+    return ConvNeXt(num_classes=outputs, patch_size=2, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
 
 
 def swin(outputs):
@@ -86,7 +86,7 @@ def build(name, outputs=10, seed=0):
     return model
 
 
-def inputs(name, count=3):
+def inputs(name, count=2):
     return np.random.default_rng(0).uniform(size=(count, *(VECTOR if name == "mlp" else IMAGE))).astype(np.float32)
 
 
@@ -96,15 +96,15 @@ def as_torch(x):
 
 
 def reference(model, x):
-    """By PyTorch alone, in float64: the logits, and the Jacobians `[N, K, D]` by their rows."""
-    model, x = copy.deepcopy(model).double(), as_torch(x).requires_grad_()
-    logits = model(x)
-    logits = getattr(logits, "logits", logits)
-    units = torch.eye(logits.shape[1], dtype=torch.float64)
-    rows = [torch.autograd.grad(logits, x, unit.expand_as(logits), retain_graph=True)[0] for unit in units]
-    rows = torch.stack(rows, 1)
-    rows = rows.movedim(2, -1) if x.ndim == 4 else rows
-    return logits.detach().numpy(), rows.flatten(2).numpy()
+    """By PyTorch alone, in float64: the logits, and the Jacobians `[N, K, D]`, each row from a copy of its input."""
+    model, count = copy.deepcopy(model).double(), len(x)
+    evaluate = lambda x: getattr(outputs := model(x), "logits", outputs)
+    logits = evaluate(as_torch(x)).detach()
+    copies = as_torch(x).repeat_interleave(logits.shape[1], 0).requires_grad_()
+    units = torch.eye(logits.shape[1], dtype=torch.float64).repeat(count, 1)
+    (rows,) = torch.autograd.grad(evaluate(copies), copies, units)
+    rows = rows.movedim(1, -1) if rows.ndim == 4 else rows
+    return logits.numpy(), rows.reshape(count, logits.shape[1], -1).numpy()
 
 
 def relative(ours, theirs):
@@ -121,7 +121,7 @@ def unit(vectors):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_derivatives_and_transferability_are_those_of_pytorch_in_float64(name, outputs):
     source, target = build(name, outputs), build(name, outputs, seed=1)
-    x, labels = inputs(name), np.arange(3) % outputs
+    x, labels = inputs(name), np.arange(2)
     (logits, rows), (_, target_rows) = reference(source, x), reference(target, x)
     f, g = (jtrans.torch.function(model, mean=(0,), std=(1,)) for model in (source, target))
 
@@ -216,7 +216,7 @@ def test_outputs_of_hugging_face_are_taken_as_they_come():
     logits, rows = reference(model, x)
     assert relative(f(x), logits) < 1e-4
     assert relative(jacobian.jacobian(f, x), rows) < 1e-4
-    assert relative(jax.jvp(f, (x,), (x,))[1], np.einsum("nkd,nd->nk", rows, x.reshape(3, -1))) < 1e-4
+    assert relative(jax.jvp(f, (x,), (x,))[1], np.einsum("nkd,nd->nk", rows, x.reshape(2, -1))) < 1e-4
 
 
 class Returns(nn.Module):
@@ -226,9 +226,6 @@ class Returns(nn.Module):
 
     def forward(self, x):
         return self.result
-
-
-ONE_LINE = r"[^\n]*$"
 
 
 @pytest.mark.parametrize(
@@ -251,8 +248,9 @@ ONE_LINE = r"[^\n]*$"
 def test_bad_input_is_one_line(arguments, shape, message):
     if isinstance(arguments["model"], Returns):
         arguments["model"].eval()
-    with pytest.raises(ValueError, match=f"^{message}{ONE_LINE}"):
+    with pytest.raises(ValueError, match=message) as raised:
         directions.loss_gradient(jtrans.torch.function(**arguments), jnp.ones((2, *shape)), np.zeros(2, int))
+    assert re.fullmatch(f"{message}.*", str(raised.value))
 
 
 def test_a_network_that_is_put_in_training_mode_later_is_refused():
@@ -263,7 +261,7 @@ def test_a_network_that_is_put_in_training_mode_later_is_refused():
     model[2].train()
     with pytest.raises(ValueError, match="model: its 2 is in training mode"):
         metrics.transferability(f, f, x)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="model: its 2 is in training mode"):
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="model: its 2 is in training mode"):
         compiled(x).block_until_ready()
 
 
@@ -276,8 +274,9 @@ def test_a_network_that_raises_is_one_line():
 
     f = jtrans.torch.function(Fails().eval())
     for measure in (directions.loss_gradient, lambda f, x, y: jacobian.top_singular_triple(f, x)):
-        with pytest.raises(ValueError, match=f"^forward: raised RuntimeError: not today{ONE_LINE}"):
+        with pytest.raises(ValueError) as raised:  # noqa: PT011 (matched below, without the notes that JAX adds)
             measure(f, jnp.ones((2, 3)), np.zeros(2, int))
+        assert str(raised.value) == "forward: raised RuntimeError: not today"
 
 
 def test_the_guide_runs():

@@ -1,7 +1,7 @@
 # `make early`: the main job on the data that ships with the environment. `make test`: the tests.
 # Both make the environment in .venv first, where it is not there yet.
 
-.PHONY: early reproduce reproduce-full test quick static check check-all docs hooks pins clean
+.PHONY: early reproduce reproduce-full test quick static check check-all torch docs hooks pins clean
 
 early: .venv/base
 	.venv/bin/python experiments/early.py --config=configs/digits.py
@@ -17,8 +17,8 @@ reproduce: .venv/base
 reproduce-full: .venv/base
 	$(REPRODUCE) --config.full
 
-# Each file in one of two processes, so that a run that its tests share is made once.
-PYTEST = python -m pytest -n 2 --dist loadfile
+# Each file in one of two processes, so that a run that its tests share is made once; what is skipped is named.
+PYTEST = python -m pytest -n 2 --dist loadfile -rs
 
 test: .venv/dev
 	.venv/bin/$(PYTEST) -m "not slow"
@@ -39,6 +39,10 @@ check: static test
 check-all: static .venv-oldest/dev
 	.venv/bin/$(PYTEST)
 	.venv-oldest/bin/$(PYTEST) -m "not slow"
+
+# The tests of networks that PyTorch computes, in an environment of its own: some GB, which the others do without.
+torch: .venv-torch/dev
+	.venv-torch/bin/python -m pytest -rs tests/test_torch.py tests/test_host.py
 
 PIP = $(@D)/bin/pip install --quiet --disable-pip-version-check
 
@@ -69,6 +73,9 @@ endef
 .venv-oldest/dev: requirements/oldest.txt pyproject.toml
 	$(call make_environment,requirements/oldest.txt)
 
+.venv-torch/dev: requirements/torch.txt pyproject.toml
+	$(call make_environment,requirements/torch.txt)
+
 # The public names and what their docstrings say, as pages in docs/api.
 docs: .venv/dev
 	.venv/bin/pdoc --docformat google --output-directory docs/api jtrans
@@ -82,7 +89,8 @@ PIN = uv pip compile --quiet --universal --python-version 3.12 --no-header --upg
 pins:
 	$(PIN) -o requirements/base.txt
 	$(PIN) --extra dev -c requirements/base.txt -o requirements/dev.txt
+	$(PIN) --extra dev --extra torch -c requirements/dev.txt -o requirements/torch.txt
 	$(PIN) --extra dev --resolution lowest-direct -o requirements/oldest.txt
 
 clean:
-	rm -rf .venv .venv-oldest
+	rm -rf .venv .venv-oldest .venv-torch

@@ -4,6 +4,7 @@ Neither form alone is enough: a compiled loop makes a convolution on a CPU 30 ti
 Python (jax-ml/jax#12868), and a Python loop under `jit` is unrolled, so its memory and compile time grow without bound.
 """
 
+import contextlib
 import hashlib
 import re
 import weakref
@@ -68,9 +69,22 @@ def in_batches(
             step = partial(_compiled(function, networks, static, (*whole, *batch_of(0, batch_size))), *whole)
         starts = range(0, count, batch_size)
         # Asynchronous dispatch would hold several batches in memory; waiting for each keeps one.
-        results = [jax.block_until_ready(step(*batch_of(s, min(s + batch_size, count)))) for s in starts]
+        with _errors_of_callbacks():
+            results = [jax.block_until_ready(step(*batch_of(s, min(s + batch_size, count)))) for s in starts]
     totals, rows = zip(*results, strict=True)
     return jax.tree.map(lambda *t: sum(t), *totals), jax.tree.map(lambda *r: jnp.concatenate(r), *rows)
+
+
+@contextlib.contextmanager
+def _errors_of_callbacks() -> Iterator[None]:
+    """Turns the error of a compiled program that called Python, whose text is a whole traceback, into its last line."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them depends on when JAX notices it
+        before, _, last_line = str(error).rstrip().rpartition("\n")
+        if "Traceback (most recent call last)" not in before:
+            raise
+        raise ValueError(re.sub(r"^[\w.]*InputError: ", "", last_line)) from error
 
 
 def unstack(tree: Any) -> list[Any]:
@@ -110,7 +124,8 @@ def _compiled(
     except TypeError:  # no weak references: its deletion would go unnoticed
         return jax.jit(partial(function, *networks, **static))
     run = jax.jit(lambda *arguments: function(*(reference() for reference in references), *arguments, **static))
-    if "callback" not in text:  # a change of what the host computes would go unnoticed
+    # A change of what the host computes would go unnoticed, except by `jtrans.host`, whose networks print a number.
+    if "callback" not in text:
         _programs[key] = run, text, list(map(_mark, constants))
         while len(_programs) > PROGRAMS:
             _programs.popitem(last=False)

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "jtrans"
 MEASURES = {"attacks", "directions", "jacobian", "loops", "metrics", "scores", "stats", "transfer"}
-NETWORKS = {"data", "errors", "files", "models", "training"}
+NETWORKS = {"data", "errors", "files", "host", "models", "torch", "training"}
 LAYERS = (MEASURES, NETWORKS, {"population"}, {"harness"}, {"experiments"}, {"report", "__main__"})
 BELOW = {name: set().union(*LAYERS[: i + 1]) for i, layer in enumerate(LAYERS) for name in layer}
 # The package, not the slices in it, which the harness finds by their names.
@@ -73,4 +73,4 @@ def test_metrics_does_not_import_pandas():
         todo = {file for name in todo for parts in within(FILES[name]) for file in files(parts)} - names
     assert {"directions.py", "loops.py"} <= names
     assert "jax" in packages
-    assert not packages & {"pandas", "flax", "matplotlib", "ml_collections", "tensorflow_datasets"}
+    assert not packages & {"pandas", "flax", "matplotlib", "ml_collections", "tensorflow_datasets", "torch"}

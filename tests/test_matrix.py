@@ -522,26 +522,33 @@ def test_a_network_on_the_host_is_attacked_and_one_that_raises_is_named(own, cap
     assert "RuntimeError: the GPU is lost" in line
 
 
-def of_torchvision(own):
-    """A small network of torchvision, its weights in a file."""
-    torch, torchvision = (pytest.importorskip(name) for name in ("torch", "torchvision"))
+def of_library(own, library, name):
+    """A small network of torchvision or timm, its weights in a file."""
+    torch, module = (pytest.importorskip(name) for name in ("torch", library))
     torch.manual_seed(0)
-    model = torchvision.models.shufflenet_v2_x0_5(num_classes=5).eval()
+    build = module.create_model if library == "timm" else module.models.get_model
+    model = build(name, num_classes=5).eval()
     torch.save(model.state_dict(), own / "weights.pth")
     return torch, model
 
 
-def test_a_network_of_torchvision_is_attacked_with_its_normalisation(own, capsys):
-    torch, model = of_torchvision(own)
+@pytest.mark.parametrize(
+    ("library", "name", "mean", "std"),
+    [
+        ("torchvision", "shufflenet_v2_x0_5", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("timm", "test_resnet.r160_in1k", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+)
+def test_a_network_of_a_library_computes_what_pytorch_does(own, library, name, mean, std):
+    torch, model = of_library(own, library, name)
     (network,) = matrix.read_all(
-        ConfigDict({"networks": ("torchvision:shufflenet_v2_x0_5=weights.pth",)}),
+        ConfigDict({"networks": (f"{library}:{name}=weights.pth",)}),
         data.Dataset(None, data.Split(np.zeros((1, 64, 64, 3)), None), (), ""),
     )
-    assert network.name == "weights/shufflenet_v2_x0_5"
+    assert (network.name, network.num_classes) == (f"weights/{name}", 5)
     x = np.random.default_rng(0).uniform(size=(3, 64, 64, 3)).astype(np.float32)
-    mean, std = (np.array(values, np.float32) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
-        wanted = model(torch.tensor(((x - mean) / std).transpose(0, 3, 1, 2))).numpy()
+        wanted = model(torch.tensor(((x - np.float32(mean)) / np.float32(std)).transpose(0, 3, 1, 2))).numpy()
     np.testing.assert_allclose(network.function(jnp.array(x)), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -555,7 +562,7 @@ def test_a_network_of_torchvision_is_attacked_with_its_normalisation(own, capsys
     ],
 )
 def test_a_wrong_network_of_torchvision_is_named_in_one_line(own, capsys, entry, message):
-    of_torchvision(own)
+    of_library(own, "torchvision", "shufflenet_v2_x0_5")
     assert of_table("out", (entry,)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

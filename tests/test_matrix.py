@@ -144,6 +144,14 @@ def test_networks_of_one_name_are_told_apart_by_the_folders_above(trained, tmp_p
     assert len(table) == len(names) ** 2
 
 
+def test_networks_of_several_runs_share_their_programs(trained, tmp_path):
+    config = defaults(matrix.FIELDS)
+    config.networks = (str(trained / "run"), str(shutil.copytree(trained / "run", tmp_path / "copy")))
+    networks = matrix.read_all(config, data.load("digits", jax.random.key(0), image_size=8))
+    assert [network.kind for network in networks] == ["run/mlp_deep"] * 2 + ["copy/mlp_deep"] * 2
+    assert len({jax.tree.structure(network.function) for network in networks}) == 1
+
+
 @pytest.mark.parametrize(
     ("entries", "labels"),
     [

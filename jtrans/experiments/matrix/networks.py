@@ -1,11 +1,12 @@
 """The networks of a matrix: those that runs have saved, state dicts, and what Python functions return, by name."""
 
+import functools
 import importlib
 import itertools
 import os
 import pkgutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,35 +111,43 @@ def read_all(config: ConfigDict, dataset: Dataset) -> list[Network]:
     return networks
 
 
-def read(text: str, label: str, config: ConfigDict, dataset: Dataset) -> Iterator[Network]:
+def read(text: str, label: str, config: ConfigDict, dataset: Dataset) -> list[Network]:
     """The networks of an entry, named by its label, their architecture and, in a run, their number.
 
     Raises InputError if it cannot be read, or its networks are for other classes or images than the data set's.
     """
     entry, shape = parse(text), dataset.test.images.shape[1:]
     try:
-        if entry.origin in (RUN, JTRANS):
-            saved = from_run(entry.path, dataset) if entry.origin == RUN else [from_state_dict(entry, config, dataset)]
+        if entry.origin == RUN:
+            saved = from_run(entry.path, dataset)
+        elif entry.origin == JTRANS:
+            saved = [from_state_dict(entry, config, dataset)]
         else:
-            function, num_classes = tried(entry, shape)
-            check_count(text, num_classes, dataset)
-            name = label if entry.origin == PYTHON else f"{label}/{entry.name}"
-            yield Network(name, name, function, num_classes)
-            return
+            return [from_code(entry, label, dataset)]
     except InputError as error:
         raise InputError(f"networks: {error}") from error
-    for architecture, options, networks in saved:
+    networks = []
+    for architecture, options, variables_of in saved:
         fields.check_size(architecture, options["widths"], shape[0], "data.image_size")
-        model = models.build(architecture, shape, **options)
-        apply, expected = jax.jit(model.apply), jax.eval_shape(model.init, jax.random.key(0))
-        for name, variables in networks.items():
-            if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, expected):
-                needed = f"{architecture} of widths {tuple(options['widths'])} for images of shape {shape}"
+        apply, expected = compiled(architecture, shape, **options)
+        kind, num_classes = f"{label}/{architecture}", options["num_classes"]
+        for name, variables in variables_of.items():
+            if jax.tree.map(np.shape, variables) != expected:
+                needed = f"{architecture} of widths {options['widths']} for images of shape {shape}"
                 what = f"set widths.{architecture} and data.image_size as it was trained"
                 raise InputError(f"networks: {text} holds arrays of other shapes than {needed}; {what}")
-            yield Network(
-                f"{label}/{name}", f"{label}/{architecture}", Partial(apply, variables), options["num_classes"]
-            )
+            networks.append(Network(f"{label}/{name}", kind, Partial(apply, variables), num_classes))
+    return networks
+
+
+@functools.cache
+def compiled(architecture: str, shape: tuple[int, ...], num_classes: int, **options: Any) -> tuple[Callable, Any]:
+    """A network as a program of its variables and images, and the variables' shapes.
+
+    The same object for the same arguments, so that an attack is one program for networks of several runs.
+    """
+    model = models.build(architecture, shape, num_classes, **options)
+    return jax.jit(model.apply), jax.tree.map(np.shape, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def check_count(what: Path | str, num_classes: int, dataset: Dataset) -> None:
@@ -154,7 +163,9 @@ def from_run(path: Path, dataset: Dataset) -> list[Saved]:
     run = folder.read_config(path)
     try:
         subtract_mean, pixel_range = (run["data"][name] for name in ("subtract_mean", "pixel_range"))
-        kinds = [(name, {"widths": run["widths"][name], "pixel_range": pixel_range}) for name in run["models"]]
+        kinds = [
+            (name, {"widths": tuple(run["widths"][name]), "pixel_range": tuple(pixel_range)}) for name in run["models"]
+        ]
     except (LookupError, TypeError):
         kinds = []  # the config of another experiment
     if not (kinds and (path / folder.NETWORKS).is_dir()):
@@ -206,30 +217,32 @@ def from_state_dict(entry: Entry, config: ConfigDict, dataset: Dataset) -> Saved
         raise InputError(f"{entry.text} cannot be read ({one_line(error)})") from error
     num_classes = len(models.last_layer(variables)["bias"])
     check_count(entry.text, num_classes, dataset)
-    options = {"widths": config.widths[entry.name], "pixel_range": config.data.pixel_range}
-    return entry.name, {**options, "num_classes": num_classes}, {entry.name: variables}
+    options = {"widths": config.widths[entry.name], "pixel_range": config.data.pixel_range, "num_classes": num_classes}
+    return entry.name, options, {entry.name: variables}
 
 
-def tried(entry: Entry, shape: Sequence[int]) -> tuple[Function, int]:
-    """The function of an entry and its number of outputs, after a forward and a backward pass of two grey images.
+def from_code(entry: Entry, label: str, dataset: Dataset) -> Network:
+    """The network that a function of a module or a library makes, after a forward and a backward pass of two images.
 
-    Raises InputError if it fails, whatever that code of the user's raises.
+    Raises InputError if it fails, whatever that code raises.
     """
-    x = jnp.full((2, *shape), 0.5)
+    x = jnp.full((2, *dataset.test.images.shape[1:]), 0.5)
     try:
         function = from_module(entry) if entry.origin == PYTHON else from_library(entry)
         outputs, pull_back = jax.vjp(function, x)
         pull_back(jnp.ones_like(outputs))
+    except InputError as error:
+        raise InputError(f"{entry.text}: {error}") from error
     except Exception as error:
-        if isinstance(error, InputError):
-            raise InputError(f"{entry.text}: {error}") from error
         what = f"{type(error).__name__}: {one_line(error)[:300]}"
-        raise InputError(f"{entry.text} fails for images of shape {tuple(shape)} ({what})") from error
+        raise InputError(f"{entry.text} fails for images of shape {x.shape[1:]} ({what})") from error
     if outputs.ndim != 2 or len(outputs) != len(x):
         what = f"returns shape {outputs.shape} for images of shape {x.shape}"
         raise InputError(f"{entry.text} {what}; a network returns [N, K], K logits for each image")
-    # PyTorch has compiled what it will; other code is compiled, once for all attacks.
-    return (jax.jit(function) if entry.origin == PYTHON else function), outputs.shape[1]
+    check_count(entry.text, outputs.shape[1], dataset)
+    if entry.origin != PYTHON:
+        return Network(f"{label}/{entry.name}", f"{label}/{entry.name}", function, outputs.shape[1])
+    return Network(label, label, jax.jit(function), outputs.shape[1])  # compiled, since it may be JAX code
 
 
 def from_module(entry: Entry) -> Function:

@@ -37,6 +37,17 @@ def loss_cotangent(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jax.nn.softmax(jnp.where(is_label, -jnp.inf, logits)) - is_label
 
 
+def log_other_probability(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The log of the total probability of all classes but the label's: `[N, K]` and `[N]` to `[N]`.
+
+    The gradient of the cross entropy is `loss_cotangent` times this probability. It is precise for confident networks
+    too, where `1 - softmax` rounds to 0.
+    """
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), axis=-1)
+    return others - jax.nn.logsumexp(logits, axis=-1)
+
+
 def loss_gradient(f: Function, x: jax.Array, y: jax.Array) -> jax.Array:
     """The direction of each example's input gradient, that is, of the gradient of its cross entropy.
 

@@ -59,6 +59,24 @@ def test_the_table_holds_every_change_and_differences_of_the_same_networks(finis
     assert "step 3: means" in capsys.readouterr().out
 
 
+def test_a_lost_network_is_left_out_and_counted(finished):
+    arrays = experiment.read(finished).arrays
+    lost = {name: values.astype(float) for name, values in arrays["sign_sgd"].items()}
+    for name in ("loss", "accuracy", "auc", "constant_share"):
+        lost[name][1, 3] = np.nan
+    apart = ~(lost["pair"] == 1).any(1)
+    for name in ("angle", "signed_angle", "agreement"):
+        lost[name][~apart, 3] = np.nan
+    table = causes.differences({"adam": arrays["adam"], "sign_sgd": lost}, (1, 3))
+    rows = table[table["change"] == "sign_sgd"].set_index(["step", "measure"])
+    assert rows.loc[1, "lost"].eq(0).all()
+    assert rows.loc[3, "lost"].eq(1).all()
+    each = arrays["sign_sgd"]["auc"][[0, 2], 3]
+    assert rows.loc[(3, "auc"), "value"] == pytest.approx(each.mean())
+    assert rows.loc[(3, "auc"), "difference"] == pytest.approx((each - arrays["adam"]["auc"][[0, 2], 3]).mean())
+    assert rows.loc[(3, "angle"), "value"] == pytest.approx(arrays["sign_sgd"]["angle"][apart, 3].mean())
+
+
 def setting(model="mlp_shallow", size=6):
     """A setting of random images, with correlated pixels and a mean."""
     rng = np.random.default_rng(0)
@@ -134,7 +152,7 @@ def test_balanced_batches_have_as_many_images_of_each_class():
         (["--config.changes=('centred',)"], "changes: got ('centred',); it takes adam"),
         (["--config.data.pixel_range=(-1.0, 1.0)"], "data.pixel_range: got (-1.0, 1.0)"),
         (["--config.data.subtract_mean"], "data.subtract_mean: got True"),
-        (["--config.data.image_size=65"], "data.image_size: got 65; whitening takes memory"),
+        (["--config.data.image_size=65"], "data.image_size: got 65; whitening (without it, leave"),
         (["--config.batch_size=33"], "batch_size: got 33; class-balanced batches take a multiple of the 2 classes"),
         (["--config.batch_size=286"], "batch_size: got 286; class-balanced batches take"),
         (["--config.data.num_train=1", "--config.batch_size=1"], "got 1 images, all the same; whitening takes several"),

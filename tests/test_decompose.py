@@ -396,6 +396,7 @@ def test_updates_fitted_at_the_step_of_the_directions_are_those_of_the_main_tabl
     same = table[(table["fit_step"] == table["step"]) & (table["subspace"] == "updates")]
     unchanged = table[table["fit_step"] == 0]
     assert (len(same), len(unchanged)) == (2, 4 * 3)
+    assert (unchanged[unchanged["subspace"] == "nothing"][["share", "share_low", "share_high"]] == 0).all(axis=None)
     for rows in (same, unchanged):
         np.testing.assert_allclose(rows[QUANTITIES], in_main_table(results, rows), rtol=1e-3, atol=1e-4)
 

@@ -50,6 +50,25 @@ def test_loss_gradient_keeps_its_direction_for_a_confident_network():
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.01, 1, 150])
+def test_the_cotangent_times_the_other_probability_is_the_gradient_of_the_cross_entropy(scale):
+    """Up to probabilities that no float32 holds."""
+    rng = np.random.default_rng(0)
+    logits = scale * rng.normal(size=(20, 5))
+    y = np.where(np.arange(20) < 10, logits.argmax(1), rng.integers(5, size=20))
+    others = np.exp(logits - logits.max(1, keepdims=True))
+    others[np.arange(20), y] = 0
+    want = others / np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)
+    total = want.sum(1)
+    want[np.arange(20), y] = -total
+    log_size = directions.log_other_probability(jnp.array(logits, jnp.float32), y)
+    np.testing.assert_allclose(log_size, np.log(total), rtol=1e-5, atol=1e-6)
+    cotangent = np.float64(directions.loss_cotangent(jnp.array(logits, jnp.float32), y))
+    got = cotangent * np.exp(np.float64(log_size))[:, None]
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-30)
+    assert scale < 150 or total.min() < 1e-45
+
+
 def test_loss_gradient_can_be_differentiated_and_vmapped_over_networks():
     x, y = jax.random.normal(jax.random.key(0), (4, 5)), jnp.array([0, 1, 1, 0])
 

@@ -258,7 +258,8 @@ def test_the_findings_follow_their_rules():
     assert "Early transferability" in words(summary)
 
 
-def test_the_selected_step_is_chosen_by_the_other_half_while_that_is_at_chance():
+@pytest.mark.parametrize(("networks", "accuracy"), [(slice(0, 8, 2), 0.9), (3, np.nan)], ids=["learned", "lost"])
+def test_the_selected_step_is_chosen_by_the_other_half_while_that_is_at_chance(networks, accuracy):
     rng = np.random.default_rng(0)
     pair, steps = np.stack(np.triu_indices(8, 1), 1), 6
     run_arrays = {
@@ -271,7 +272,7 @@ def test_the_selected_step_is_chosen_by_the_other_half_while_that_is_at_chance()
         "undirected": np.zeros((8, steps), int),
         "num_examples": np.array(10),
     }
-    run_arrays["accuracy"][::2, 3:] = 0.9  # half of the networks learn
+    run_arrays["accuracy"][networks, 3:] = accuracy
     selected = trajectory.summarize(run_arrays, trajectory.curves(run_arrays), 3072, 2)["selected"]
     even, odd = ((pair % 2 == remainder).all(axis=1) for remainder in (0, 1))
     curves = [run_arrays["angle"][half].mean(0)[:3] for half in (even, odd)]  # no half is measured off chance

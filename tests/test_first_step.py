@@ -1,5 +1,7 @@
 """The first step, predicted from class means: exact where a class has one image, by the rule where all have."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas
 import PIL.Image
@@ -49,7 +51,7 @@ def pictures():
 def test_a_class_of_one_image_is_predicted_exactly(tmp_path, pictures, capsys):
     images = folder(tmp_path / "images", dict(zip("ab", pictures, strict=True)))
     assert run(tmp_path / "run", images, "--config.optimizers=('adam', 'sgd')") == 0
-    assert "share of pairs whose sign is predicted" in capsys.readouterr().out
+    assert "share of pairs whose sign is the predicted one" in capsys.readouterr().out
     results = experiment.read(tmp_path / "run")
     table = results.tables["first_step"]
     assert table[["optimizer", "learning_rate"]].to_numpy().tolist() == [
@@ -63,7 +65,7 @@ def test_a_class_of_one_image_is_predicted_exactly(tmp_path, pictures, capsys):
     assert (table["own_angle"] < 2).all()
     for name in ("angle", "signed_angle"):
         np.testing.assert_allclose(table[f"predicted_{name}"], table[f"measured_{name}"], atol=0.5)
-    assert {"adam-0.001", "sgd-1"} < results.arrays.keys()
+    assert {"adam-0.001", "sgd-1.0"} < results.arrays.keys()
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in first_step.draw(results)["figure"].axes)
 
 
@@ -79,7 +81,7 @@ def test_where_all_images_are_one_the_rule_gives_every_sign_and_adam_a_constant_
 def test_the_excess_agrees_with_float64(pictures, tmp_path):
     images = folder(tmp_path / "images", dict(zip("ab", pictures, strict=True)))
     assert run(tmp_path / "run", images) == 0
-    excess = experiment.read(tmp_path / "run").arrays["adam-1"]["excess"]
+    excess = experiment.read(tmp_path / "run").arrays["adam-1.0"]["excess"]
     keys = engine.keys(0)
     train = data.load("folder", keys.data, directory=str(images), image_size=8).train
     model = models.build("mlp_shallow", (8, 8, 3), 2, widths=(64,))
@@ -92,6 +94,15 @@ def test_the_excess_agrees_with_float64(pictures, tmp_path):
         z = np.maximum(x @ w1.T + b1, 0) @ w2.T + b2
         probability = 1 / (1 + np.exp(z[:, 0] - z[:, 1]))
         assert excess[m] == pytest.approx((probability - train.labels[batch]).mean(), abs=1e-6)
+
+
+def test_the_class_means_of_a_batch_without_one_class_are_the_mean_of_the_other():
+    model = models.build("mlp_shallow", (4, 4, 3), 2, widths=(8,))
+    variables = model.init(jax.random.key(0))
+    images, key = jax.random.uniform(jax.random.key(1), (6, 4, 4, 3)), jax.random.key(2)
+    loss, _ = first_step.of_the_class_means(model, variables, images, jnp.ones(6, int), key)
+    alone, _ = training.cross_entropy(model, variables, images.mean(0, keepdims=True), jnp.ones(1, int), key)
+    assert loss == pytest.approx(float(alone), rel=1e-6)
 
 
 def test_other_than_two_classes_is_one_line(tmp_path, capsys):
@@ -110,6 +121,6 @@ def test_the_committed_predictions_are_the_programs(shared_data, tmp_path):
     committed = committed[(committed["model"] == "mlp_shallow") & (committed["classes"] == "deer/horse")]
     for rate in (1e-4, 1e-3, 1e-2):
         rows = committed[(committed["optimizer"] == "adam") & (committed["learning_rate"] == rate)]
-        arrays = results.arrays[f"adam-{rate:g}"]
+        arrays = results.arrays[f"adam-{rate}"]
         assert rows[["first", "second"]].to_numpy().tolist() == arrays["pair"].tolist()
         np.testing.assert_allclose(arrays["predicted_signed_angle"], rows["signed_angle"], atol=1)

@@ -43,6 +43,20 @@ def test_command_blocks_run_in_a_fresh_clone(tmp_path):
         assert words in README
 
 
+def test_what_holds_is_what_the_page_of_claims_says():
+    section = README.partition("## What holds\n")[2].partition("\n## ")[0]
+    page = (ROOT / "docs" / "reproduction.md").read_text()
+    verdicts = re.findall(r"\*Rows: \d+ \((.*)\)\.\*", page)
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert [row[1] for row in rows] == verdicts
+    numbers = re.findall(r"\d[\d.]* \[[^]]+\]", section)
+    assert len(numbers) >= len(rows)
+    for number in numbers:
+        assert number in page
+    (count,) = re.findall(r"all (\d+) rows", section)
+    assert int(count) == page.count("](#") == sum(map(int, re.findall(r"\*Rows: (\d+)", page)))
+
+
 def test_the_experiment_of_the_contributors_guide_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     *_, slice_source = blocks

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pandas
 import pytest
+import scipy.stats
+from conftest import ROOT
 from ml_collections import ConfigDict
 
 import jtrans
@@ -67,6 +69,10 @@ def test_the_page_holds_every_claim_with_its_interval_and_command(tmp_path, monk
         assert f"### {name}\n" in text
     assert "python -m jtrans early --config=cases:1 --config.data.dir=DIRECTORY" in text
     assert str(tmp_path) not in text
+    published = tmp_path / "docs" / "reproduction" / "results"
+    assert page.text(small_runs(""), claims.table(published), published) == text
+    config = (published / "long-term" / "optimizer.learning_rate=0.001" / "config.json").read_text()
+    assert '"dir"' not in config
     before = experiment.read(tmp_path / "runs" / "case-1").summary["before_training"]["angle"]
     assert f"{before['mean']:.1f} [{before['low']:.1f}, {before['high']:.1f}] degrees" in text
 
@@ -79,6 +85,17 @@ def test_the_page_holds_every_claim_with_its_interval_and_command(tmp_path, monk
     assert run(tmp_path) == 0  # everything is there: the same page, and nothing runs again
     assert (tmp_path / "docs" / "reproduction.md").read_text() == text
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_every_number_of_the_committed_page_is_from_the_committed_results():
+    docs = ROOT / "docs"
+    published = docs / page.RESULTS
+    listed = [run for run in runs.listed("IMAGES", full=True) if (published / run.name / folder.SUMMARY).exists()]
+    assert len(listed) > 20
+    assert page.text(listed, claims.table(published), published) == (docs / page.PAGE).read_text()
+    for run in listed:
+        for name in page.figures(run):
+            assert (docs / page.FIGURES / name).is_file()
 
 
 def test_a_run_that_cannot_be_made_is_named_in_any_directory(tmp_path, monkeypatch, capfd):
@@ -220,9 +237,11 @@ def measured(tmp_path):
     leave(tmp_path / "updates", "updates", {"table": [dict(zip(columns, row, strict=True)) for row in rows]})
     rows = [(name, rate, 70 if rate > 1 else 85) for name in ("adam", "sgd") for rate in (1e-3, 1e-2, 10.0)]
     control = pandas.DataFrame(rows, columns=["optimizer", "learning_rate", "angle"])
-    control = control.rename(columns={"angle": "selected"}).assign(first_update=0.25, selected_freedom=6.0)
+    control = control.rename(columns={"angle": "selected"}).assign(
+        first_update=0.25, selected_freedom=6.0, lost=[0, 1, 2] * 2
+    )
     control = control.assign(selected_low=control["selected"] - 2, selected_high=control["selected"] + 2)
-    unlike = [{"optimizer": name, "learning_rates": [0.1, 1.0], **interval(3, 1)} for name in ("adam", "sgd")]
+    unlike = [{"optimizer": name, "learning_rates": [1e-3, 1e-2], **interval(3, 1)} for name in ("adam", "sgd")]
     rates = [1e-3, 1e-2, 10.0]
     leave(tmp_path / "optimizers", "control", {"unlike": unlike}, {"control": control}, learning_rates=rates)
     kinds = [("nothing", 0), ("random", 10), ("updates", 10)]
@@ -267,8 +286,12 @@ def test_each_claim_is_read_from_its_runs(measured):
     assert rows.pop((7, "long-term", angles)) == (12, 12, 12, "holds")
     accuracies = "the accuracies at learning rates 1 and 2 differ by 0.05 or less"
     assert rows.pop((7, "long-term", accuracies)) == (0, 0, 0, "holds")
-    unlike = "adam: the angle between networks of two learning rates exceeds that within either (2 rates from 0.1 to 1)"
+    unlike = (
+        "adam: the angle between networks of two learning rates exceeds that within either (2 rates from 0.001 to 0.01)"
+    )
     assert rows.pop((8, "optimizers", unlike)) == (3, 2, 4, "holds")
+    of_two = scipy.stats.t(2)  # of four networks of each rate one is lost
+    assert table.loc[table["claim"] == 8, "p_inside"].item() == pytest.approx(of_two.sf(3 * of_two.ppf(0.975)))
     assert not rows
     assert "4 mlp_deep (reduced)" in set(table["networks"])
     note = "steps 3 and 2; all at step 3: signed 80.0 [75.0, 85.0], accuracy 0.500 [0.490, 0.510], which contains 0.5"

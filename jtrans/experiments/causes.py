@@ -29,7 +29,6 @@ from jtrans.population.trajectory import Trajectory
 
 NAME = "causes"
 PLAIN = "adam"
-LARGEST = 64  # pixels along an image that is whitened
 FLOOR = 0.01  # of the images' mean variance: along directions of less, whitening divides by this
 
 
@@ -199,9 +198,8 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"data.pixel_range: got {config.data.pixel_range}; the changes start from (0.0, 1.0)")
     if config.data.subtract_mean:
         raise InputError("data.subtract_mean: got True; the changes start from images with their mean, so False")
-    if "whitened" in config.changes and config.data.image_size > LARGEST:
-        what = f"whitening takes memory with its 4th power: {LARGEST} at most, or changes without 'whitened'"
-        raise InputError(f"data.image_size: got {config.data.image_size}; {what}")
+    if "whitened" in config.changes:
+        fields.check_pixels_squared(config, "whitening (without it, leave 'whitened' out of changes) takes memory")
     if PLAIN not in config.changes:
         raise InputError(f"changes: got {config.changes}; it takes {PLAIN}, with which the others are compared")
     fields.check_networks(config)

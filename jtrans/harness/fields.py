@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from jtrans import data, models, training
 from jtrans.errors import InputError, listed, one_line
 
+LARGEST_SQUARED = 64  # pixels along an image, where matrices of all its values by all of them are computed
+
 
 class Field(NamedTuple):
     """A config field: its default, whether it accepts a value, and in words what it takes."""
@@ -214,6 +216,12 @@ def check_running_statistics(config: ConfigDict) -> None:
     """Check that BatchNorm is measured by its running statistics; else InputError."""
     if config.batch_statistics:
         raise InputError("batch_statistics: got True; this experiment measures by running statistics, so False")
+
+
+def check_pixels_squared(config: ConfigDict, what: str) -> None:
+    """Check that matrices of all values of an image by all of them, which `what` says, fit in memory."""
+    if (size := config.data.image_size) > LARGEST_SQUARED:
+        raise InputError(f"data.image_size: got {size}; {what} with its 4th power: {LARGEST_SQUARED} at most")
 
 
 def check_size(name: str, widths: tuple[int, ...], size: int, field: str) -> None:

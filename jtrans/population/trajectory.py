@@ -121,8 +121,9 @@ def summarize(
       `lowest`, `lowest_at_chance` (among the steps before the mean accuracy first leaves chance) and
       `first_below_random` (the first below the quantile; None if there is none), `early_transferability` (whether
       `lowest_at_chance` is `FALL` degrees or more below the random mean; None where no angle was measured at chance),
-      `selected` (the lowest angle at chance without the bias from choosing its step on the same networks:
-      `stats.selected_minimum`, as `{mean, low, high}`, with its degrees of `freedom` and the two chosen `steps`),
+      `selected` (the lowest angle at chance, before any network is lost, without the bias from choosing its step on the
+      same networks: `stats.selected_minimum`, as `{mean, low, high}`, with its degrees of `freedom` and the two chosen
+      `steps`),
       and the counts of what was left out: `undirected` directions (of `directions`) and `non_finite`: the networks
       whose loss stopped being finite, with the step where that was seen.
     """
@@ -137,7 +138,8 @@ def summarize(
     lowest_angle = angle[lowest_at_chance]
 
     def at_chance_of(networks: np.ndarray) -> int:
-        return steps_at_chance(stats.mean_ci(trajectory["accuracy"][networks]).mean, 1 / num_classes)
+        # NaN from where a network is lost: those left are no longer the networks that were to be measured.
+        return steps_at_chance(trajectory["accuracy"][networks].mean(0), 1 / num_classes)
 
     of_pairs = trajectory["angle"], trajectory["pair"], trajectory["model"]
     selected, chosen = stats.selected_minimum(*of_pairs, at_chance_of)

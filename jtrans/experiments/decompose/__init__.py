@@ -22,8 +22,6 @@ from jtrans.harness.fields import Field, is_tuple, is_whole, whole
 from jtrans.population import devices, engine, observe
 from jtrans.training import Network
 
-LARGEST = 64  # pixels along an image
-
 FIELDS: Mapping[str, Field] = {
     **fields.NETWORKS,  # so many networks are measured
     **fields.TRAINING,
@@ -43,9 +41,7 @@ def check(config: ConfigDict) -> None:
     """Check what no single field can say."""
     fields.check_running_statistics(config)
     fields.check_one_model(config)
-    size = config.data.image_size
-    if size > LARGEST:
-        raise InputError(f"data.image_size: got {size}; subspaces take memory with its 4th power: {LARGEST} at most")
+    fields.check_pixels_squared(config, "subspaces take memory")
     fields.check_networks(config)
 
 

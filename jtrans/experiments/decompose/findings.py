@@ -66,7 +66,10 @@ def tabulate(rows: Mapping[tuple[Hashable, ...], Measured | Left], *before: str)
     }
     lost = {"lost": np.isnan(values["accuracy"]).sum(0)} if "accuracy" in values else {}
     kinds = pandas.DataFrame(list(rows), columns=[*before, "step", "subspace", "rank"])
-    return kinds.assign(**lost, **tables.interval_columns(intervals))
+    table = kinds.assign(**lost, **tables.interval_columns(intervals))
+    of_nothing = (table["subspace"] == NOTHING) & table["share"].notna()
+    table.loc[of_nothing, ["share_low", "share_high"]] = 0.0  # by definition, not by measurement
+    return table
 
 
 def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jtrans import files
 from jtrans.errors import InputError, Interrupted
 from jtrans.experiments.reproduce import claims, page, runs
-from jtrans.harness import folder
+from jtrans.harness import experiment, folder
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, text, yes_no
 
@@ -55,8 +55,30 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     for run in listed:
         for name, drawn in page.figures(run).items():
             files.write(docs / page.FIGURES / name, (workdir / run.name / drawn).read_bytes())
+        publish(workdir / run.name, docs / page.RESULTS / run.name)
     files.write(docs / page.PAGE, page.text(listed, table, workdir).encode())
     return Results(config, {"verdicts": table["adjusted"].value_counts(sort=False).to_dict()}, {"claims": table}, {})
+
+
+def publish(made: Path, published: Path) -> None:
+    """Copy the results of a run, and of those in its folder, without figures and without this machine's directories.
+
+    Of arrays those alone that the page needs, the trajectories of early's runs: others take megabytes.
+    """
+    for summary_file in sorted(made.rglob(folder.SUMMARY)):
+        source = summary_file.parent
+        target = published / source.relative_to(made)
+        target.mkdir(parents=True, exist_ok=True)
+        config, summary = folder.read_config(source), folder.read_summary(source)
+        for of_run in (config, summary["config"]):
+            of_run.get("data", {}).pop("dir", None)
+        with_arrays = experiment.maker(source).name == "early"
+        named = summary.get(experiment.FILES, ())
+        summary[experiment.FILES] = [name for name in named if with_arrays or not name.endswith(".npz")]
+        folder.write_json(target / folder.CONFIG, config)
+        for name in summary[experiment.FILES]:
+            files.write(target / name, (source / name).read_bytes())
+        folder.write_summary(target, summary)
 
 
 def tell(results: Results) -> str:

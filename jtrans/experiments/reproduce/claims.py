@@ -173,7 +173,9 @@ def _optimizers(root: Path) -> Iterator[Row]:
                     f"{row['optimizer']}: the angle between networks of two learning rates exceeds that within either"
                 )
                 said += f" ({len(rates)} rates from {min(rates):g} to {max(rates):g})"
-                measured = _estimate(row, config["num_networks"] - 1)
+                control = frames["control"]
+                of_rates = (control["optimizer"] == row["optimizer"]) & control["learning_rate"].isin(rates)
+                measured = _estimate(row, config["num_networks"] - 1 - control["lost"][of_rates].max())
                 yield Row(8, said, measured, "degrees", 0, math.inf, of_networks, name)
 
 

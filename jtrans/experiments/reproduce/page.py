@@ -14,10 +14,11 @@ from jtrans.harness import figures as words
 from jtrans.population import trajectory
 from jtrans.population.trajectory import SUCCESS
 
-PAGE, FIGURES = "reproduction.md", "reproduction"
+PAGE, FIGURES, RESULTS = "reproduction.md", "reproduction", "reproduction/results"
 TEXT = """# The early-transferability paper, reproduced
 
-`make reproduce` writes this page from the results of the runs below, and from nothing else. Where BenShmuel (2022), \
+`make reproduce` writes this page from the results of the runs below, and from nothing else; \
+[results](reproduction/results) has their configs and tables, and the trajectories. Where BenShmuel (2022), \
 [arXiv 2206.04472](https://arxiv.org/abs/2206.04472), shows a pair of networks, these are populations: all pairs are \
 measured, with 95 % intervals over networks. All runs took {minutes:.0f} minutes on {devices}. What is smaller than in \
 the paper is marked as reduced. Angles are folded into [0, 90] degrees.
@@ -187,7 +188,7 @@ def _first_steps(workdir: Path) -> Iterator[dict[str, str]]:
                 "optimizer, rate": f"{row.optimizer}, {row.learning_rate:g}",
                 "sign predicted": cell("sign_predicted", 2),
                 "by the rule": cell("sign_by_rule", 2),
-                "most common": f"{row.sign_majority:.2f}",
+                "most common": cell("sign_majority", 2),
                 **{f"{n} angle, {kind}": cell(f"{kind}_{a}", 1) for n, a in ANGLES.items() for kind in KINDS},
                 **{f"constant colour, {kind}": cell(f"{kind}_constant_share", 2) for kind in KINDS},
             }

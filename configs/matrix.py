@@ -4,8 +4,14 @@
 
 A run's folder stands for all networks saved in it (`--config.save_networks`, or `networks/LABEL` in a folder of
 `knowledge.py`). ARCHITECTURE=FILE.npz is a PyTorch state dict, saved by `numpy.savez(FILE, **arrays)`; its widths and
-pixel range are fields of this config. The images are scikit-learn's digits, unless the `data` fields name others. All
-networks must have been trained on the same classes, in the same order, at the same image size.
+pixel range are fields of this config. MODULE:FUNCTION is a Python function without arguments that returns a network, a
+function from images `[N, H, W, C]` in [0, 1] to logits `[N, K]`; the module may lie in the current directory.
+`torchvision:NAME=FILE` and `timm:NAME=FILE` are networks that PyTorch computes, with the library's own normalisation;
+FILE is what `torch.save(model.state_dict(), FILE)` wrote.
+
+The images are scikit-learn's digits, unless the `data` fields name others. All networks must have been trained on the
+same classes, in the same order, at the same image size. `--config.ensemble` also attacks each network from all others
+together. Several networks of one run and architecture differ in their seeds: `kinds.csv` has the means over them.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,10 @@
 """Image data sets by name, as `Dataset(train, test)`: uint8 images, integer labels, class names.
 
 A source lists its classes and splits and reads one image. Choosing classes, the test split, scaling and the cache are
-common to all sources.
+common to all sources. A `table` has no images to train on, only images to attack.
 """
 
+import csv
 import hashlib
 import importlib.util
 import io
@@ -23,13 +24,16 @@ import PIL.ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from jtrans import files
-from jtrans.errors import InputError, one_line
+from jtrans.errors import InputError, listed, one_line
 
 CACHE_VERSION = 2  # of decoded images: raised whenever decoding, scaling or the choice of test images changes
 CACHED = ("train_images", "train_labels", "test_images", "test_labels", "origin")
 TEST_SHARE = 5  # without a test split, one image in five of each class is held out
 NOISE_IMAGES = {"train": 10_000, "test": 2_000}  # as in two classes of CIFAR-10
 SPLIT_FOLDERS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
+TABLE = "table"  # in place of a source's name
+TABLE_CSV, TABLE_IMAGES = "labels.csv", "images"
+TABLE_COLUMNS = ("filename", "label", "targeted_label")  # of the CSV
 
 
 class Split(NamedTuple):
@@ -46,6 +50,22 @@ class Dataset(NamedTuple):
     test: Split
     class_names: tuple[str, ...]
     origin: str
+
+
+class Table(NamedTuple):
+    """Images to attack, as a CSV lists them.
+
+    Attributes:
+      split: the images and their labels, which may be any whole numbers from 0.
+      target_labels: `[N]`, int32, the class that a targeted attack is to reach; None without such a column.
+      file_names: of the images.
+      rows: where each image stands in the CSV, in words.
+    """
+
+    split: Split
+    target_labels: np.ndarray | None
+    file_names: tuple[str, ...]
+    rows: tuple[str, ...]
 
 
 class Records(NamedTuple):
@@ -102,6 +122,9 @@ def load(
       InputError: a data set, directory or file is missing or unreadable; a class is unknown, repeated or empty; there
         are fewer than two classes; an image cannot be decoded, or its range is unknown (floats, 32-bit integers).
     """
+    if name == TABLE:
+        what = f"got {name!r}, which has images to attack and none to train on"
+        raise InputError(f"data.name: {what}; only the matrix experiment takes it")
     noise_key, *label_keys = jax.random.split(key, 3)
     read = SOURCES.get(name, partial(_tensorflow_datasets, name))
     source = read(key=noise_key, directory=directory, classes=tuple(classes), image_size=image_size)
@@ -113,6 +136,83 @@ def load(
         train, test = map(shuffled, (dataset.train, dataset.test), label_keys)
         dataset = dataset._replace(train=train, test=test)
     return dataset
+
+
+def table(directory: str, num_examples: int, *, image_size: int = 32) -> Table:
+    """The first `num_examples` images of a table, scaled and cropped as by `load`.
+
+    It is laid out as TransferAttack has its 1,000 images of ImageNet: `labels.csv` in the directory, with the columns
+    `filename`, `label` and, for targeted attacks, `targeted_label`, and the files in the folder `images`. Labels count
+    from 0. All rows are checked, also those after the first `num_examples`.
+
+    Raises:
+      InputError: the CSV cannot be read, or has too few rows; a row has no file, or that of another row, a label that
+        is no whole number, or its own label as the target; an image cannot be decoded.
+    """
+    rows = _table_rows(Path(directory))
+    if num_examples > len(rows):
+        raise InputError(f"num_examples: got {num_examples}; the table has {len(rows)} rows, so at most {len(rows)}")
+    where, file_names, labels, target_labels = zip(*rows[:num_examples], strict=True)
+    paths = [Path(directory, TABLE_IMAGES, name) for name in file_names]
+    records = Records(lambda: np.array(labels), lambda i: PIL.Image.open(paths[i]), lambda i: str(paths[i]))
+    source = Source((), {TABLE_CSV: records}, "RGB")
+    split = Split(_pixels(source, TABLE_CSV, range(num_examples), image_size), np.array(labels, np.int32))
+    return Table(split, None if None in target_labels else np.array(target_labels, np.int32), file_names, where)
+
+
+def check_labels(table: Table, num_classes: int) -> None:
+    """Raises InputError for a label or target label of the table that is not below `num_classes`."""
+    for column, labels in zip(TABLE_COLUMNS[1:], (table.split.labels, table.target_labels), strict=True):
+        if labels is not None and len(outside := np.flatnonzero(labels >= num_classes)):
+            what = f"{table.rows[outside[0]]}: {column} is {labels[outside[0]]}"
+            of_networks = f"the networks tell {num_classes} classes apart, so it takes 0 to {num_classes - 1}"
+            raise InputError(f"data.dir: {what}; {of_networks}")
+
+
+class _Row(NamedTuple):
+    where: str  # the place of the row, in words
+    file_name: str
+    label: int
+    target_label: int | None
+
+
+def _table_rows(root: Path) -> list[_Row]:
+    """All rows of a table; InputError unless each is as `table` says."""
+    path = root / TABLE_CSV
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            columns, lines = reader.fieldnames or (), [(reader.line_num, cells) for cells in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        what = f"{path} cannot be read ({one_line(error)})"
+        raise InputError(f"data.dir: {what}; it takes a folder with {TABLE_CSV} and {TABLE_IMAGES}/") from error
+    if missing := [column for column in TABLE_COLUMNS[:2] if column not in columns]:
+        what = f"{path} has the columns {', '.join(columns) or 'none'}, and no {missing[0]}"
+        raise InputError(f"data.dir: {what}; it takes {', '.join(TABLE_COLUMNS[:2])} and perhaps {TABLE_COLUMNS[2]}")
+    if not lines:
+        raise InputError(f"data.dir: {path} has no rows; it takes one for each image")
+    rows, row_of = [_table_row(path, line, cells) for line, cells in lines], dict[str, _Row]()
+    for row in rows:
+        # By its stem, since adversarial images are kept in files of another format.
+        if (first := row_of.setdefault(Path(row.file_name).stem, row)) is not row:
+            raise InputError(f"data.dir: {row.where}: a name that {first.where} has already; it takes each once")
+    return rows
+
+
+def _table_row(path: Path, line: int, cells: Mapping[str, str | None]) -> _Row:
+    name, *texts = [(cells.get(column) or "").strip() for column in TABLE_COLUMNS if column in cells]
+    where = f"{path}, line {line} ({name})"
+    if Path(name).name != name or not (path.parent / TABLE_IMAGES / name).is_file():
+        what = f"no file of that name in {path.parent / TABLE_IMAGES}"
+        raise InputError(f"data.dir: {where}: {what}; add it, or remove the row")
+    for column, text in zip(TABLE_COLUMNS[1:], texts, strict=False):
+        if not (text.isdecimal() and int(text) < 2**31):
+            raise InputError(f"data.dir: {where}: {column} is {text!r}; it takes a whole number, 0 or more")
+    label, target_label = int(texts[0]), int(texts[1]) if len(texts) > 1 else None
+    if label == target_label:
+        what = f"{TABLE_COLUMNS[2]} is {label}, which is the {TABLE_COLUMNS[1]}"
+        raise InputError(f"data.dir: {where}: {what} itself; it takes another class")
+    return _Row(where, name, label, target_label)
 
 
 def balanced(split: Split, count: int, field: str) -> Split:
@@ -151,15 +251,11 @@ def check_digest(path: Path, there: str, here: str) -> None:
 def _check_classes(chosen: Sequence[str], available: Sequence[str]) -> None:
     names = ", ".join(chosen)
     if unknown := [c for c in chosen if c not in available]:
-        raise InputError(f"data.classes: unknown class {unknown[0]!r}; the classes are {_listed(available, 20)}")
+        raise InputError(f"data.classes: unknown class {unknown[0]!r}; the classes are {listed(available, 20)}")
     if len(set(chosen)) < len(chosen):
         raise InputError(f"data.classes: got {names}; each class may be named once")
     if len(chosen) < 2:
         raise InputError(f"data.classes: got only {names or 'none'}; a classifier takes two or more classes")
-
-
-def _listed(names: Sequence[str], limit: int) -> str:
-    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 
 def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str) -> Dataset:
@@ -215,12 +311,17 @@ def _members(source: Source, part: str, classes: Sequence[str]) -> list[np.ndarr
 
 
 def _read(source: Source, part: str, members: Sequence[np.ndarray], image_size: int) -> Split:
-    records = source.splits[part]
     labels = np.concatenate([np.full(len(indices), k, np.int32) for k, indices in enumerate(members)])
     indices = np.concatenate(members)
     order = np.argsort(indices)  # the source's own order
+    return Split(_pixels(source, part, indices[order], image_size), labels[order])
+
+
+def _pixels(source: Source, part: str, indices: Sequence[int] | np.ndarray, image_size: int) -> np.ndarray:
+    """The images of these indices, `[N, H, W, C]`."""
+    records = source.splits[part]
     images = np.empty((len(indices), image_size, image_size, PIL.Image.getmodebands(source.mode)), np.uint8)
-    for row, index in enumerate(indices[order]):
+    for row, index in enumerate(indices):
         try:
             image = _eight_bit(records.read(int(index))).convert(source.mode)
         except Exception as error:  # decoders may raise anything on a damaged file
@@ -228,7 +329,7 @@ def _read(source: Source, part: str, members: Sequence[np.ndarray], image_size: 
             raise InputError(f"data.dir: {what}; replace it with an 8-bit image, or remove it") from error
         image = PIL.ImageOps.fit(image, (image_size, image_size), PIL.Image.Resampling.BICUBIC)
         images[row] = np.asarray(image).reshape(images.shape[1:])
-    return Split(images, labels[order])
+    return images
 
 
 def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -287,7 +388,7 @@ def _folder_source(root: Path, classes: Sequence[str]) -> Source:
     ]
     entries = [(part, names.index(folder.name), path) for part, folder in chosen for path in _entries(folder)]
     if skipped := [str(path.relative_to(root)) for _, _, path in entries if not _is_image(path)]:
-        print(f"note: files in {root} that are not images and are left out: {len(skipped)} ({_listed(skipped, 3)})")
+        print(f"note: files in {root} that are not images and are left out: {len(skipped)} ({listed(skipped, 3)})")
     images = [entry for entry in entries if _is_image(entry[2])]
 
     def records(part: str) -> Records:
@@ -310,7 +411,7 @@ def _splits(root: Path) -> dict[str, Path]:
     if {"val", "validation"} <= set(names):
         raise InputError(f"data.dir: {root} has both val and validation, which name the same split; keep one")
     if others := [name for name in folders if name not in names]:
-        print(f"note: folders in {root} that are not splits and are left out: {len(others)} ({_listed(others, 3)})")
+        print(f"note: folders in {root} that are not splits and are left out: {len(others)} ({listed(others, 3)})")
     return {SPLIT_FOLDERS[name]: folders[name] for name in names}
 
 

@@ -1,5 +1,7 @@
 """The errors that end an experiment with a one-line message."""
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """A setting, file or argument that cannot be used.
@@ -16,3 +18,8 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 def one_line(text: object) -> str:
     """`text` with each sequence of white space, including line breaks, replaced by one space."""
     return " ".join(str(text).split())
+
+
+def listed(names: Sequence[str], limit: int) -> str:
+    """The names with commas between them, of more than `limit` only the first, and how many there are."""
+    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")

@@ -150,6 +150,8 @@ def success_matrix(
     attack: Attack,
     *,
     key: jax.Array | None = None,
+    target_labels: jax.Array | None = None,
+    keep: Callable[[int, jax.Array], None] | None = None,
     batch_size: int = 256,
 ) -> SuccessMatrix:
     """How often an attack computed on each source, away from the true labels, also succeeds on each target.
@@ -161,23 +163,30 @@ def success_matrix(
       sources, targets: S and T functions `[N, ...] -> [N, K]` to logits; compiled ones (`jax.jit`) are faster.
       x, attack, key: as `transferability`, with the same errors; each attack is computed once per source.
       y: `[N]` integer labels in `[0, K)`.
+      target_labels: `[N]`, for a targeted attack, which gets these labels in place of `y` and succeeds where the target
+        predicts them.
+      keep: called with the number of each source and its adversarial inputs `[N, ...]`.
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
+    attacked_labels = y if target_labels is None else jnp.asarray(target_labels)
     keys = None if key is None else directions.example_keys(key, len(x))
 
-    def right(f: Function, x: jax.Array) -> np.ndarray:
-        each = lambda x, y: (None, attacks.right(f(x), y))
-        return np.asarray(loops.in_batches(each, batch_size, x, y)[1])
+    def predicts(labels: jax.Array, f: Function, x: jax.Array) -> np.ndarray:
+        each = lambda x, labels: (None, attacks.right(f(x), labels))
+        return np.asarray(loops.in_batches(each, batch_size, x, labels)[1])
 
-    clean_target = np.array([right(f, x) for f in targets])
+    clean_target = np.array([predicts(y, f, x) for f in targets])
     shape = (len(sources), len(targets), len(attacks.DENOMINATORS))
     matrix = SuccessMatrix(np.empty(shape), np.empty(shape, int), np.empty(len(sources), int))
     for i, f in enumerate(sources):
         # A user-defined attack may return NaN.
         make = lambda x, y, keys, f=f: (None, attacks.where_finite(attack(f, x, y, keys), x))
-        adversarial = loops.in_batches(make, batch_size, x, y, keys)[1]
-        attacked = np.array([right(g, adversarial) for g in targets])
-        matrix.rate[i], matrix.count[i] = attacks.success(attacked, clean_target, right(f, x))
+        adversarial = loops.in_batches(make, batch_size, x, attacked_labels, keys)[1]
+        if keep is not None:
+            keep(i, adversarial)
+        attacked = np.array([predicts(attacked_labels, g, adversarial) for g in targets])
+        withstood = attacked if target_labels is None else 1 - attacked  # NaN stays NaN
+        matrix.rate[i], matrix.count[i] = attacks.success(withstood, clean_target, predicts(y, f, x))
         matrix.unmoved[i] = (adversarial == x).reshape(len(x), -1).all(1).sum()
     return matrix
 

@@ -530,3 +530,100 @@ def test_tfds_sets_of_floats_or_without_their_files_are_refused(tmp_path):
     records.unlink()
     with pytest.raises(InputError, match=r"train of 'tiny' in .* cannot be read .*; prepare it again"):
         data.load("tiny", KEY, directory=str(tmp_path / "lost"))
+
+
+TABLE = """\ufefffilename, label,targeted_label,note
+c.png, 0, 7,red
+a.png,999,2,"green, light"
+b.png,5,0,blue
+
+d.jpg,5,1,grey
+"""
+
+
+def write_table(root, text=TABLE):
+    for name, colour in (("a.png", (0, 9, 0)), ("b.png", (0, 0, 9)), ("c.png", (9, 0, 0)), ("d.jpg", (50, 50, 50))):
+        write_image(root / "images" / name, colour, size=(8, 8) if name < "c" else (12, 9))
+    (root / "labels.csv").write_text(text)
+    return str(root)
+
+
+def test_a_table_is_read_in_the_order_of_its_rows(tmp_path):
+    table = data.table(write_table(tmp_path), 4, image_size=8)
+    assert table.file_names == ("c.png", "a.png", "b.png", "d.jpg")
+    assert table.split.images.shape == (4, 8, 8, 3)
+    colours = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [50, 50, 50]]
+    np.testing.assert_array_equal(table.split.images, np.broadcast_to(np.array(colours)[:, None, None], (4, 8, 8, 3)))
+    assert table.split.labels.tolist() == [0, 999, 5, 5]
+    assert table.target_labels.tolist() == [7, 2, 0, 1]
+    assert [row.rpartition(", ")[2] for row in table.rows] == [
+        *("line 2 (c.png)", "line 3 (a.png)", "line 4 (b.png)", "line 6 (d.jpg)")
+    ]
+    first = data.table(str(tmp_path), 2, image_size=8)
+    np.testing.assert_array_equal(first.split.images, table.split.images[:2])
+    assert first.target_labels.tolist() == [7, 2]
+    without = data.table(write_table(tmp_path, "label,filename\n3,a.png\n"), 1, image_size=8)
+    assert without.target_labels is None
+    data.check_labels(without, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("filename,label\na.png,1\nz.png,1\n", "line 3 (z.png): no file of that name in {root}/images; add it, or rem"),
+        ("filename,label\n../labels.csv,1\n", "line 2 (../labels.csv): no file of that name in {root}/images; add it"),
+        ("filename,label\na.png,1.0\n", "line 2 (a.png): label is '1.0'; it takes a whole number, 0 or more"),
+        ("filename,label\na.png,-1\n", "line 2 (a.png): label is '-1'; it takes a whole number, 0 or more"),
+        ("filename,label\na.png\n", "line 2 (a.png): label is ''; it takes a whole number"),
+        ("filename,label,targeted_label\na.png,1,\n", "line 2 (a.png): targeted_label is ''; it takes a whole number"),
+        (
+            "filename,label,targeted_label\na.png,1,1\n",
+            "line 2 (a.png): targeted_label is 1, which is the label itself",
+        ),
+        (
+            "filename,label\na.png,1\nb.png,1\na.png,2\n",
+            "line 4 (a.png): a name that {root}/labels.csv, line 2 (a.png)",
+        ),
+        ("filename,label\na.png,1\na.jpg,1\n", "line 3 (a.jpg): a name that {root}/labels.csv, line 2 (a.png) has"),
+        (
+            "ImageId,TrueLabel\na,1\n",
+            "has the columns ImageId, TrueLabel, and no filename; it takes filename, label and",
+        ),
+        ("", "has the columns none, and no filename"),
+        ("filename,label\n", "has no rows; it takes one for each image"),
+        ("filename,label\na.png,1\n", "num_examples: got 2; the table has 1 rows, so at most 1"),
+        ("filename,label\na.png,1\ne.png,2\n", "{root}/images/e.png of labels.csv does not decode (cannot identify"),
+    ],
+)
+def test_a_wrong_row_of_a_table_is_named_in_one_line(tmp_path, text, message):
+    write_table(tmp_path, text)
+    (tmp_path / "images" / "e.png").write_text("words")
+    (tmp_path / "images" / "a.jpg").touch()
+    with pytest.raises(InputError) as raised:
+        data.table(str(tmp_path), 2, image_size=8)
+    assert message.format(root=tmp_path) in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b'"\0'])
+def test_a_table_that_cannot_be_read_is_named_in_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"^data.dir: .*labels.csv (cannot be read \(|has the columns )"):
+        data.table(str(tmp_path), 2)
+
+
+def test_labels_that_the_networks_do_not_tell_apart_are_named(tmp_path):
+    table = data.table(write_table(tmp_path), 4, image_size=8)
+    data.check_labels(table, 1000)
+    message = r"line 3 \(a.png\): label is 999; the networks tell 999 classes apart, so it takes 0 to 998"
+    with pytest.raises(InputError, match=message):
+        data.check_labels(table, 999)
+    low = table._replace(split=table.split._replace(labels=np.zeros(4, np.int32)))
+    with pytest.raises(InputError, match=r"line 2 \(c.png\): targeted_label is 7; .* so it takes 0 to 6"):
+        data.check_labels(low, 7)
+
+
+def test_a_table_has_nothing_to_train_on(tmp_path):
+    with pytest.raises(InputError, match=r"data.name: got .table., which has images to attack and none to train on"):
+        data.load("table", KEY, directory=write_table(tmp_path))

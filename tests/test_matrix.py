@@ -1,17 +1,21 @@
 import csv
+import importlib
 import itertools
 import json
 import shutil
+import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas
+import PIL.Image
 import pytest
 import scipy.optimize
 import scipy.stats
 from conftest import ROOT
+from ml_collections import ConfigDict
 
 from jtrans import attacks, data, metrics, models
 from jtrans.experiments import early, matrix
@@ -40,11 +44,10 @@ def trained(tmp_path_factory):
     return trained
 
 
-def share_interval(rates):
-    """Wilson's interval of the mean of rates, as many trials as its standard error says, and Student's quantile."""
-    share, error = rates.mean(), scipy.stats.sem(rates)
+def wilson(share, error, freedom):
+    """Wilson's interval of a share, as many trials as its standard error says, and Student's quantile."""
     trials = share * (1 - share) / error**2
-    quantile = scipy.stats.t.ppf(0.975, len(rates) - 1)
+    quantile = scipy.stats.t.ppf(0.975, freedom)
     beyond = lambda p: (share - p) ** 2 - quantile**2 * p * (1 - p) / trials
     return scipy.optimize.brentq(beyond, 0, share, xtol=1e-14), scipy.optimize.brentq(beyond, share, 1, xtol=1e-14)
 
@@ -73,7 +76,7 @@ def test_the_table_has_a_row_for_each_attack_source_and_target(seeds):
             if seeds is None:
                 interval = scipy.stats.binomtest(of, among).proportion_ci(method="wilson")
             else:
-                interval = share_interval(of / among)
+                interval = wilson(np.mean(of / among), scipy.stats.sem(of / among), seeds - 1)
             want = [np.mean(of / among), *interval, np.mean(among)]
             np.testing.assert_allclose([table[name + end][row] for end in ends], want, rtol=1e-9, atol=1e-12)
 
@@ -141,6 +144,14 @@ def test_networks_of_one_name_are_told_apart_by_the_folders_above(trained, tmp_p
     assert len(table) == len(names) ** 2
 
 
+def test_networks_of_several_runs_share_their_programs(trained, tmp_path):
+    config = defaults(matrix.FIELDS)
+    config.networks = (str(trained / "run"), str(shutil.copytree(trained / "run", tmp_path / "copy")))
+    networks = matrix.read_all(config, data.load("digits", jax.random.key(0), image_size=8))
+    assert [network.kind for network in networks] == ["run/mlp_deep"] * 2 + ["copy/mlp_deep"] * 2
+    assert len({jax.tree.structure(network.function) for network in networks}) == 1
+
+
 @pytest.mark.parametrize(
     ("entries", "labels"),
     [
@@ -150,6 +161,9 @@ def test_networks_of_one_name_are_told_apart_by_the_folders_above(trained, tmp_p
         (("x/run", "a/x/run", "run"), ("{here}/x/run", "a/x/run", "{here}/run")),
         (("lenet=a/net.npz", "conv_a=b/net.npz", "lenet=net.v1.npz"), ("a/net", "b/net", "net.v1")),
         (("net", "lenet=net.npz"), ("net", "net")),  # what follows tells them apart: net/mlp_deep-0, net/lenet
+        (("timm:vit=a/w.pth", "torchvision:vit=b/w.pt"), ("a/w", "b/w")),
+        (("mine:first", "mine:second", "x/run"), ("first", "second", "run")),
+        (("mine:net", "my.own:net", "x/net"), ("mine/net", "own/net", "x/net")),
     ],
 )
 def test_labels_are_the_shortest_that_differ(tmp_path, monkeypatch, entries, labels):
@@ -163,7 +177,10 @@ def test_labels_are_the_shortest_that_differ(tmp_path, monkeypatch, entries, lab
     [
         ((), "networks: got (); it takes a tuple of run folders"),
         (("nowhere",), "networks: nowhere is no run's folder"),
-        (("vgg12=x.npz",), "networks: got 'vgg12=x.npz'; the architectures are mlp_shallow"),
+        (("vgg12=x.npz",), "networks: got 'vgg12=x.npz'; no architecture vgg12; did you mean vgg11?"),
+        (("torchvison:resnet18=x.pth",), "no library torchvison; did you mean torchvision?"),
+        (("timm:resnet18",), "networks: got 'timm:resnet18'; it takes a file of weights too, as timm:resnet18=weights"),
+        (("mine:a", "mine:a"), "networks: got 'mine:a' and 'mine:a', which are the same; it takes each once"),
         (("lenet=x.npz",), "networks: lenet=x.npz cannot be read"),
         (("x", "x"), "networks: got 'x' and 'x', which are the same; it takes each once"),
         (("x", "./y/../x"), "networks: got 'x' and './y/../x', which are the same"),
@@ -301,3 +318,297 @@ def test_the_figure_of_many_networks_is_a_heat_map_of_one_size(count):
         assert max(figure.get_size_inches()) < 15
     assert ("±" in figure.get_suptitle()) == (count <= 24)
     assert ("white: the target gets no image right" in figure.get_suptitle()) == (count > 24)
+
+
+SIZE, EPSILON = 8, 8.5 / 255
+OWN = """
+import numpy as np
+
+def weights(seed, classes=5):
+    return np.random.default_rng(seed).normal(size=(192, classes)).astype(np.float32)
+
+def linear(*arguments):
+    w = weights(*arguments)
+    return lambda x: x.reshape(len(x), -1) @ w
+
+def first(): return linear(0)
+def second(): return linear(1)
+def third(): return linear(2)
+def wide(): return linear(3, 7)
+def flat(): return lambda x: x.sum((1, 2, 3))
+def nothing(): return None
+def broken(): raise RuntimeError("no weights\\nhere")
+def for_larger(): return lambda x: x.reshape(len(x), -1) @ np.ones((768, 5), np.float32)
+"""
+
+
+def own_weights(seed):
+    return np.random.default_rng(seed).normal(size=(192, 5)).astype(np.float32)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with a module of linear networks, and a table of 12 images, each of which one network gets right."""
+    (tmp_path / "own_networks.py").write_text(OWN)
+    (tmp_path / "needs_more.py").write_text("import no_such_package")
+    rng = np.random.default_rng(0)
+    (tmp_path / "table" / "images").mkdir(parents=True)
+    rows = ["filename,label,targeted_label"]
+    for i, pixels in enumerate(rng.integers(256, size=(12, SIZE, SIZE, 3), dtype=np.uint8)):
+        PIL.Image.fromarray(pixels).save(tmp_path / "table" / "images" / f"{i}.png")
+        label = (pixels.ravel() / 255 @ own_weights(i % 3)).argmax()
+        rows.append(f"{i}.png,{label},{(label + 1 + i % 3) % 5}")
+    (tmp_path / "table" / "labels.csv").write_text("\n".join(rows))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_networks", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def of_table(workdir, entries, *arguments):
+    flags = ["--config.data.name=table", "--config.data.dir=table", "--config.num_examples=12"]
+    flags += ["--config.attacks=('fgsm',)", f"--config.attack.epsilon={EPSILON}"]
+    return run(workdir, entries, *flags, *arguments)
+
+
+def by_hand(source, targets, x, labels, target_labels=None, levels=None):
+    """FGSM on a linear network in float64, and the successes and their number for each target and denominator."""
+    logits = x @ source
+    softmax = np.exp(logits - logits.max(1, keepdims=True))
+    softmax /= softmax.sum(1, keepdims=True)
+    aim = labels if target_labels is None else target_labels
+    gradient = (softmax - np.eye(5)[aim]) @ source.T
+    step = EPSILON if levels is None else levels / 255
+    adversarial = np.clip(x + (1 if target_labels is None else -1) * step * np.sign(gradient), 0, 1)
+    cells = []
+    for target in targets:
+        predicted = (adversarial @ target).argmax(1)
+        success = predicted != labels if target_labels is None else predicted == target_labels
+        clean = (x @ target).argmax(1) == labels
+        sets = np.ones(len(x), bool), clean, clean & (logits.argmax(1) == labels)
+        cells.append([(int(success[among].sum()), int(among.sum())) for among in sets])
+    return adversarial, cells
+
+
+@pytest.mark.parametrize(("form", "targeted", "rounded"), [("png", False, True), ("float", True, False)])
+def test_attacks_on_a_table_are_those_by_hand(own, capsys, form, targeted, rounded):
+    names = ["first", "second", "third"]
+    flags = [f"--config.attack.targeted={targeted}", f"--config.attack.round_8bit={rounded}"]
+    entries = tuple(f"own_networks:{name}" for name in names)
+    assert of_table("out", entries, *flags, "--config.ensemble", f"--config.keep_images={form}") == 0
+    words = ("target labels predicted" if targeted else "errors") + " in % of the images that the target gets right"
+    assert words in capsys.readouterr().out
+
+    pixels = np.stack([np.asarray(PIL.Image.open(own / "table" / "images" / f"{i}.png")) for i in range(12)])
+    x, rows = pixels.reshape(12, -1) / 255, folder.read_table(own / "table" / "labels.csv")
+    labels, target_labels = rows["label"].to_numpy(), rows["targeted_label"].to_numpy() if targeted else None
+    weights = [own_weights(seed) for seed in range(3)]
+    attack = partial(by_hand, x=x, labels=labels, target_labels=target_labels, levels=8 if rounded else None)
+    wanted = {name: attack(w, weights) for name, w in zip(names, weights, strict=True)}
+    of_others = []
+    for i, name in enumerate(names):
+        adversarial, cells = attack(np.mean(weights[:i] + weights[i + 1 :], 0, np.float64), weights[i : i + 1])
+        wanted[f"all but {name}"] = adversarial, None
+        of_others += cells
+
+    table = folder.read_table(own / "out" / "matrix.csv")
+    assert table["source"].tolist() == [name for name in (*names, "all others") for _ in names]
+    assert table["target"].tolist() == 4 * names
+    cells = [cell for name in names for cell in wanted[name][1]] + of_others
+    for row, cell in enumerate(cells):
+        for rate, (successes, count) in zip(matrix.RATES, cell, strict=True):
+            assert table[f"{rate}_count"][row] == count
+            if count:
+                interval = scipy.stats.binomtest(successes, count).proportion_ci(method="wilson")
+                got = [table[f"{rate}{end}"][row] for end in ("", "_low", "_high")]
+                np.testing.assert_allclose(got, [successes / count, *interval], atol=1e-12)
+
+    for name, (adversarial, _) in wanted.items():
+        kept = own / "out" / "images" / "fgsm" / name
+        assert len(list(kept.iterdir())) == 12
+        for i in range(12):
+            if form == "png":
+                image = np.asarray(PIL.Image.open(kept / f"{i}.png"))
+                np.testing.assert_array_equal(image.ravel(), np.rint(255 * adversarial[i]))
+            else:
+                image = np.load(kept / f"{i}.npy")
+                assert image.dtype == np.float32
+                assert image.shape == (SIZE, SIZE, 3)
+                np.testing.assert_allclose(image.ravel(), adversarial[i], atol=1e-6)
+
+
+def test_pngs_of_images_that_are_not_rounded_stay_in_the_ball(own):
+    assert of_table("out", ("own_networks:first",), "--config.keep_images=png") == 0
+    for path in (own / "out" / "images" / "fgsm" / "first").iterdir():
+        clean = np.asarray(PIL.Image.open(own / "table" / "images" / path.name)).astype(int)
+        assert np.abs(np.asarray(PIL.Image.open(path)) - clean).max() == 8
+
+
+@pytest.mark.parametrize(
+    ("entries", "flags", "message"),
+    [
+        (("own_network:first",), (), "networks: own_network:first: no module own_network; did you mean own_networks?"),
+        (("own_networks:fist",), (), "own_networks:fist: own_networks has no function fist; did you mean first?"),
+        (("needs_more:net",), (), "needs_more:net fails for images of shape (8, 8, 3) (ModuleNotFoundError: No module"),
+        (("own_networks:broken",), (), "(RuntimeError: no weights here)"),
+        (("own_networks:nothing",), (), "own_networks:nothing fails for images of shape (8, 8, 3) (TypeError: "),
+        (("own_networks:for_larger",), (), "own_networks:for_larger fails for images of shape (8, 8, 3) ("),
+        (
+            ("own_networks:flat",),
+            (),
+            "own_networks:flat returns shape (2,) for images of shape (2, 8, 8, 3); a network",
+        ),
+        (
+            ("own_networks:first", "own_networks:wide"),
+            (),
+            "wide tells 7 classes apart, first 5; it takes networks of the",
+        ),
+        (
+            ("own_networks:first",),
+            ("--config.ensemble",),
+            "ensemble: got True and only the network first; it takes two",
+        ),
+        (("own_networks:first",), ("--config.data.classes=('0', '1')",), "data.classes: got ('0', '1'); a table is"),
+        (("own_networks:first",), ("--config.data.name=digits", "--config.attack.targeted"), "so data.name=table"),
+        (
+            ("own_networks:first",),
+            ("--config.attack.targeted", "--config.attacks=('pgd', 'virtual')"),
+            "attacks: got virtual, which ignores labels",
+        ),
+        (("own_networks:first",), ("--config.keep_images=jpg",), "keep_images: got 'jpg'; it takes '' (no images), "),
+    ],
+)
+def test_bad_input_with_a_table_is_one_line_before_any_attack(own, capsys, monkeypatch, entries, flags, message):
+    monkeypatch.setattr(matrix.metrics, "success_matrix", None)
+    assert of_table("out", entries, *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_labels_beyond_the_networks_and_missing_targets_are_refused(own, capsys):
+    csv_file = own / "table" / "labels.csv"
+    csv_file.write_text("filename,label\n0.png,1\n1.png,5\n")
+    assert of_table("out", ("own_networks:first",), "--config.num_examples=2") == 2
+    assert "line 3 (1.png): label is 5; the networks tell 5 classes apart, so it takes 0 to" in capsys.readouterr().err
+    assert of_table("out", ("own_networks:first",), "--config.num_examples=2", "--config.attack.targeted") == 2
+    assert "labels.csv in table has no column targeted_label; add it, or" in capsys.readouterr().err
+
+
+HOST = """
+from functools import partial
+import numpy as np
+from jtrans import host
+
+W = np.random.default_rng(0).normal(size=(192, 5)).astype(np.float32)
+calls = 0
+
+def forward(x, most):
+    global calls
+    calls += 1
+    if calls > most:
+        raise RuntimeError("the GPU is\\nlost")
+    return x.reshape(len(x), -1) @ W
+
+def vjp(x, u):
+    return (u @ W.T).reshape(x.shape)
+
+def healthy(): return host.function(partial(forward, most=1e6), vjp, None, 5)
+def loses(): return host.function(partial(forward, most=4), vjp, None, 5)
+"""
+
+
+def test_a_network_on_the_host_is_attacked_and_one_that_raises_is_named(own, capsys):
+    pytest.importorskip("jtrans.host")
+    (own / "on_host.py").write_text(HOST)
+    assert of_table("out", ("own_networks:first", "on_host:healthy")) == 0
+    table = folder.read_table(own / "out" / "matrix.csv")  # of the same weights
+    for name in matrix.RATES:
+        assert len(set(table[name])) == 1
+        assert table[name][0] > 0
+    assert of_table("lost", ("on_host:loses",)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "RuntimeError: the GPU is lost" in line
+
+
+def of_library(own, library, name):
+    """A small network of torchvision or timm, its weights in a file."""
+    torch, module = (pytest.importorskip(name) for name in ("torch", library))
+    torch.manual_seed(0)
+    build = module.create_model if library == "timm" else module.models.get_model
+    model = build(name, num_classes=5).eval()
+    torch.save(model.state_dict(), own / "weights.pth")
+    return torch, model
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "mean", "std"),
+    [
+        ("torchvision", "shufflenet_v2_x0_5", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("timm", "test_resnet.r160_in1k", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+)
+def test_a_network_of_a_library_computes_what_pytorch_does(own, library, name, mean, std):
+    torch, model = of_library(own, library, name)
+    (network,) = matrix.read_all(
+        ConfigDict({"networks": (f"{library}:{name}=weights.pth",)}),
+        data.Dataset(None, data.Split(np.zeros((1, 64, 64, 3)), None), (), ""),
+    )
+    assert (network.name, network.num_classes) == (f"weights/{name}", 5)
+    x = np.random.default_rng(0).uniform(size=(3, 64, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        wanted = model(torch.tensor(((x - np.float32(mean)) / np.float32(std)).transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(network.function(jnp.array(x)), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("torchvision:resnet19=weights.pth", "torchvision has no resnet19; did you mean resnet18?"),
+        ("torchvision:shufflenet_v2_x0_5=none.pth", "none.pth holds no state dict ("),
+        ("torchvision:shufflenet_v2_x0_5=own_networks.py", "own_networks.py holds no state dict ("),
+        ("torchvision:resnet18=weights.pth", "Error(s) in loading state_dict for ResNet: Missing key(s)"),
+    ],
+)
+def test_a_wrong_network_of_torchvision_is_named_in_one_line(own, capsys, entry, message):
+    of_library(own, "torchvision", "shufflenet_v2_x0_5")
+    assert of_table("out", (entry,)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_library_that_is_not_installed_is_named(own, capsys):
+    if importlib.util.find_spec("timm"):
+        pytest.skip("timm is here")
+    assert of_table("out", ("timm:resnet18=weights.pth",)) == 2
+    assert (
+        "timm:resnet18=weights.pth: it takes timm (No module named 'timm'); pip install timm" in capsys.readouterr().err
+    )
+
+
+def test_kinds_of_networks_have_intervals_over_their_seeds():
+    rng = np.random.default_rng(0)
+    kinds = ["a", "a", "a", "b", "b", "b", "b", "given"]
+    rate, count = rng.uniform(0.2, 0.8, size=(8, 8, 3)), rng.integers(10, 20, size=(8, 8, 3))
+    unmoved = rng.integers(5, size=8)
+    table = matrix.of_kinds({"pgd": metrics.SuccessMatrix(rate, count, unmoved)}, kinds)
+    members = {name: [i for i, kind in enumerate(kinds) if kind == name] for name in ("a", "b", "given")}
+    for row, (source, target) in enumerate(itertools.product(members, members)):
+        assert [table[name][row] for name in ("attack", "source", "target")] == ["pgd", source, target]
+        pairs = [(i, j) for i in members[source] for j in members[target] if i != j]
+        got = np.array([[table[f"{name}{end}"][row] for end in ("", "_low", "_high")] for name in matrix.RATES])
+        if not pairs:
+            assert np.isnan(got).all()
+            continue
+        assert table["unmoved"][row] == pytest.approx(np.mean([unmoved[i] for i, _ in pairs]))
+        assert table["both_right_count"][row] == pytest.approx(np.mean([count[*p, 2] for p in pairs]))
+        for k, (mean, low, high) in enumerate(got):
+            values = {p: rate[*p, k] for p in pairs}
+            assert mean == pytest.approx(np.mean(list(values.values())))
+            parts, freedoms = [], []  # of the variance, from each kind that has several networks
+            for kind in sorted({source, target} - {"given"}):
+                n = len(members[kind])
+                without = [np.mean([v for p, v in values.items() if i not in p]) for i in members[kind]]
+                parts.append((n - 1) * np.var(without))
+                freedoms.append(n - 1)
+            freedom = sum(parts) ** 2 / sum(v**2 / f for v, f in zip(parts, freedoms, strict=True))
+            np.testing.assert_allclose([low, high], wilson(mean, np.sqrt(sum(parts)), freedom), rtol=1e-9)

@@ -381,6 +381,18 @@ def test_an_attack_of_the_users_own_that_gives_nan_moves_nothing():
     assert found.count[0, 0, 0] == 5
 
 
+def test_a_targeted_attack_succeeds_where_its_label_is_predicted():
+    """Images are one-hot, before and under attack; one network predicts what it sees, another the mirror image."""
+    x, y, target_labels = jnp.eye(3)[jnp.array([0, 1, 2, 0])], np.array([0, 1, 2, 1]), np.array([1, 2, 0, 2])
+    reach, kept = lambda f, x, y, key: jax.nn.one_hot(y, 3), {}
+    seen, mirror, lost = lambda x: x, lambda x: x[:, ::-1], lambda x: x.at[0].set(jnp.nan)
+    options = {"target_labels": target_labels, "keep": kept.__setitem__}
+    rate, count, _ = metrics.success_matrix([seen, mirror], [seen, mirror, lost], x, y, reach, **options)
+    assert rate[0].tolist() == [[1, 1, 1], [1 / 4, 0, 0], [1, 1, 1]]
+    assert count[0].tolist() == [[4, 3, 3], [4, 1, 1], [3, 2, 2]]
+    assert [adversarial.argmax(1).tolist() for adversarial in kept.values()] == [target_labels.tolist()] * 2
+
+
 def test_examples_that_are_not_finite_are_left_out_of_the_taus():
     (source, target), x = networks()
     f, g, x = function(source), function(target), jnp.asarray(x, jnp.float32)

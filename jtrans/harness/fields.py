@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jtrans import data, models, training
-from jtrans.errors import InputError, one_line
+from jtrans.errors import InputError, listed, one_line
 
 LARGEST_SQUARED = 64  # pixels along an image, where matrices of all its values by all of them are computed
 
@@ -192,9 +192,10 @@ def unknown_field(name: str, fields: Iterable[str]) -> InputError:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """In words the known name that a wrong one is nearest to, or all of them."""
+    """In words the known name that a wrong one is nearest to, or all of them, of many the first."""
+    known = tuple(known)
     near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+    return f"did you mean {near[0]}?" if near else f"it takes {listed(known, 100)}"
 
 
 def check_networks(config: ConfigDict) -> None:

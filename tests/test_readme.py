@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
+from jtrans.experiments.reproduce import page, runs
 from jtrans.harness import experiment, fields
 from jtrans.population import observe
 
@@ -45,16 +46,19 @@ def test_command_blocks_run_in_a_fresh_clone(tmp_path):
 
 def test_what_holds_is_what_the_page_of_claims_says():
     section = README.partition("## What holds\n")[2].partition("\n## ")[0]
-    page = (ROOT / "docs" / "reproduction.md").read_text()
-    verdicts = re.findall(r"\*Rows: \d+ \((.*)\)\.\*", page)
+    text = (ROOT / "docs" / page.PAGE).read_text()
+    verdicts = re.findall(r"\*Rows: \d+ \((.*)\)\.\*", text)
     rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
     assert [row[1] for row in rows] == verdicts
     numbers = re.findall(r"\d[\d.]* \[[^]]+\]", section)
     assert len(numbers) >= len(rows)
     for number in numbers:
-        assert number in page
+        assert number in text
     (count,) = re.findall(r"all (\d+) rows", section)
-    assert int(count) == page.count("](#") == sum(map(int, re.findall(r"\*Rows: (\d+)", page)))
+    (minutes,) = re.findall(r"from scratch in (\d+) minutes on two cores", README)
+    took = [page.seconds(ROOT / "docs" / page.RESULTS / run.name) for run in runs.listed("IMAGES")]
+    assert float(minutes) == pytest.approx(sum(took) / 60, abs=1)
+    assert int(count) == text.count("](#") == sum(map(int, re.findall(r"\*Rows: (\d+)", text)))
 
 
 def test_the_experiment_of_the_contributors_guide_runs(tmp_path):

@@ -175,7 +175,7 @@ def test_new_measures_are_in_every_file_and_survive_a_stop(tmp_path, monkeypatch
     run_arrays, table = results.arrays["trajectory"], results.tables["trajectory"]
     for name in ("confidence", "squared_cosine"):
         assert run_arrays[name].shape == (3, 7)
-        np.testing.assert_allclose(table[name], run_arrays[name].mean(0))
+        np.testing.assert_allclose(table[name], run_arrays[name].mean(0, dtype=np.float64))
         assert (table[f"{name}_low"] < table[name]).all()
         assert (table[name] < table[f"{name}_high"]).all()
         for moment in ("before_training", "lowest_at_chance", "lowest", "last"):

@@ -15,6 +15,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax  # noqa: E402 (what is set above must come first)
 import pytest  # noqa: E402 (what is set above must come first)
 
+from jtrans import models  # noqa: E402 (what is set above must come first)
+
 
 def pytest_addoption(parser):
     parser.addoption("--pytorch_python", default=sys.executable, help="an interpreter that has PyTorch, for its tests")
@@ -48,6 +50,13 @@ def _few_programs():
     """Compiled programs go with their module: each takes memory mappings, of which Linux gives a process 65,530."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def shorten(monkeypatch):
+    """Leave a named architecture its first convolutions alone, which compile in a fraction of the time: a function."""
+    of = models.CONVOLUTIONAL
+    return lambda name, count: monkeypatch.setitem(of, name, of[name][:count])
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The `jtrans` command: its help, what it takes for a config, and what it says of input that it cannot use."""
 
 import json
+import runpy
 import shlex
 import subprocess
 import sys
@@ -106,6 +107,10 @@ def test_a_run_goes_to_a_directory_of_the_configs_name(jtrans, tmp_path, config,
         ("early --config=digits digits", "argument 'digits': not known; it takes --config, --workdir"),
         ("early --config=digits --process_id=first", "process_id"),
         ("early --config=digits --process_id=0", "--coordinator: missing; --coordinator, --num_processes and"),
+        (
+            "early --config=digits --coordinator=127.0.0.1:1",
+            "error: --num_processes: missing; --coordinator, --num_processes and --process_id go together\n",
+        ),
         ("early --config=digits --workdir=empty.py", "--workdir: empty.py cannot be used"),
     ],
 )
@@ -119,12 +124,14 @@ def test_input_that_cannot_be_used_is_one_line(jtrans, tmp_path, line, message):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_package_is_the_command_too(tmp_path):
-    jtrans = [sys.executable, "-m", "jtrans"]
-    done = subprocess.run([*jtrans, "random_angle"], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "jtrans: error: experiment: got 'random_angle'; did you mean random_angles?\n"
-    line = [*jtrans, "random_angles", "--config=random_angles", *shlex.split(TINY)]
+def test_the_package_is_the_command_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["jtrans", "random_angle"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("jtrans", run_name="__main__")
+    refused = "jtrans: error: experiment: got 'random_angle'; did you mean random_angles?\n"
+    assert (stop.value.code, *capsys.readouterr()) == (2, "", refused)
+    # And in a process of its own.
+    line = [sys.executable, "-m", "jtrans", "random_angles", "--config=random_angles", *shlex.split(TINY)]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "runs" / "random_angles" / "summary.json").is_file()

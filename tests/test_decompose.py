@@ -83,7 +83,8 @@ def test_updates_of_a_convolution_lead_along_what_it_sees(layer, scale):
     see = lambda x, kernel: layers.convolve(x[None], kernel, stride=layer.stride, padding=layer.padding).ravel()
     after = np.float32(scale) * moved
     after[0, ..., 7], moved[0, ..., 7] = np.nan, 0  # a filter that is not finite is left out
-    jacobian = np.concatenate([jax.jacrev(see)(jnp.zeros(SHAPE), k).reshape(-1, DIMENSION) for k in moved])
+    jacobian_of = jax.jit(jax.jacrev(see))
+    jacobian = np.concatenate([jacobian_of(jnp.zeros(SHAPE), k).reshape(-1, DIMENSION) for k in moved])
     assert_leading(subspaces.updates(np.zeros_like(after), after, SHAPE, layer, 6), np.float64(jacobian))
     nothing = subspaces.updates(moved, moved, SHAPE, layer, 6)
     assert nothing.shape == (0, DIMENSION)
@@ -170,10 +171,11 @@ def test_updates_of_a_convolution_take_the_memory_of_a_gram_matrix():
     assert taken < 4 * 4 * np.prod(shape) ** 2  # the filters at all positions would take 9 of them
 
 
-def test_networks_are_measured_in_the_memory_of_one():
-    model = models.build("lenet", (32, 32, 3), 2, widths=(3, 4, 12, 8))
-    test = Split(np.zeros((40, 32, 32, 3), np.uint8), np.zeros(40, int))
-    basis = np.zeros((4, 3072), np.float32)
+def test_networks_are_measured_in_the_memory_of_one(shorten):
+    shorten("lenet", 1)
+    model = models.build("lenet", (16, 16, 3), 2, widths=(3, 8))
+    test = Split(np.zeros((40, 16, 16, 3), np.uint8), np.zeros(40, int))
+    basis = np.zeros((4, 768), np.float32)
 
     def memory(count):
         shapes = jax.eval_shape(jax.vmap(model.init), jax.random.split(jax.random.key(0), count))
@@ -184,7 +186,7 @@ def test_networks_are_measured_in_the_memory_of_one():
         programs = look.lower(networks, test), attack.lower(networks, seen, test, basis)
         return np.array([program.compile().memory_analysis().temp_size_in_bytes for program in programs])
 
-    directions_bytes = 4 * 3072 * 40  # of a network, which has a few copies of them and no activations
+    directions_bytes = 4 * 768 * 40  # of a network, which has a few copies of them and no activations
     assert (memory(9) - memory(1) < 8 * 8 * directions_bytes).all()
 
 
@@ -198,10 +200,11 @@ MODEL = Model(None, linear, None, None, None)
 TEST = Split(np.random.default_rng(3).integers(256, size=(8, *SHAPE), dtype=np.uint8), np.arange(8) % 2)
 
 
+@partial(jax.jit, static_argnames="epsilon")
 def measured(weights, basis, epsilon=0.5):
-    networks = Network({"w": jnp.array(weights, jnp.float32)}, None)
+    networks = Network({"w": weights}, None)
     seen = observe.observe(MODEL, networks, *TEST)
-    return removal.measure(MODEL, networks, seen, TEST, jnp.array(basis, jnp.float32), epsilon=epsilon)
+    return removal.measure(MODEL, networks, seen, TEST, basis, epsilon=epsilon)
 
 
 def angles(weights):
@@ -491,10 +494,10 @@ def test_lost_networks_are_counted_and_in_no_mean():
     assert table["accuracy"].item() == pytest.approx(0.6)
 
 
-def test_convolutional_networks(tmp_path):
-    sizes = "--config.widths.lenet=(2,2,4,4)"
-    arguments = ["--config.models=('lenet',)", sizes, "--config.data.image_size=16", "--config.steps=(0,1)"]
-    assert run(tmp_path, *arguments) == 0
+def test_convolutional_networks(shorten, tmp_path):
+    shorten("lenet", 1)
+    sizes = ["--config.widths.lenet=(2,4)", "--config.data.image_size=8", "--config.num_networks=3"]
+    assert run(tmp_path, "--config.models=('lenet',)", *sizes, "--config.steps=(0,1)", "--config.ranks=(1,)") == 0
     assert "updates" in set(experiment.read(tmp_path).tables["decompose"]["subspace"])
 
 

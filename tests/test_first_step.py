@@ -48,11 +48,18 @@ def pictures():
     return np.random.default_rng(1).integers(60, 200, (2, 8, 8, 3))
 
 
-def test_a_class_of_one_image_is_predicted_exactly(tmp_path, pictures, capsys):
-    images = folder(tmp_path / "images", dict(zip("ab", pictures, strict=True)))
-    assert run(tmp_path / "run", images, "--config.optimizers=('adam', 'sgd')") == 0
-    assert "share of pairs whose sign is the predicted one" in capsys.readouterr().out
-    results = experiment.read(tmp_path / "run")
+@pytest.fixture(scope="module")
+def one_image_a_class(tmp_path_factory, pictures):
+    """The images, and what a run on them found."""
+    path = tmp_path_factory.mktemp("one_image_a_class")
+    images = folder(path / "images", dict(zip("ab", pictures, strict=True)))
+    assert run(path / "run", images, "--config.optimizers=('adam', 'sgd')") == 0
+    return images, experiment.read(path / "run")
+
+
+def test_a_class_of_one_image_is_predicted_exactly(one_image_a_class):
+    _, results = one_image_a_class
+    assert "share of pairs whose sign is the predicted one" in first_step.tell(results)
     table = results.tables["first_step"]
     assert table[["optimizer", "learning_rate"]].to_numpy().tolist() == [
         ["adam", 1e-3],
@@ -78,10 +85,9 @@ def test_where_all_images_are_one_the_rule_gives_every_sign_and_adam_a_constant_
     assert table["measured_constant_share"][1e-3] < 0.5
 
 
-def test_the_excess_agrees_with_float64(pictures, tmp_path):
-    images = folder(tmp_path / "images", dict(zip("ab", pictures, strict=True)))
-    assert run(tmp_path / "run", images) == 0
-    excess = experiment.read(tmp_path / "run").arrays["adam-1.0"]["excess"]
+def test_the_excess_agrees_with_float64(one_image_a_class):
+    images, results = one_image_a_class
+    excess = results.arrays["adam-1.0"]["excess"]
     keys = engine.keys(0)
     train = data.load("folder", keys.data, directory=str(images), image_size=8).train
     model = models.build("mlp_shallow", (8, 8, 3), 2, widths=(64,))

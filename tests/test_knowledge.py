@@ -15,6 +15,7 @@ import pandas
 import PIL.Image
 import pytest
 from conftest import ROOT
+from jax.tree_util import Partial
 
 from jtrans import attacks, data, directions, metrics, models, training, transfer
 from jtrans.experiments import knowledge, matrix
@@ -24,7 +25,8 @@ from jtrans.population import engine
 
 SMALL = [
     "--config.models=('mlp_shallow', 'mlp_deep', 'lenet')",
-    "--config.widths.mlp_shallow=(24,)",
+    # Of the same sizes, so that their programs are compiled once.
+    "--config.widths.mlp_shallow=(32, 16)",
     "--config.widths.mlp_deep=(32, 16)",
     "--config.widths.lenet=(3, 4, 12, 8)",
     "--config.reference=mlp_shallow",
@@ -336,14 +338,13 @@ def test_taus_and_success_agree_with_float64(finished):
         "pgd_liang_tau1_S_T": (np.linalg.norm(across, axis=1) / best).mean(),
         "pgd_liang_tau2_S_T": np.linalg.norm(unit(own).T @ unit(across) / 12),
     }
-    functions = [
-        partial(models.build(name, (16, 16, 1), 5, widths=widths).apply, jax.tree.map(lambda leaf: leaf[1], of[label]))
-        for name, label, widths in (("mlp_deep", "mlp_deep", (32, 16)), ("mlp_shallow", "reference", (24,)))
-    ]
+    apply = jax.jit(models.build("mlp_deep", (16, 16, 1), 5, widths=(32, 16)).apply)  # that of the reference too
+    functions = [Partial(apply, jax.tree.map(lambda leaf: leaf[1], of[name])) for name in ("mlp_deep", "reference")]
     labels = forward("reference", x)[0].argmax(1)
     attack = {"pgd_liang": attacks.pgd(epsilon, 3, 5 * epsilon / 3)}
-    perturbed = [measures.perturb(attack, f, images, key) for f in functions]
-    taus, under_attack = jax.device_get(measures.transferability(functions, perturbed, images, labels))
+    perturb, compare = jax.jit(partial(measures.perturb, attack)), jax.jit(measures.transferability)
+    perturbed = [perturb(f, images, key) for f in functions]
+    taus, under_attack = jax.device_get(compare(functions, perturbed, images, labels))
     for name, value in want.items():
         assert taus[name] == pytest.approx(value, abs=1e-4), name
     x32 = images / np.float32(255)
@@ -371,14 +372,15 @@ def test_the_matrix_is_of_the_networks_with_new_heads(finished):
     test = data.balanced(target.test, 30, "num_examples")
     x = np.float32(test.images) / 255
     build = partial(models.build, image_shape=(16, 16, 1), num_classes=5)
-    models_of = {"mlp_deep": build("mlp_deep", widths=(32, 16)), "lenet": build("lenet", widths=(3, 4, 12, 8))}
+    widths = {"mlp_deep": (32, 16), "lenet": (3, 4, 12, 8)}
+    apply_of = {name: jax.jit(build(name, widths=sizes).apply) for name, sizes in widths.items()}
+    attack = jax.jit(attacks.fgsm(config["attack"]["epsilon"], random_start=True))
     rates, counts = [], []
     for seed in range(2):
         f, g = (
-            partial(model.apply, jax.tree.map(lambda leaf, i=seed: leaf[i], read(finished / "refitted" / name)))
-            for name, model in models_of.items()
+            Partial(apply, jax.tree.map(lambda leaf, i=seed: leaf[i], read(finished / "refitted" / name)))
+            for name, apply in apply_of.items()
         )
-        attack = attacks.fgsm(config["attack"]["epsilon"], random_start=True)
         moved = attack(f, x, test.labels, jax.random.fold_in(engine.keys(0).attack, seed))
         right = [np.asarray(h(x).argmax(1)) == test.labels for h in (f, g)]
         wrong = np.asarray(g(moved).argmax(1)) != test.labels

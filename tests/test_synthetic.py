@@ -1,4 +1,6 @@
 import csv
+import functools
+from functools import partial
 
 import jax
 import numpy as np
@@ -70,20 +72,26 @@ def float64_row(target, source, x, y, level=0):
     }
 
 
-def small_problem(seed=0, num_steps=300):
+def generate(seed, num_steps=300):
     config = defaults(synthetic.FIELDS)
     config.update(scales=(0.0, 0.2, 0.6), widths=(8, 12), target_width=12, num_points=300, input_size=6)
     config.update(output_size=3, num_clusters=4, fit={"num_steps": num_steps, "batch_size": 50, "learning_rate": 1e-2})
     return problem.generate(seed, config)
 
 
+@functools.cache
+def small_problem(seed=0, num_steps=300):
+    return jax.jit(partial(generate, num_steps=num_steps))(seed)
+
+
 @pytest.mark.parametrize("level", [0, 1])
 def test_every_column_agrees_with_float64(level):
     x, y, scales, target, of_width = small_problem()
+    measure = jax.jit(partial(problem.measure, level=level))
     for width, sources in of_width.items():
         for s in range(len(scales)):
             source = jax.tree.map(lambda leaf, s=s: leaf[s], sources)
-            got = problem.measure(target, source, x, y, level=level)
+            got = measure(target, source, x, y)
             want = float64_row(target, source, np.float64(x), np.float64(y), level)
             assert got.keys() == want.keys()
             for name, value in want.items():
@@ -136,7 +144,7 @@ def test_the_target_is_fitted_and_is_the_source_that_drifts():
 def test_another_seed_is_another_problem_and_vmapped_equals_looped():
     one, other = small_problem(0), small_problem(1)
     assert not np.allclose(one.x, other.x)
-    both = jax.vmap(small_problem)(np.arange(2, dtype=np.uint32))
+    both = jax.jit(jax.vmap(generate))(np.arange(2, dtype=np.uint32))
     for leaf, first, second in zip(*(jax.tree.leaves(p) for p in (both, one, other)), strict=True):
         np.testing.assert_allclose(leaf[0], first, atol=1e-3)
         np.testing.assert_allclose(leaf[1], second, atol=1e-3)

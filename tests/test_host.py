@@ -262,11 +262,11 @@ def fail(*_):
         (broken(forward=fail), "forward: raised RuntimeError: the sizes differ"),
         (
             broken(forward=lambda x: np.zeros((len(x), 4))),
-            r"forward: returned shape \([53], 4\); it must return \([53], 10\)",
+            r"forward: returned shape \(\d, 4\); it must return \(\d, 10\)",
         ),
-        (broken(forward=lambda x: np.zeros(10)), r"forward: returned shape \(10,\); it must return \([53], 10\)"),
-        (broken(vjp=lambda x, u: x[:, 0]), r"vjp: returned shape \([53], 3\); it must return \([53], 4, 3\)"),
-        (broken(vjp=lambda x, u: jnp.zeros((5, 4, 3))), "vjp: returned an array of JAX; on the host it takes NumPy"),
+        (broken(forward=lambda x: np.zeros(10)), r"forward: returned shape \(10,\); it must return \(\d, 10\)"),
+        (broken(vjp=lambda x, u: x[:, 0]), r"vjp: returned shape \(\d, 3\); it must return \(\d, 4, 3\)"),
+        (broken(vjp=lambda x, u: jnp.zeros(x.shape)), "vjp: returned an array of JAX; on the host it takes NumPy"),
     ],
 )
 def test_what_the_host_does_wrong_is_one_line(f, message):

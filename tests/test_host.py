@@ -101,7 +101,8 @@ def test_many_outputs(with_jvp):
     assert_close(ours, MEASURES["transferability"](one.in_jax(), other.in_jax(), x))
     assert {name for name, _ in one.calls} == ({"forward", "vjp", "jvp"} if with_jvp else {"forward", "vjp"})
     assert {size for _, size in one.calls} == {N}
-    assert one.calls.count(("vjp", N)) < 3 * 1000  # J itself, where there is no `J v`, not at each of the steps
+    # Where there is no `J v`, J itself: again where XLA runs the two networks in turns, but not at each of 12 steps.
+    assert one.calls.count(("vjp", N)) < 6 * 1000
 
 
 @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)

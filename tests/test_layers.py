@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,11 +41,19 @@ def draw(shape, features, size, networks=()):
     return x, jax.random.normal(keys[1], (*networks, size, size, shape[-1], features))
 
 
+@partial(jax.jit, static_argnums=0)
+def with_gradients(function, x, kernel, cotangent):
+    y, pull_back = jax.vjp(function, x, kernel)
+    return y, pull_back(cotangent)
+
+
 @pytest.mark.parametrize(("shape", "features", "size", "stride", "padding"), CASES)
 def test_convolution_agrees_with_the_definition_and_its_gradients_with_xlas(shape, features, size, stride, padding):
     x, kernel = draw(shape, features, size)
-    y, pull_back = jax.vjp(lambda x, k: layers.convolve(x, k, stride=stride, padding=padding), x, kernel)
     want = direct(x, kernel, stride, padding)
+    cotangent = jax.random.normal(jax.random.key(1), want.shape)
+    ours = lambda x, kernel: layers.convolve(x, kernel, stride=stride, padding=padding)
+    y, gradients = with_gradients(ours, x, kernel, cotangent)
     assert y.shape == want.shape
     np.testing.assert_allclose(y, want, atol=2e-6 * np.abs(want).max())
 
@@ -53,9 +63,8 @@ def test_convolution_agrees_with_the_definition_and_its_gradients_with_xlas(shap
             x, kernel, (stride,) * 2, pads, dimension_numbers=names, precision="highest"
         )
 
-    cotangent = jax.random.normal(jax.random.key(1), y.shape)
-    for ours, theirs in zip(pull_back(cotangent), jax.vjp(reference, x, kernel)[1](cotangent), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=3e-6 * np.abs(theirs).max())
+    for found, theirs in zip(gradients, with_gradients(reference, x, kernel, cotangent)[1], strict=True):
+        np.testing.assert_allclose(found, theirs, atol=3e-6 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -63,8 +72,8 @@ def test_convolution_agrees_with_the_definition_and_its_gradients_with_xlas(shap
 def test_networks_at_once_equal_one_after_another(shared, shape, features, size, stride, padding):
     x, kernel = draw(shape, features, size, (3,))
     x = x[0] if shared else x
-    convolve = lambda x, k: layers.convolve(x, k, stride=stride, padding=padding)
-    got = jax.vmap(convolve, (None if shared else 0, 0))(x, kernel)
+    convolve = jax.jit(partial(layers.convolve, stride=stride, padding=padding))
+    got = jax.jit(jax.vmap(convolve, (None if shared else 0, 0)))(x, kernel)
     for m in range(3):
         want = convolve(x if shared else x[m], kernel[m])
         np.testing.assert_allclose(got[m], want, atol=2e-6 * np.abs(want).max())
@@ -72,11 +81,11 @@ def test_networks_at_once_equal_one_after_another(shared, shape, features, size,
 
 def test_a_second_derivative_exists():
     x, kernel = draw((6, 6, 16), 2, 3)
-    energy = lambda x: jnp.sum(layers.convolve(x, kernel, padding=1) ** 3)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(layers.convolve(x, kernel, padding=1) ** 3)))
     direction = jax.random.normal(jax.random.key(2), x.shape)
-    _, second = jax.jvp(jax.grad(energy), (x,), (direction,))
+    _, second = jax.jvp(gradient, (x,), (direction,))
     step = 1e-2
-    difference = (jax.grad(energy)(x + step * direction) - jax.grad(energy)(x - step * direction)) / (2 * step)
+    difference = (gradient(x + step * direction) - gradient(x - step * direction)) / (2 * step)
     np.testing.assert_allclose(second, difference, atol=1e-3 * np.abs(second).max())
 
 

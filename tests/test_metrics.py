@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,11 @@ def test_importing_metrics_imports_no_flax_tfds_or_matplotlib():
 
 def linear(matrix):
     return lambda x: x.reshape(len(x), -1) @ jnp.array(matrix, jnp.float32).T
+
+
+def compiled(attack):
+    """The attack as one program for each network and batch size, instead of one for each of its operations."""
+    return jax.jit(attack, static_argnums=0)
 
 
 def networks(seed=0, sizes=((12, 20, 5), (12, 30, 4)), count=30):
@@ -166,15 +172,15 @@ def test_finite_attacks_follow_the_definitions():
     np.testing.assert_allclose(got.tau1_tau2, np.linalg.norm((ratio[:, None, None] * outer).mean(0)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("attack", [None, attacks.pgd(0.1, 3, 0.05, bounds=None)], ids=["linearised", "pgd"])
-@pytest.mark.parametrize("batch_size", [1, 7, 30])
-def test_the_batch_size_does_not_matter(attack, batch_size):
-    (source, target), x = networks()
-    measure = lambda size: metrics.transferability(
-        function(source), function(target), x.astype(np.float32), attack=attack, key=jax.random.key(0), batch_size=size
-    )
-    for a, b in zip(measure(batch_size), measure(None), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4)
+@pytest.mark.parametrize("attack", [None, compiled(attacks.pgd(0.1, 3, 0.05, bounds=None))], ids=["linearised", "pgd"])
+def test_the_batch_size_does_not_matter(attack):
+    weights, x = networks()
+    pair, x = [function(of_one) for of_one in weights], x.astype(np.float32)
+    measure = partial(metrics.transferability, *pair, x, attack=attack, key=jax.random.key(0))
+    whole = measure()
+    for batch_size in (1, 7, 30):
+        for a, b in zip(measure(batch_size=batch_size), whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
 def test_everything_can_be_jitted_and_vmapped_over_networks():
@@ -190,9 +196,10 @@ def test_everything_can_be_jitted_and_vmapped_over_networks():
             metrics.function_matching_distance(f(w), f(target), x, batch_size=4),
         )
 
-    together = jax.jit(jax.vmap(measure, (0, None)))(weights, x)
+    together, alone = jax.jit(jax.vmap(measure, (0, None)))(weights, x), jax.jit(measure)
     for m in range(3):
-        np.testing.assert_allclose([t[m] for t in together], measure(weights[m], x), rtol=1e-3)
+        np.testing.assert_allclose([t[m] for t in together], alone(weights[m], x), rtol=1e-3)
+    np.testing.assert_allclose([t[0] for t in together], measure(weights[0], x), rtol=1e-3)
 
 
 def test_a_penalty_on_the_angle_can_be_differentiated():
@@ -202,6 +209,7 @@ def test_a_penalty_on_the_angle_can_be_differentiated():
     x, y = jax.random.normal(jax.random.key(0), (8, 6)), jnp.array([0, 1] * 4)
     surrogate, w = jax.random.normal(jax.random.key(1), (2, 6, 2))
 
+    @jax.jit
     def penalty(w):
         mine, theirs = (directions.loss_gradient(lambda x, v=v: jnp.tanh(x @ v), x, y) for v in (w, surrogate))
         return metrics.angles(mine, theirs).mean()
@@ -264,7 +272,7 @@ def test_the_gradient_matching_distance_scales_with_the_target_alone(source_scal
     want = float64_matching_distance(float64_jacobian(source, x), float64_jacobian(target, x))
     f, g, x = function(source), function(target), jnp.array(x, jnp.float32)
     scaled = lambda x: source_scale * f(x), lambda x: target_scale * g(x)
-    got = metrics.gradient_matching_distance(*scaled, x, batch_size=7)
+    got = metrics.gradient_matching_distance(*scaled, x, batch_size=10)
     np.testing.assert_allclose(np.float64(got), target_scale * want, rtol=1e-5)
     jacobians = (jacobian.jacobian(h, x) for h in scaled)
     np.testing.assert_allclose(np.float64(metrics.jacobian_matching_distance(*jacobians)), got, rtol=1e-5)
@@ -338,8 +346,9 @@ def test_the_success_matrix_of_linear_networks_in_closed_form():
     weights = rng.normal(size=(3, 6))
     x, y = rng.uniform(0.3, 0.7, size=(50, 6)), rng.integers(2, size=50)
     networks = [lambda x, w=w: jnp.stack([-(x - 0.5) @ w, (x - 0.5) @ w], 1) for w in jnp.array(weights, jnp.float32)]
-    got = metrics.success_matrix(networks, networks[:2], x, y, attacks.fgsm(0.05), batch_size=16)
-    assert metrics.success_matrix([], networks[:2], x, y, attacks.fgsm(0.05)).rate.shape == (0, 2, 3)
+    fgsm = compiled(attacks.fgsm(0.05))
+    got = metrics.success_matrix(networks, networks[:2], x, y, fgsm, batch_size=16)
+    assert metrics.success_matrix([], networks[:2], x, y, fgsm).rate.shape == (0, 2, 3)
     assert got.count[0, 0].tolist()[0] == 50
     sign = 2 * y - 1
     margins = sign[:, None] * ((x - 0.5) @ weights.T)
@@ -362,6 +371,7 @@ def test_lost_networks_neither_succeed_nor_are_fooled(attack):
     diverged, dead = lambda x: healthy(x) * jnp.nan, lambda x: healthy(x) * 0
     some = lambda x: jnp.where(x[:, :1] > 0.5, jnp.nan, healthy(x))
     networks, y, key = [healthy, diverged, dead, some], np.asarray(healthy(x).argmax(1)), jax.random.key(0)
+    attack = compiled(attack)
     rate, count, unmoved = metrics.success_matrix(networks, networks, x, y, attack, key=key, batch_size=16)
     gone = int((x[:, 0] > 0.5).sum())
     assert unmoved.tolist() == [0, 40, 40, gone]
@@ -400,7 +410,7 @@ def test_examples_that_are_not_finite_are_left_out_of_the_taus():
     middle = np.median(first(x))
     ill = lambda x: jnp.where(first(x) > middle, jnp.nan, g(x))
     half = np.asarray(first(x) <= middle)[:, 0]
-    moves = attacks.fgsm(1e-3, bounds=None)
+    moves = compiled(attacks.fgsm(1e-3, bounds=None))
     for options in ({}, {"attack": moves}):
         for pair, healthy in (((f, ill), (f, g)), ((ill, f), (g, f))):
             part = metrics.transferability(*pair, x, **options)
@@ -414,7 +424,7 @@ def test_the_success_matrix_does_not_depend_on_the_batch_size():
     weights = jnp.array(rng.normal(size=(2, 12, 3)), jnp.float32)
     networks = [lambda x, w=w: jnp.tanh(x.reshape(len(x), -1) @ w) for w in weights]
     x, y = rng.uniform(size=(30, 2, 2, 3)).astype(np.float32), rng.integers(3, size=30)
-    attack, key = attacks.pgd(0.3, 3, 0.2), jax.random.key(0)
+    attack, key = compiled(attacks.pgd(0.3, 3, 0.2)), jax.random.key(0)
     whole, parts = (
         metrics.success_matrix(networks, networks, x, y, attack, key=key, batch_size=b).rate for b in (30, 7)
     )

@@ -66,25 +66,27 @@ def test_each_epoch_has_its_own_order_of_all_images():
     assert len({tuple(order.tolist()) for order in orders}) == 3
 
 
-def test_running_statistics_move_as_pytorchs_do():
+def test_running_statistics_move_as_pytorchs_do(shorten):
     """mean <- 0.9 mean + 0.1 batch mean; the variance alike, by its unbiased estimate."""
-    model = models.build("resnet18", (8, 8, 2), 3, widths=(4, 4, 4, 4))
+    shorten("conv_b", 1)
+    model = models.build("conv_b", (8, 8, 2), 3, widths=(4,))
     optimizer = training.OPTIMIZERS["sgd"](0.1)
     before = training.initialize(model, optimizer, jax.random.key(0))
     images = np.random.default_rng(0).integers(256, size=(5, 8, 8, 2), dtype=np.uint8)
     after = training.train_step(model, optimizer, before, jnp.array(images), jnp.zeros(5, int), jax.random.key(1))
-    kernel = np.float64(before.variables["params"]["Conv_0"]["kernel"])
+    kernel, bias = (np.float64(before.variables["params"]["Conv_0"][name]) for name in ("kernel", "bias"))
     x = np.pad(images / 255, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    y = sum(np.tensordot(x[:, i : i + 8, j : j + 8], kernel[i, j], 1) for i in range(3) for j in range(3))
+    y = bias + sum(np.tensordot(x[:, i : i + 8, j : j + 8], kernel[i, j], 1) for i in range(3) for j in range(3))
     stats = after.variables["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(stats["mean"], 0.1 * y.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * y.var((0, 1, 2), ddof=1), atol=1e-6)
 
 
-def test_dropout_follows_its_key_and_is_off_outside_training():
-    model = models.build("vgg11", (32, 32, 1), 2, widths=(2,) * 8 + (16, 16))
+def test_dropout_follows_its_key_and_is_off_outside_training(shorten):
+    shorten("vgg11", 1)
+    model = models.build("vgg11", (16, 16, 1), 2, widths=(2, 16, 16))
     variables = model.init(jax.random.key(0))
-    x = jax.random.uniform(jax.random.key(1), (3, 32, 32, 1))
+    x = jax.random.uniform(jax.random.key(1), (3, 16, 16, 1))
     first, again, other = (model.train(variables, x, jax.random.key(k))[0] for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)

@@ -35,9 +35,10 @@ static: .venv/dev
 
 check: static test
 
-# Everything, the long tests and the oldest versions that pyproject.toml allows included.
+# Everything, the long tests and the oldest versions that pyproject.toml allows included; with programs optimised as
+# users have them.
 check-all: static .venv-oldest/dev
-	.venv/bin/$(PYTEST)
+	XLA_FLAGS= .venv/bin/$(PYTEST)
 	.venv-oldest/bin/$(PYTEST) -m "not slow"
 
 # The tests of networks that PyTorch computes, in an environment of its own: some GB, which the others do without.

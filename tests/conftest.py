@@ -5,7 +5,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+# Compiling takes most of the tests' time, so XLA optimises little; `make check-all` tests programs as users run them.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+flags = os.environ.get("XLA_FLAGS", QUICKLY)
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 ROOT = Path(__file__).parent.parent

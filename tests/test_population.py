@@ -262,9 +262,23 @@ def test_blocks_of_test_images_give_what_all_at_once_gives(monkeypatch):
         np.testing.assert_allclose(blocks[name], whole[name], atol=1e-3)
 
 
+def test_populations_that_differ_in_arrays_alone_share_their_programs(lowerings):
+    first = population(epsilon=0.1)
+    second = first._replace(keys=engine.keys(1), train=images(40, 2), test=images(12, 3))
+    of = lambda population: [m for *_, m in engine.trajectory(population, engine.initialize(population), 2)]
+    before = of(first)
+    count = lowerings()
+    after = of(second)
+    assert lowerings() == count
+    alone = of(population(epsilon=0.1, keys=second.keys, train=second.train, test=second.test))
+    for ours, theirs, others in zip(after, alone, before, strict=True):
+        for name, values in (ours.networks | ours.pairs).items():
+            np.testing.assert_array_equal(values, (theirs.networks | theirs.pairs)[name], err_msg=name)
+        assert (ours.pairs["angle"] != others.pairs["angle"]).all()
+
+
 def test_blocks_are_even_and_follow_the_memory():
-    image = np.zeros((32, 32, 3), np.uint8)
-    of = lambda count: np.broadcast_to(image, (count, *image.shape))
+    of = lambda count: (count, 32, 32, 3)
     assert observe.block_size(of(200), 16) == 200
     assert observe.block_size(of(2000), 16) == 200
     assert observe.block_size(of(2001), 16) == 182  # eleven of them

@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 AXIS = "devices"
+PROGRAMS = 8  # for how many populations compiled programs are kept, the most recent ones
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # the number of processes started by a launcher
 # Memory for the networks on a device at once: on a CPU this (larger groups are no faster), elsewhere half of the total.
 CPU_BYTES = 2**30
@@ -134,7 +135,12 @@ def _local(devices: Sequence[jax.Device]) -> list[int]:
 
 def copies(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """The same arrays on every device, `[local devices, ...]`."""
-    return program(lambda _, tree: tree, devices, in_axes=(0, None))(np.zeros(len(_local(devices))), tree)
+    return _copier(tuple(devices))(np.zeros(len(_local(devices))), tree)
+
+
+@lru_cache(PROGRAMS)
+def _copier(devices: tuple[jax.Device, ...]) -> Callable:
+    return program(lambda _, tree: tree, devices, in_axes=(0, None))
 
 
 def split(tree: Any, placement: Placement) -> list[Group]:

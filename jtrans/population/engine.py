@@ -5,7 +5,7 @@ across. `devices` says how they lie on the devices; the functions here are of on
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -89,7 +89,14 @@ class Population(NamedTuple):
     @property
     def block(self) -> int:
         """Test images measured at once."""
-        return observe.block_size(self.test.images, self.num_networks * len(self.models), self.batch_statistics)
+        return observe.block_size(self.test.images.shape, self.num_networks * len(self.models), self.batch_statistics)
+
+    def without_arrays(self) -> "Population":
+        """Shapes in the place of arrays: hashable, and equal for populations that the same compiled programs serve."""
+        shape_of = lambda array: jax.ShapeDtypeStruct(np.shape(array), array.dtype)
+        fields = {name: tuple(getattr(self, name)) for name in ("models", "placements")}
+        arrays = {name: jax.tree.map(shape_of, getattr(self, name)) for name in ("keys", "train", "test", "pair")}
+        return self._replace(**fields, **arrays)
 
 
 def keys(seed: int) -> Keys:
@@ -115,9 +122,9 @@ def build(num_networks: int, group_size: int = 0, on: Sequence[jax.Device] | Non
     if "pair" not in fields:
         fields["pair"], _ = observe.pairs(len(fields["models"]), num_networks)
     population = Population(placements=(), **fields)
-    images, num_models = population.test.images, len(population.models)
-    block = observe.block_size(images, num_networks * num_models, population.batch_statistics)
-    batch = jax.ShapeDtypeStruct((max(population.batch_size, block), *images.shape[1:]), jnp.float32)
+    shape, num_models = population.test.images.shape, len(population.models)
+    block = observe.block_size(shape, num_networks * num_models, population.batch_statistics)
+    batch = jax.ShapeDtypeStruct((max(population.batch_size, block), *shape[1:]), jnp.float32)
     placements = [place(model, batch, num_networks, group_size, on) for model in population.models]
     return population._replace(placements=placements)
 
@@ -144,10 +151,17 @@ def initialize(population: Population) -> list[list[Group]]:
     networks = []
     all_keys = split(population, network_keys(population.keys.init, len(population.models), population.num_networks))
     for model, keys, placement in zip(population.models, all_keys, population.placements, strict=True):
-        start = jax.vmap(partial(training.initialize, model, population.optimizer))
-        groups = map(devices.program(start, population.devices), keys)
+        groups = map(_start(model, population.optimizer, population.devices), keys)
         networks.append([jax.device_get(group) if placement.rest_on_host else group for group in groups])
     return networks
+
+
+@lru_cache(devices.PROGRAMS)
+def _start(
+    model: Model, optimizer: optax.GradientTransformation, on: Sequence[jax.Device]
+) -> Callable[[jax.Array], Group]:
+    """The compiled program that draws a group of networks."""
+    return devices.program(jax.vmap(partial(training.initialize, model, optimizer)), on)
 
 
 def initialize_at(population: Population, learning_rates: np.ndarray) -> list[list[Group]]:
@@ -194,10 +208,8 @@ def trajectory(
     on, arrays = population.devices, (population.train, population.test, np.int32(population.pair))
     train, test, pair = devices.copies(arrays, on)
     measure = observe.measurer(population, test, pair)
-    one_step = lambda model: jax.vmap(partial(_one_step, population, model), (0, 0, None, None))
-    compiled = partial(devices.program, devices=on, in_axes=(0, 0, None, 0), donate=(0,))
-    take_steps = [compiled(one_step(model)) for model in population.models]
-    draw, draws = _drawer(population), None
+    take_steps, shuffle = _programs(population.without_arrays())
+    draw, draws = _drawer(population, shuffle), None
     trained = [list(groups) for groups in networks]
     if first_step == 0:
         yield 0, trained, measure(trained)
@@ -222,10 +234,18 @@ class Draws(NamedTuple):
     augment: jax.Array
 
 
-def _drawer(population: Population) -> Callable[[int], list[list[Draws]]]:
-    """The draws of an epoch, for each architecture and group."""
-    shuffled = jax.vmap(lambda key, epoch: population.order(key, epoch, len(population.train.labels)), (0, None))
-    shuffle = devices.program(shuffled, population.devices, in_axes=(0, None))
+@lru_cache(devices.PROGRAMS)
+def _programs(population: Population) -> tuple[list[Callable], Callable]:
+    """The compiled programs that take a step of a group, one for each architecture; and the one that draws an order."""
+    one_step = lambda model: jax.vmap(partial(_one_step, population, model), (0, 0, None, None))
+    compiled = partial(devices.program, devices=population.devices)
+    take_steps = [compiled(one_step(model), in_axes=(0, 0, None, 0), donate=(0,)) for model in population.models]
+    order = lambda key, epoch: population.order(key, epoch, len(population.train.labels))
+    return take_steps, compiled(jax.vmap(order, (0, None)), in_axes=(0, None))
+
+
+def _drawer(population: Population, shuffle: Callable) -> Callable[[int], list[list[Draws]]]:
+    """The draws of an epoch, for each architecture and group; `shuffle` draws the orders of a group."""
     num_models, count = len(population.models), population.num_networks
     of = population.keys
     keys = zip(*(network_keys(key, num_models, count) for key in (of.order, of.dropout, of.augment)), strict=True)

@@ -6,8 +6,9 @@ over the entries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -226,16 +227,16 @@ def attackers(num_models: int, num_networks: int) -> np.ndarray:
     return np.stack([target, (num_models - 1) * num_networks + (target + 1) % num_networks], axis=1)
 
 
-def block_size(images: np.ndarray, num_networks: int, batch_statistics: bool = False) -> int:
-    """How many test images `[N, H, W, C]` are measured at once; the last such block may overlap the one before.
+def block_size(shape: tuple[int, ...], num_networks: int, batch_statistics: bool = False) -> int:
+    """How many test images of this shape, `[N, H, W, C]`, are measured at once; the last block may overlap the one before.
 
     The directions of all architectures' networks on a block are held together on every device. With batch statistics,
     which are those of all test images, these are measured at once.
     """
-    num_examples = len(images)
+    num_examples, *of_image = shape
     if batch_statistics:
         return num_examples
-    most = max(1, min(BLOCK, DIRECTIONS_BYTES // (4 * images[0].size * num_networks)))
+    most = max(1, min(BLOCK, DIRECTIONS_BYTES // (4 * math.prod(of_image) * num_networks)))
     return -(-num_examples // -(-num_examples // most))
 
 
@@ -280,10 +281,8 @@ def observe_singly(model: Model, networks: Network, test: Split, measures: Mappi
 
 def measurer(population: Population, test: Split, pair: jax.Array) -> Callable[[list[list[Group]]], Measurement]:
     """What measures all networks and pairs, block by block; `test` and `pair` are the population's, on the devices."""
-    on, block, num_examples = population.devices, population.block, len(population.test.labels)
-    looks = [devices.program(partial(_look, population, m), on, in_axes=(0, 0, None)) for m in population.models]
-    compare = devices.program(partial(_compare, population), on, in_axes=(0, 0, None), out_axes=None)
-    attack = devices.program(partial(_attack, population), on, in_axes=(0, 0, 0, None), out_axes=None)
+    block, num_examples, key = population.block, len(population.test.labels), population.keys.attack
+    looks, compare, attack = _programs(population.without_arrays())
 
     def measure(networks: list[list[Group]]) -> Measurement:
         sums, rows = [], []
@@ -292,13 +291,23 @@ def measurer(population: Population, test: Split, pair: jax.Array) -> Callable[[
             seen = [[look(g, test, at) for g in groups] for look, groups in zip(looks, networks, strict=True)]
             of_pairs, of_images = compare(seen, pair, start - at)
             if population.epsilon:
-                of_images["attacked"] = attack(networks[0], seen, test, at)
+                of_images["attacked"] = attack(networks[0], seen, test, at, key)
             sums.append(jax.device_get(of_pairs))
             # The first images of a block that overlaps the one before are in that one.
             rows.append({name: value[..., start - at :] for name, value in jax.device_get(of_images).items()})
         return _over_blocks(population, sums, rows)
 
     return measure
+
+
+@lru_cache(devices.PROGRAMS)
+def _programs(population: Population) -> tuple[list[Callable], Callable, Callable]:
+    """The compiled programs that look at a group, one for each architecture; that compare all; and that attack them."""
+    compiled = partial(devices.program, devices=population.devices)
+    looks = [compiled(partial(_look, population, model), in_axes=(0, 0, None)) for model in population.models]
+    compare = compiled(partial(_compare, population), in_axes=(0, 0, None), out_axes=None)
+    attack = compiled(partial(_attack, population), in_axes=(0, 0, 0, None, None), out_axes=None)
+    return looks, compare, attack
 
 
 def _block(split: Split, start: jax.Array, size: int) -> Split:
@@ -353,7 +362,9 @@ def compare(seen: Share, placements: Sequence[Placement], pair: jax.Array) -> tu
     return cosine[first, second % len(last)], by_name
 
 
-def _attack(population: Population, groups: Sequence[Network], seen: Share, test: Split, start: jax.Array) -> jax.Array:
+def _attack(
+    population: Population, groups: Sequence[Network], seen: Share, test: Split, start: jax.Array, key: jax.Array
+) -> jax.Array:
     """`[M, 3, n]`, what `attacks.right` gives of the first architecture's networks under FGSM (Goodfellow et al. 2015).
 
     On every device; within a program of `devices`. The attacks, `ATTACKS`, are one step along the signs of the
@@ -361,7 +372,7 @@ def _attack(population: Population, groups: Sequence[Network], seen: Share, test
     """
     model, placement = population.models[0], population.placements[0]
     images, labels = _block(test, start, population.block)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(population.keys.attack, start + jnp.arange(population.block))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(population.block))
     x = training.pixels(images)
     (last,) = devices.gather([([group.unit for group in seen[-1]], population.placements[-1])])
     # A network without a direction at an image leaves it as it is.

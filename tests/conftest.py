@@ -62,7 +62,7 @@ def shorten(monkeypatch):
     return lambda name, count: monkeypatch.setitem(of, name, of[name][:count])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data():
     """Real data beside the checkout, where a developer has it."""
     path = ROOT.parent / "shared" / "data"

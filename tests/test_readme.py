@@ -4,9 +4,12 @@ import re
 import subprocess
 
 import jax.numpy as jnp
+import pandas
 import pytest
 from conftest import ROOT
 
+from jtrans import stats
+from jtrans.experiments import synthetic
 from jtrans.experiments.reproduce import page, runs
 from jtrans.harness import experiment, fields
 from jtrans.population import observe
@@ -59,6 +62,32 @@ def test_what_holds_is_what_the_page_of_claims_says():
     took = [page.seconds(ROOT / "docs" / page.RESULTS / run.name) for run in runs.listed("IMAGES")]
     assert float(minutes) == pytest.approx(sum(took) / 60, abs=1)
     assert int(count) == text.count("](#") == sum(map(int, re.findall(r"\*Rows: (\d+)", text)))
+
+
+def test_the_synthetic_experiment_is_as_its_results_say():
+    section = README.partition("## The other paper")[2].partition("\n## ")[0]
+    table = pandas.read_csv(ROOT / "docs" / "synthetic.csv")
+    summary = synthetic.summarize(table)
+    assert summary["num_seeds"] == 10
+    of = {(row["width"], row["level"], row["measure"]): row for row in summary["rows"]}
+    names = [name for name in synthetic.MEASURES if not name.startswith("tau1tau2")]
+    for name in names:
+        row = of[100, 0, name]
+        numbers = " | ".join(stats.interval_text(row[key], 3) for key in ("first", "last", "spearman"))
+        assert f"| {synthetic.MEASURES[name]} | {numbers} |" in section
+        assert abs(row["spearman"]["mean"]) == 1
+    for width in (50, 100, 200):
+        fall, rise = ("tau1_S_T", "tau2_S_T", "tau2_T_S"), ("transfer_loss_S", "gradient_matching_distance")
+        assert all(of[width, 0, name]["spearman"]["high"] < 0 for name in fall)
+        assert all(of[width, 0, name]["spearman"]["low"] > 0 for name in rise)
+        assert all(of[width, 1, name]["spearman"]["high"] < 0 for name in fall[1:])
+    for width in (50, 200):
+        _, values = synthetic.over_seeds(table[(table["width"] == width) & (table["level"] == 0)], "tau1_T_S")
+        assert set(values.argmax(1)) <= set(range(1, 9))
+        assert f"{stats.interval_text(of[width, 0, 'tau1_T_S']['spearman'], 2)} (width {width})" in section
+    runs_at_level_1 = table[table["level"] == 1].groupby(["seed", "width"])["tau1_T_S"]
+    higher = int((runs_at_level_1.last() > runs_at_level_1.first()).sum())
+    assert f"in {higher} of {len(runs_at_level_1)} cases" in section
 
 
 def test_the_experiment_of_the_contributors_guide_runs(tmp_path):

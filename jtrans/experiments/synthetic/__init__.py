@@ -25,6 +25,7 @@ from jtrans.experiments.synthetic import problem
 from jtrans.harness import fields, figures, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_number, is_tuple, is_whole, whole
+from jtrans.stats import Interval
 
 NAME = "synthetic"
 MEASURES = {
@@ -49,13 +50,16 @@ FIELDS: Mapping[str, Field] = {
     ),
     "widths": fields.widths((50, 100, 200)),  # of the sources; a given problem brings its own
     "levels": Field(
-        (0,), lambda v: is_tuple(v, lambda n: is_whole(n) and n >= 0), "a tuple of whole numbers, 0 or more, as (0, 1)"
+        (0, 1),
+        lambda v: is_tuple(v, lambda n: is_whole(n) and n >= 0),
+        "a tuple of whole numbers, 0 or more, as (0, 1)",
     ),
     "target_width": whole(100),
     "num_points": whole(5000),
     "input_size": whole(50),
     "output_size": whole(10),
     "num_clusters": whole(10),
+    "num_basis_functions": whole(100),
     "fit.num_steps": whole(4000),
     "fit.batch_size": whole(250),
     "fit.learning_rate": fields.positive(1e-2),
@@ -112,16 +116,22 @@ def summarize(table: pandas.DataFrame) -> dict[str, Any]:
     """How each measure changes with the drift, ready for JSON.
 
     In `rows` for each width, level and measure: its value without drift and at the largest, and Spearman's rank
-    correlation with the scale, each as `{mean, low, high}` over seeds.
+    correlation with the scale, each as `{mean, low, high}` over seeds. The interval of the rank correlation lies in
+    [-1, 1], and a correlation of 1 in every seed does not make it certain (`stats.share_ci`).
     """
     rows = []
     for (width, level), of_both in table.groupby(["width", "level"]):
         for name in MEASURES:
             scale, values = over_seeds(of_both, name)
             ranks = np.array([scipy.stats.spearmanr(scale, of_seed).statistic for of_seed in values])
-            quantities = {"first": values[:, 0], "last": values[:, -1], "spearman": ranks}
-            intervals = {key: stats.plain(stats.mean_ci(of_seeds)) for key, of_seeds in quantities.items()}
-            rows.append({"width": int(width), "level": int(level), "measure": name, **intervals})
+            share = stats.share_ci((1 + np.round(ranks, 12)) / 2)  # rounded, so that perfect order is exactly 1 or 0
+            intervals = {
+                "first": stats.mean_ci(values[:, 0]),
+                "last": stats.mean_ci(values[:, -1]),
+                "spearman": Interval(*(2 * bound - 1 for bound in share)),
+            }
+            plain = {key: stats.plain(interval) for key, interval in intervals.items()}
+            rows.append({"width": int(width), "level": int(level), "measure": name, **plain})
     return {"num_seeds": table["seed"].nunique(), "rows": rows}
 
 
@@ -148,12 +158,12 @@ def draw(results: Results) -> dict[str, Figure]:
             _curves(panel, table, f"{name}_S_T", level)
             _curves(panel, table, f"{name}_T_S", level, "--")
             panel.set(ylim=(0, 1.03), ylabel=f"{name.replace('tau1tau2', 'tau1 tau2')} (0 to 1)")
-            panel.set_title(f"{title}, singular vector {level}", fontsize="medium")
+            panel.set_title(f"{title}, level {level}", fontsize="medium")
     _curves(loss, table, "transfer_loss_S", levels[0])
-    loss.set_title("knowledge: head refit", fontsize="medium")
+    loss.set_title("knowledge transfer: source's last layer refit", fontsize="medium")
     loss.set(ylabel="transfer loss (root mean squared error)", ylim=(0, None))
     _curves(distance, table, "gradient_matching_distance", levels[0])
-    distance.set_title("gradients", fontsize="medium")
+    distance.set_title("gradient matching", fontsize="medium")
     distance.set(ylabel="gradient matching distance\n(output per unit of input)", ylim=(0, None))
     for panel in (*np.ravel(rows), loss, distance):
         panel.set_xlabel("scale of the drift's last step (steps add up)")
@@ -163,7 +173,8 @@ def draw(results: Results) -> dict[str, Figure]:
     handles.append(Line2D([], [], color="0.3", linestyle="--", label="attack from target to source"))
     if num_seeds > 1:
         handles.append(Patch(color="0.3", alpha=0.25, label=f"{figures.INTERVAL} over {num_seeds} seeds"))
-    key.legend(handles=handles, loc="center")
+    singular = "attacks along singular vectors\nof the Jacobian: level 0 the top one,\nlevel 1 the second, and so on"
+    key.legend(handles=handles, loc="center", title=singular)
     key.axis("off")
     figure.suptitle("How a drifting source transfers to its target, and back (one-hidden-layer networks)")
     return {"figure": figure}

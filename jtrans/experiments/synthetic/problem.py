@@ -58,18 +58,26 @@ def apply(network: Network, x: jax.Array) -> jax.Array:
 def regression(key: jax.Array, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
     """A regression problem of radial basis functions: x `[N, D]` from a mixture of Gaussians, y `[N, K]`.
 
-    The Gaussians have centres from `N(0, 0.3^2)` and unit variance; `y = sum_c a_c exp(-|x - center_c|^2 / (2 D))` with
-    normal amplitudes. The paper names the ingredients; the constants are chosen here to give its published problem's
-    scale.
+    The constants are those of the paper's official code: cluster centres uniform in [-0.5, 0.5]^D, points around them
+    from N(0, I), equally many in each cluster and in the clusters' order; basis functions `phi_m(x) = exp(-|x -
+    mu_m|^2 / s_m)` with mu uniform in [-0.5, 0.5]^D and s in [0, 100]; `y = A phi(x) + b` with A and b uniform in
+    [-0.5, 0.5]. Where the clusters do not divide the points, cluster sizes differ by one.
     """
-    center_key, cluster_key, point_key, amplitude_key = jax.random.split(key, 4)
-    num_points, num_clusters, input_size = config.num_points, config.num_clusters, config.input_size
-    centers = 0.3 * jax.random.normal(center_key, (num_clusters, input_size))
-    cluster = jax.random.randint(cluster_key, (num_points,), 0, num_clusters)
-    x = centers[cluster] + jax.random.normal(point_key, (num_points, input_size))
-    squared = jnp.stack([((x - center[None]) ** 2).sum(1) for center in centers], axis=1)
-    amplitudes = jax.random.normal(amplitude_key, (num_clusters, config.output_size))
-    return x, jnp.exp(-squared / (2 * input_size)) @ amplitudes
+    center_key, point_key, mean_key, scale_key, weight_key, bias_key = jax.random.split(key, 6)
+    num_points, input_size, output_size = config.num_points, config.input_size, config.output_size
+    num_functions = config.num_basis_functions
+
+    def uniform(key: jax.Array, *shape: int) -> jax.Array:
+        return jax.random.uniform(key, shape, minval=-0.5, maxval=0.5)
+
+    cluster = np.arange(num_points) * config.num_clusters // num_points
+    x = uniform(center_key, config.num_clusters, input_size)[cluster]
+    x += jax.random.normal(point_key, (num_points, input_size))
+    means = uniform(mean_key, num_functions, input_size)
+    scales = jax.random.uniform(scale_key, (num_functions,), maxval=100)
+    basis = jnp.exp(-((x[:, None] - means[None]) ** 2).sum(2) / scales[None])
+    weights, bias = uniform(weight_key, num_functions, output_size), uniform(bias_key, output_size)
+    return x, jnp.matmul(basis, weights, precision="highest") + bias[None]
 
 
 def initialize(key: jax.Array, input_size: int, width: int, output_size: int) -> Network:
@@ -105,7 +113,7 @@ def drift(key: jax.Array, network: Network, scales: Sequence[float]) -> Network:
     """The network after each step of a drift along one random deviation: leading axis S.
 
     The deviation of each weight is uniform in [-0.5, 0.5]. A step adds `scale` times the deviation to the network as
-    the step before left it.
+    the step before left it, as in the official code.
     """
     leaves, structure = jax.tree.flatten(network)
     total = jnp.cumsum(jnp.asarray(scales, jnp.float32))
@@ -120,8 +128,9 @@ def drift(key: jax.Array, network: Network, scales: Sequence[float]) -> Network:
 def generate(seed: jax.Array | int, config: ConfigDict) -> Problem:
     """The problem of a seed: the points, the trained target, and for each width a trained network that drifts.
 
-    The network of the target's width that drifts is the target itself, as in the published problem. The config has the
-    numbers of points, clusters, inputs and outputs, the `widths`, the drift's `scales` and the `fit`.
+    The network of the target's width that drifts is the target itself, as in the published problem. Points and drift
+    follow the official code. The networks do not: the official code drifts pretrained ones, and here `train` fits
+    them, each from its own initial weights. The config has the fields of `configs/synthetic.py`.
     """
     data_key, *init_order_keys, drift_key = jax.random.split(jax.random.key(seed), 4)
     x, y = regression(data_key, config)

@@ -407,13 +407,14 @@ def test_every_interval_covers_what_the_page_on_coverage_says():
 def test_correlations_of_chosen_sources():
     x = np.array([[1.0], [2.0], [3.0], [4.0], [10.0]])
     rng = np.random.default_rng(0)
-    got = stats.correlation(x, x**3, rng, ranks=True)
-    assert got.statistic.mean == pytest.approx(1)
-    assert got.p_value == pytest.approx(2 / 120)  # of all 5! orders, the same and the opposite one
-    assert np.isnan([got.statistic.low, got.statistic.high]).all()  # a single seed
-    got = stats.correlation(x, -2 * x + 1, rng)
-    assert got.statistic.mean == pytest.approx(-1)
-    assert got.p_value == pytest.approx(1 / 120)  # unequal steps: no other order comes as far
+    monotone = stats.correlation(x, x**3, rng, ranks=True)
+    assert monotone.statistic.mean == pytest.approx(1)
+    assert monotone.p_value == pytest.approx(2 / 120)  # of all 5! orders, the same and the opposite one
+    assert np.isnan(monotone.statistic[1:]).all()  # bootstrap samples come in the same order
+    linear = stats.correlation(x, -2 * x + 1, rng)
+    assert linear.statistic.mean == pytest.approx(-1)
+    assert linear.p_value == pytest.approx(1 / 120)  # unequal steps: no other order comes as far
+    assert np.isnan(linear.statistic[1:]).all()
 
 
 @pytest.mark.parametrize("ranks", [False, True])
@@ -421,44 +422,194 @@ def test_correlations_are_those_of_scipy(ranks):
     rng = np.random.default_rng(1)
     x, y = rng.integers(4, size=(2, 5, 3)).astype(float)  # with ties
     of_scipy = scipy.stats.spearmanr if ranks else scipy.stats.pearsonr
-    got = stats.correlation(x, y, rng, ranks=ranks)
+    exact = stats.correlation(x, y, rng, ranks=ranks)
     want = of_scipy(x.mean(1), y.mean(1)).statistic
-    assert got.statistic.mean == pytest.approx(want)
+    assert exact.statistic.mean == pytest.approx(want)
     orders = [abs(of_scipy(x.mean(1)[list(p)], y.mean(1)).statistic) for p in itertools.permutations(range(5))]
-    assert got.p_value == pytest.approx(np.mean(np.array(orders) >= abs(want) - 1e-9))
+    assert exact.p_value == pytest.approx(np.mean(np.array(orders) >= abs(want) - 1e-9))
 
 
-def test_the_interval_of_a_correlation_comes_from_the_seeds():
+@pytest.mark.parametrize(("sources", "covariance"), [(9, 0.7), (12, 0.5), (24, 0.3)])
+def test_many_sources_are_tested_by_random_permutations(sources, covariance):
+    """Of normal quantities nearly at the level of Student's t for r; nine sources, exactly, all the same."""
+    x, y = np.random.default_rng(3).multivariate_normal([0, 0], [[1, covariance], [covariance, 1]], size=sources).T
+    tested = stats.correlation(x[:, None], y[:, None], np.random.default_rng(0))
+    assert tested.p_value == pytest.approx(scipy.stats.pearsonr(x, y).pvalue, rel=0.2)
+    again = stats.correlation(x[:, None], y[:, None], np.random.default_rng(1))
+    assert (again.p_value == tested.p_value) == (sources == 9)
+    if sources > 9:
+        test = {"permutation_type": "pairings", "alternative": "greater", "n_resamples": 19_999, "vectorized": True}
+        distance = lambda x, axis: np.abs(((x - x.mean(axis, keepdims=True)) * (y - y.mean())).sum(axis))
+        of_scipy = scipy.stats.permutation_test((x,), distance, **test, rng=2)
+        error = np.sqrt(2 * of_scipy.pvalue / 20_000)
+        assert tested.p_value == pytest.approx(of_scipy.pvalue, abs=4 * error)
+        assert (
+            stats.correlation(x[:, None], x[:, None] ** 3, np.random.default_rng(0), ranks=True).p_value == 1 / 20_000
+        )
+
+
+def test_the_interval_of_a_correlation_comes_from_the_sources():
+    """With many normal sources it is Fisher's, of standard error 1 / sqrt(S - 3) on his scale; seeds add nothing."""
+    rng, widths = np.random.default_rng(0), {}
+    for sources in (100, 200):
+        x, noise = rng.normal(size=(2, sources, 1))
+        for seeds in (1, 3):
+            repeated = (np.repeat(each, seeds, axis=1) for each in (x, 0.6 * x + 0.8 * noise))
+            mean, low, high = stats.correlation(*repeated, rng, resamples=1000).statistic
+            assert low < mean < high
+            widths[sources, seeds] = np.arctanh(high) - np.arctanh(low)
+            assert widths[sources, seeds] == pytest.approx(2 * 1.96 / np.sqrt(sources - 3), rel=0.2)
+        assert widths[sources, 3] == pytest.approx(widths[sources, 1], rel=0.1)
+    few = stats.correlation(x[:12], (0.6 * x + 0.8 * noise)[:12], rng).statistic
+    assert np.arctanh(few.high) - np.arctanh(few.low) > 2 * widths[100, 1]
+
+
+def test_an_interval_is_that_of_a_loop_over_bootstrap_samples():
+    x, y = np.random.default_rng(1).normal(size=(2, 12, 3))
+    mean, low, high = stats.correlation(x, y, np.random.default_rng(0), resamples=20_000).statistic
+    rng, bootstrap = np.random.default_rng(1), []
+    for _ in range(4000):
+        sources, seeds = rng.integers(12, size=12), rng.integers(3, size=3)
+        bootstrap.append(np.corrcoef(x[sources][:, seeds].mean(1), y[sources][:, seeds].mean(1))[0, 1])
+    z = np.arctanh(mean)
+    margin = scipy.stats.t.ppf(0.975, 10) * np.std(bootstrap) / (1 - mean**2)
+    np.testing.assert_allclose(np.arctanh([low, high]), [z - margin, z + margin], atol=0.05 * margin)
+
+
+def test_seeds_are_drawn_jointly_for_all_sources():
+    """What a seed's reference adds to every source then leaves the correlation in each bootstrap sample."""
+    x, y = np.random.default_rng(1).normal(size=(2, 10, 3))
+    of_reference = np.array([0.0, 100.0, -30.0])
+    alone, shifted = (stats.correlation(x + shift, y, np.random.default_rng(0)) for shift in (0, of_reference))
+    np.testing.assert_allclose(shifted.statistic, alone.statistic, rtol=1e-9)
+
+
+@pytest.mark.parametrize("ranks", [False, True])
+def test_permutations_within_strata_against_a_loop(ranks):
     rng = np.random.default_rng(0)
-    level = np.arange(5)[:, None]
-    x = level + rng.normal(scale=0.1, size=(5, 8))
-    tight = stats.correlation(x, level + rng.normal(scale=0.1, size=(5, 8)), rng)
-    wide = stats.correlation(x, level + rng.normal(scale=5, size=(5, 8)), rng)
-    assert tight.statistic.low > 0.99
-    assert wide.statistic.high - wide.statistic.low > 0.1
-    for got in (tight, wide):
-        assert got.statistic.low <= got.statistic.mean <= got.statistic.high
-    # Both of a seed's values are drawn together: what moves them together leaves the correlation.
-    moved = x + 3 * rng.normal(size=(5, 8))
-    assert stats.correlation(moved, moved, rng).statistic.low == pytest.approx(1)
+    x, y = rng.normal(size=(2, 9, 1)) + 3 * (np.arange(9) % 4)[:, None]
+    strata = np.array(["a", "b", "c", "alone"])[np.arange(9) % 4]
+    strata[7] = "b"
+    members = [np.flatnonzero(strata == label) for label in np.unique(strata)]
+    assert sorted(map(len, members)) == [1, 2, 3, 3]
+    first, second = (scipy.stats.rankdata(v) if ranks else v[:, 0] for v in (x, y))
+    within = lambda v: v - np.array([v[strata == label].mean() for label in strata])
+    statistics = []
+    for orders in itertools.product(*(itertools.permutations(sources) for sources in members)):
+        permuted = first.copy()
+        for sources, order in zip(members, orders, strict=True):
+            permuted[sources] = first[list(order)]
+        statistics.append(np.corrcoef(within(permuted), within(second))[0, 1])
+    tested = stats.correlation(x, y, rng, ranks=ranks, strata=strata)
+    assert tested.statistic.mean == pytest.approx(statistics[0])
+    assert tested.p_value == pytest.approx(np.mean(np.abs(statistics) >= abs(statistics[0]) - 1e-9))
+
+
+def test_many_sources_are_exchanged_within_strata_alone():
+    """Whatever the strata do, only what differs within them counts; as numbers or as names, in any order."""
+    rng = np.random.default_rng(0)
+    strata = rng.permutation(np.repeat(range(5), (2, 6, 8, 6, 2)))
+    x, y = rng.normal(size=(2, 24, 2))
+    alone = stats.correlation(x, x + y, np.random.default_rng(0), strata=strata)
+    moved = stats.correlation(
+        x + 10 * strata[:, None], x + y - 7 * strata[:, None], np.random.default_rng(0), strata=strata
+    )
+    np.testing.assert_allclose(moved.statistic, alone.statistic, rtol=1e-6)
+    assert moved.p_value == alone.p_value
+    named = stats.correlation(x, x + y, np.random.default_rng(0), strata=np.array(["p", "q", "r", "s", "t"])[strata])
+    assert named == alone
+    assert stats.correlation(x, y, np.random.default_rng(0), strata=np.ones(24)) == stats.correlation(
+        x, y, np.random.default_rng(0)
+    )
+    # Everything comes from the strata: no test is fooled by them, as that without them is.
+    noise = 0.1 * rng.normal(size=(2, 24, 1))
+    first, second = strata[:, None] + noise
+    assert stats.correlation(first, second, rng, ranks=True).p_value < 0.001
+    assert stats.correlation(first, second, rng, ranks=True, strata=strata).p_value > 0.05
+
+
+def test_strata_that_leave_nothing_to_exchange_leave_no_correlation():
+    x, y = np.random.default_rng(0).normal(size=(2, 6, 2))
+    (mean, low, high), p_value = stats.correlation(x, y, np.random.default_rng(0), strata=np.arange(6))
+    assert np.isnan([mean, low, high, p_value]).all()
+    # A single pair differs, in one dimension; two pairs have four orders, which come as far from 0 two by two.
+    pair = stats.correlation(x, y, np.random.default_rng(0), strata=[0, 0, 1, 2, 3, 4])
+    assert np.isnan([*pair.statistic, pair.p_value]).all()
+    pairs = stats.correlation(x, y, np.random.default_rng(0), strata=[0, 0, 1, 1, 2, 3])
+    assert pairs.p_value in (0.5, 1)
+
+
+@pytest.mark.parametrize("ranks", [False, True])
+def test_partial_correlations_are_those_of_textbooks(ranks):
+    """For one covariate by its formula, for two from the inverse of the correlation matrix."""
+    rng = np.random.default_rng(0)
+    x, y, z, w = rng.normal(size=(4, 12)) + rng.normal(size=12)
+    r = (scipy.stats.spearmanr([x, y, z, w], axis=1).statistic if ranks else np.corrcoef([x, y, z, w])).tolist()
+    first, second = x[:, None], y[:, None]
+    one = stats.correlation(first, second, rng, ranks=ranks, given=z).statistic.mean
+    assert one == pytest.approx((r[0][1] - r[0][2] * r[1][2]) / np.sqrt((1 - r[0][2] ** 2) * (1 - r[1][2] ** 2)))
+    inverse = np.linalg.inv(r)
+    two = stats.correlation(first, second, rng, ranks=ranks, given=[z, w]).statistic.mean
+    assert two == pytest.approx(-inverse[0, 1] / np.sqrt(inverse[0, 0] * inverse[1, 1]))
+    # Of several seeds the means count, and what the others explain adds nothing.
+    seeds = z[:, None] + np.array([-1.0, 0, 1])
+    again = stats.correlation(
+        *(np.tile(v, 3) for v in (first, second)), rng, ranks=ranks, given=(seeds, w, z, 2 * z + 1)
+    )
+    assert again.statistic.mean == pytest.approx(two)
+
+
+def test_the_test_given_a_covariate_against_a_loop_of_regressions():
+    """Freedman and Lane's permutations, of a coefficient over its standard error by White (1980)."""
+    rng = np.random.default_rng(2)
+    x, y, z = rng.normal(size=(3, 7)) + rng.normal(size=7)
+    strata = np.array([0, 0, 0, 0, 1, 1, 1])
+    reduced = np.c_[strata == 0, strata == 1, z].astype(float)
+    full = np.c_[reduced, x]
+
+    def t_of(y):
+        inverse = np.linalg.inv(full.T @ full)
+        coefficients = inverse @ full.T @ y
+        covariance = inverse @ full.T @ np.diag((y - full @ coefficients) ** 2) @ full @ inverse
+        return coefficients[-1] / np.sqrt(covariance[-1, -1])
+
+    fit = reduced @ np.linalg.lstsq(reduced, y)[0]
+    orders = itertools.product(itertools.permutations(range(4)), itertools.permutations(range(4, 7)))
+    statistics = np.abs([t_of(fit + (y - fit)[list(one + other)]) for one, other in orders])
+    tested = stats.correlation(x[:, None], y[:, None], rng, strata=strata, given=z)
+    assert tested.p_value == pytest.approx(np.mean(statistics >= statistics[0] - 1e-9))
+    assert 0 < tested.p_value < 1
+
+
+def test_what_a_covariate_does_is_removed():
+    x, y, z = np.random.default_rng(0).normal(size=(3, 20, 1))
+    alone = stats.correlation(x, y, np.random.default_rng(0), given=z)
+    moved = stats.correlation(x + 9 * z, y - 5 * z, np.random.default_rng(0), given=z)
+    np.testing.assert_allclose(moved.statistic, alone.statistic, rtol=1e-6)
+    assert moved.p_value == alone.p_value
+    for covariate in (x, 3 * y + 1):  # it explains everything
+        (mean, low, high), p_value = stats.correlation(x, y, np.random.default_rng(0), given=covariate)
+        assert np.isnan([mean, low, high, p_value]).all()
 
 
 @pytest.mark.parametrize("ranks", [False, True])
 def test_missing_values_are_left_out_of_a_correlation(ranks):
-    x, y = np.random.default_rng(1).normal(size=(2, 6, 3))
-    gaps_x, gaps_y = x.copy(), y.copy()
-    gaps_x[1, 0], gaps_y[3, 1:] = np.nan, np.nan  # left out of their sources' means
+    x, y, z = np.random.default_rng(1).normal(size=(3, 7, 3))
+    gaps_x, gaps_y, gaps_z = x.copy(), y.copy(), z.copy()
+    gaps_x[1, 0], gaps_y[3, 1:], gaps_z[2, 2] = np.nan, np.nan, np.nan  # left out of their sources' means
     gaps_x[0], gaps_y[4] = np.nan, np.nan  # their sources are left out
-    got = stats.correlation(gaps_x, gaps_y, np.random.default_rng(0), ranks=ranks)
-    left = [1, 2, 3, 5]
-    gaps = np.isnan(gaps_x) | np.isnan(gaps_y)
-    means = [np.nanmean(np.where(gaps, np.nan, values)[left], axis=1) for values in (x, y)]
-    whole = stats.correlation(*(m[:, None] for m in means), np.random.default_rng(0), ranks=ranks)
-    assert got.statistic.mean == pytest.approx((scipy.stats.spearmanr if ranks else scipy.stats.pearsonr)(*means)[0])
-    assert got.p_value == whole.p_value
-    assert got.statistic.low < got.statistic.mean < got.statistic.high
-    single = stats.correlation(*(np.c_[m, np.full((4, 2), np.nan)] for m in means), np.random.default_rng(0))
-    assert np.isnan([single.statistic.low, single.statistic.high]).all()
+    left = [1, 2, 3, 5, 6]
+    strata = np.array([0, 0, 0, 0, 1, 1, 1])
+    for options in ({}, {"strata": strata}, {"given": gaps_z}):
+        measured = np.stack([gaps_x, gaps_y, *([gaps_z] if "given" in options else [])])
+        means = np.nanmean(np.where(np.isnan(measured).any(0), np.nan, measured)[:, left], axis=2, keepdims=True)
+        of_left = {"strata": {"strata": strata[left]}, "given": {"given": means[-1]}}
+        whole = next((of_left[name] for name in options), {})
+        with_gaps = stats.correlation(gaps_x, gaps_y, np.random.default_rng(0), ranks=ranks, **options)
+        of_means = stats.correlation(*means[:2], np.random.default_rng(0), ranks=ranks, **whole)
+        assert with_gaps.statistic.mean == pytest.approx(of_means.statistic.mean)
+        assert with_gaps.p_value == of_means.p_value
+        assert with_gaps.statistic.low < with_gaps.statistic.mean < with_gaps.statistic.high
     # Without gaps, a source more that has no value changes nothing at all.
     more = [np.r_[values, np.full((1, 3), np.nan)] for values in (x, y)]
     want = stats.correlation(x, y, np.random.default_rng(0), ranks=ranks)
@@ -471,14 +622,41 @@ def test_there_is_no_correlation_of_two_sources_or_of_a_constant(ranks):
     gaps = np.where(np.arange(4)[:, None] < 2, np.nan, x)
     tenths = np.full((4, 3), 0.1)
     tenths[0, 0] = np.nan  # the mean of three tenths is not that of two in floating point
-    for first, second in ((gaps, y), (y, gaps), (tenths, y), (y, tenths)):
+    for first, second in ((gaps, y), (y, gaps), (tenths, y), (y, tenths), (np.full((4, 3), np.nan), y)):
         (mean, low, high), p_value = stats.correlation(first, second, np.random.default_rng(0), ranks=ranks)
         assert np.isnan([mean, low, high, p_value]).all()
 
 
-def test_too_few_sources_are_refused():
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="got 2 sources; the exact test takes 3 to 9"):
-        stats.correlation(np.ones((2, 3)), np.ones((2, 3)), rng)
-    with pytest.raises(ValueError, match="second: got the shape"):
-        stats.correlation(np.ones((3, 3)), np.ones((3, 2)), rng)
+@pytest.mark.parametrize(
+    ("shapes", "options", "message"),
+    [
+        (((2, 3), (2, 3)), {}, "first: got 2 sources; a correlation takes 3 or more"),
+        (((3, 3), (3, 2)), {}, "second: got the shape"),
+        (((4, 3), (4, 3)), {"strata": np.zeros(3)}, "strata: got the shape"),
+        (((4, 3), (4, 3)), {"strata": [0, 0, np.nan, 1]}, "strata: got NaN"),
+        (((4, 3), (4, 3)), {"given": np.zeros((4, 2))}, "given: got the shape"),
+        (((4, 3), (4, 3)), {"given": [np.zeros(4), np.zeros(3)]}, "given: got the shape"),
+    ],
+)
+def test_what_has_no_correlation_is_refused(shapes, options, message):
+    first, second = map(np.ones, shapes)
+    with pytest.raises(ValueError, match=message):
+        stats.correlation(first, second, np.random.default_rng(0), **options)
+
+
+@pytest.mark.slow
+def test_sizes_powers_and_coverage_are_what_the_page_on_power_says():
+    root = Path(__file__).parents[1]
+    script = runpy.run_path(root / "benchmarks" / "power.py")
+    tables = {table: list(table()) for table in script["TABLES"]}
+    for table, rows in tables.items():
+        repetitions, side = script["TABLES"][table]
+        for row in rows:
+            for column, value in row.held.items():
+                beyond = {"at most": value - row.bound, "at least": row.bound - value}[side]
+                error = np.sqrt(row.bound * (1 - row.bound) / repetitions)
+                assert beyond <= 3 * error, (table.__name__, row.setting, row.sources, column)
+    twenty = {row.setting: row.shown["unadjusted"] for row in tables[script["power"]] if row.sources == 20}
+    assert twenty["rho 0.6"] == pytest.approx(0.77, abs=0.03)
+    assert twenty["rho 0.8"] == pytest.approx(0.99, abs=0.01)
+    assert script["page"](tables) == (root / "docs" / "power.md").read_text()

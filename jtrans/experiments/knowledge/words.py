@@ -34,7 +34,7 @@ KINDS, INTERVALS = ("pearson", "spearman"), ("Pearson [95 %]", "Spearman [95 %]"
 COLUMNS = ("correlation with the transfer loss", *INTERVALS, "p (both)", "smaller loss, larger?", "")
 VERDICTS = {True: "holds", False: "does not hold", None: "open"}
 NOTE = """\
-intervals: other seeds of the same sources; p: exact permutation test over sources, two-sided
+intervals: bootstrap over sources and seeds; p: exact permutation test over sources, two-sided
 the claim of Liang et al. (2021): taus and success are larger where the transfer loss is smaller.
 It holds for a measure where Spearman's whole interval lies below 0, and not where it lies above"""
 

@@ -1,7 +1,7 @@
 # `make early`: the main job on the data that ships with the environment. `make test`: the tests.
 # Both make the environment in .venv first, where it is not there yet.
 
-.PHONY: early reproduce reproduce-full test quick static check check-all torch docs hooks pins clean
+.PHONY: early reproduce reproduce-full knowledge test quick static check check-all torch docs hooks pins clean
 
 early: .venv/base
 	.venv/bin/python experiments/early.py --config=configs/digits.py
@@ -17,6 +17,11 @@ reproduce: .venv/base
 reproduce-full: .venv/base
 	$(REPRODUCE) --config.full
 
+# The other paper, into docs/knowledge.md: DATA is a TFDS data directory that holds cifar10 and tiny_imagenet22.
+knowledge: .venv/base
+	.venv/bin/python experiments/knowledge_paper.py --config=configs/knowledge_paper.py --workdir=runs/knowledge \
+	  --config.data_dir="$(DATA)"
+
 # Each file in one of two processes, so that a run that its tests share is made once; what is skipped is named.
 PYTEST = python -m pytest -n 2 --dist loadfile -rs
 
@@ -24,7 +29,7 @@ test: .venv/dev
 	.venv/bin/$(PYTEST) -m "not slow"
 
 # The inner loop: no notebooks, and of the experiments only those that take seconds.
-MINUTES = causes control decompose early first_step knowledge matrix notebooks penalty report reproduce runs sweep synthetic
+MINUTES = causes control decompose early first_step knowledge knowledge_paper matrix notebooks penalty report reproduce runs sweep synthetic
 quick: .venv/dev
 	.venv/bin/$(PYTEST) -m "not slow" $(MINUTES:%=--ignore=tests/test_%.py)
 

@@ -32,7 +32,7 @@ VEHICLES = (
 def get_config() -> ConfigDict:
     """The settings; all other fields have their defaults (`jtrans/experiments/knowledge/`)."""
     config = defaults(knowledge.FIELDS)
-    config.models = ("fcnet", "lenet", "alexnet", "resnet18")
+    config.sources = tuple((name,) for name in ("fcnet", "lenet", "alexnet", "resnet18"))
     config.widths.resnet18 = (16, 32, 64, 128)
     config.num_networks = 3
     config.source.name, config.target.name = "cifar10", "tiny_imagenet22"

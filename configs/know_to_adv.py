@@ -24,7 +24,7 @@ MIXTURES = (
 def get_config() -> ConfigDict:
     """The settings; all other fields have their defaults (`jtrans/experiments/knowledge/`)."""
     config = defaults(knowledge.FIELDS)
-    config.models, config.mixtures = ("resnet18",), MIXTURES
+    config.sources = tuple(("resnet18", classes) for classes in MIXTURES)
     config.source.name, config.target.name = "cifar10", "stl10"
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
     config.target.classes = ("airplane", "car", "ship", "truck")

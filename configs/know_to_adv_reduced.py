@@ -39,7 +39,7 @@ VEHICLES = (
 def get_config() -> ConfigDict:
     """The settings; all other fields have their defaults (`jtrans/experiments/knowledge/`)."""
     config = defaults(knowledge.FIELDS)
-    config.models, config.mixtures = ("resnet18",), MIXTURES
+    config.sources = tuple(("resnet18", classes) for classes in MIXTURES)
     config.widths.resnet18 = (16, 32, 64, 128)
     config.num_networks = 3
     config.source.name, config.target.name = "cifar10", "tiny_imagenet22"

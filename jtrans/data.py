@@ -138,6 +138,25 @@ def load(
     return dataset
 
 
+def of_classes(dataset: Dataset, classes: Sequence[str], field: str) -> Dataset:
+    """The images of some of a data set's classes, () for all, with labels numbered in the order of `classes`.
+
+    Raises:
+      InputError: a class is unknown or repeated, or it is one only; `field` names the config field at fault.
+    """
+    if not classes:
+        return dataset
+    _check_classes(classes, dataset.class_names, field)
+    number = np.full(len(dataset.class_names), -1, np.int32)
+    number[[dataset.class_names.index(name) for name in classes]] = np.arange(len(classes))
+
+    def members(split: Split) -> Split:
+        labels = number[split.labels]
+        return Split(split.images[labels >= 0], labels[labels >= 0])
+
+    return dataset._replace(train=members(dataset.train), test=members(dataset.test), class_names=tuple(classes))
+
+
 def table(directory: str, num_examples: int, *, image_size: int = 32) -> Table:
     """The first `num_examples` images of a table, scaled and cropped as by `load`.
 
@@ -248,14 +267,14 @@ def check_digest(path: Path, there: str, here: str) -> None:
         raise InputError(f"--workdir: {path} {what}")
 
 
-def _check_classes(chosen: Sequence[str], available: Sequence[str]) -> None:
+def _check_classes(chosen: Sequence[str], available: Sequence[str], field: str = "data.classes") -> None:
     names = ", ".join(chosen)
     if unknown := [c for c in chosen if c not in available]:
-        raise InputError(f"data.classes: unknown class {unknown[0]!r}; the classes are {listed(available, 20)}")
+        raise InputError(f"{field}: unknown class {unknown[0]!r}; the classes are {listed(available, 20)}")
     if len(set(chosen)) < len(chosen):
-        raise InputError(f"data.classes: got {names}; each class may be named once")
+        raise InputError(f"{field}: got {names}; each class may be named once")
     if len(chosen) < 2:
-        raise InputError(f"data.classes: got only {names or 'none'}; a classifier takes two or more classes")
+        raise InputError(f"{field}: got only {names or 'none'}; a classifier takes two or more classes")
 
 
 def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str) -> Dataset:

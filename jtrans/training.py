@@ -1,7 +1,7 @@
 """Training one network: the optimizer, the order of the batches, augmentation, one train step."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 }
 
 
+@lru_cache  # the same object for the same settings, which compiled programs know it by
 def cosine_sgd(
     learning_rate: float, num_steps: int, *, momentum: float = 0.9, weight_decay: float = 1e-4
 ) -> optax.GradientTransformation:

@@ -13,7 +13,7 @@ BELOW = {name: set().union(*LAYERS[: i + 1]) for i, layer in enumerate(LAYERS) f
 # The package, not the slices in it, which the harness finds by their names.
 FINDS_EXPERIMENTS = PACKAGE / "harness" / "experiment.py"
 # Slices that are about others.
-USES = {"sweep": {...}, "reproduce": {...}, "knowledge": {"matrix"}}
+USES = {"sweep": {...}, "reproduce": {...}, "knowledge_paper": {...}, "knowledge": {"matrix"}}
 
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 

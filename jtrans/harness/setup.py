@@ -16,7 +16,7 @@ from jtrans.population.engine import Keys, Population
 
 def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Dataset, Split]:
     """The data set and the test images measured; InputError if it cannot be read, or is too small for the config."""
-    dataset = _images(config, key)
+    dataset = few(config, _images(config, key))
     test = data.balanced(dataset.test, config.num_examples, "num_examples")
     count = len(dataset.train.labels)
     if batch_size > count:
@@ -29,7 +29,7 @@ def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Datas
 
 
 def images(config: ConfigDict, key: jax.Array, section: str = "data", classes: Sequence[str] = ()) -> Dataset:
-    """The data set of a section of the config, of these classes or its own; InputError if it cannot be read."""
+    """The whole data set of a section of the config, of these classes or its own; InputError if it cannot be read."""
     dataset = _images(config, key, section, classes)
     _announce(config, dataset, section)
     return dataset
@@ -37,7 +37,7 @@ def images(config: ConfigDict, key: jax.Array, section: str = "data", classes: S
 
 def _images(config: ConfigDict, key: jax.Array, section: str = "data", classes: Sequence[str] = ()) -> Dataset:
     fields = config[section]
-    dataset = data.load(
+    return data.load(
         fields.name,
         key,
         directory=fields.dir,
@@ -45,9 +45,12 @@ def _images(config: ConfigDict, key: jax.Array, section: str = "data", classes: 
         image_size=fields.image_size,
         shuffle_labels=fields.shuffle_labels,
     )
-    if not fields.num_train:
-        return dataset
-    return dataset._replace(train=data.balanced(dataset.train, fields.num_train, f"{section}.num_train"))
+
+
+def few(config: ConfigDict, dataset: Dataset, section: str = "data") -> Dataset:
+    """The data set with as many training images as the section of the config has; InputError if it has fewer."""
+    count = config[section].num_train
+    return dataset._replace(train=data.balanced(dataset.train, count, f"{section}.num_train")) if count else dataset
 
 
 def _announce(config: ConfigDict, dataset: Dataset, section: str = "data") -> None:

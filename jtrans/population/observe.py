@@ -228,7 +228,7 @@ def attackers(num_models: int, num_networks: int) -> np.ndarray:
 
 
 def block_size(shape: tuple[int, ...], num_networks: int, batch_statistics: bool = False) -> int:
-    """How many test images of this shape, `[N, H, W, C]`, are measured at once; the last block may overlap the one before.
+    """How many test images are measured at once, of N of `shape` `[N, H, W, C]`; the last block may overlap another.
 
     The directions of all architectures' networks on a block are held together on every device. With batch statistics,
     which are those of all test images, these are measured at once.

@@ -10,6 +10,7 @@ from jtrans.stats.estimates import (
     mean,
     mean_ci,
     plain,
+    pooled_ci,
     share_ci,
     wilson,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "pair_mean",
     "pair_mean_ci",
     "plain",
+    "pooled_ci",
     "random_angle",
     "selected_minimum",
     "share_ci",

@@ -1,46 +1,45 @@
 """Adversarial and knowledge transferability on images: do attacks transfer to where features transfer?
 
-Liang et al. (2021), both ways: sources of several architectures, or on several mixtures of classes, get new last layers
-for a target domain, and attack a reference that was trained there.
+Liang et al. (2021), both ways: sources that differ in their architecture, in the classes that they learn or in how well
+they are trained get new last layers for a target domain; they and references that were trained there are attacked.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas
 from ml_collections import ConfigDict
 
-from jtrans import models
+from jtrans import data, models
+from jtrans.data import Dataset
 from jtrans.errors import InputError
-from jtrans.experiments.knowledge import stages, words
+from jtrans.experiments.knowledge import sources, stages, words
 from jtrans.experiments.knowledge.figures import draw
-from jtrans.experiments.knowledge.stages import Study, Task
+from jtrans.experiments.knowledge.sources import Source
+from jtrans.experiments.knowledge.stages import Domain, Study, Task
 from jtrans.experiments.knowledge.words import tell
 from jtrans.harness import fields, folder, setup
 from jtrans.harness.experiment import Experiment, Results
-from jtrans.harness.fields import Field, is_tuple, one_of, positive, seed, whole, yes_no
+from jtrans.harness.fields import Field, one_of, positive, seed, whole, yes_no
 from jtrans.population import devices, engine
 
 NAME = "knowledge"
 
-
 FIELDS: Mapping[str, Field] = {
     "seed": seed(),
-    # A source for each architecture and each mixture of classes; a mixture of none is all classes of the source domain.
-    "models": fields.some_of(("lenet", "alexnet", "resnet18"), models.WIDTHS),
-    "mixtures": Field(
-        ((),),
-        lambda v: is_tuple(v, fields.DATA["data.classes"].accepts) and len(set(v)) == len(v),
-        "a tuple of tuples of class names, each once, as ((),) or (('cat', 'dog'), ('cat', 'ship'))",
-    ),
+    "sources": sources.field((("lenet",), ("alexnet",), ("resnet18",))),
+    "strata": fields.text("", "what the stratum of a source is, in words, as 'vehicles among its classes'"),
     "reference": one_of("resnet18", models.WIDTHS),
     **fields.WIDTHS,
     "initializer": one_of("pytorch", models.INITIALIZERS),
-    "num_networks": whole(5),  # seeds of each source, and of the reference
+    "num_networks": whole(5),  # seeds of each source
+    "num_references": whole(4),  # seeds of the reference, over which measures are averaged
     **{name.replace("data", of, 1): field for of in ("source", "target") for name, field in fields.DATA.items()},
+    # Classes of a second target domain in the same data set; measures are then those of the target less these. ():
+    # none.
+    "contrast": fields.DATA["data.classes"],
     "num_epochs": whole(100),
     "reference_epochs": whole(100),
     "refit_epochs": whole(10),  # of a new last layer by SGD
@@ -50,6 +49,7 @@ FIELDS: Mapping[str, Field] = {
     "num_examples": whole(1000),  # test images attacked, at most
     "attack.epsilon": fields.epsilon(0.1),
     "attack.steps": whole(50),
+    "matrix": yes_no(True),  # also attack every network from every other
     "group_size": whole(0, least=0),
     **fields.CHECKPOINT,
 }
@@ -57,49 +57,81 @@ FIELDS: Mapping[str, Field] = {
 
 def check(config: ConfigDict) -> None:
     """Check what no single field can say."""
-    labels = [label for label, *_ in sources(config)]
-    if not 3 <= len(labels) <= 9:
-        raise InputError(f"models: got {len(labels)} sources in all, by models and mixtures; correlations take 3 to 9")
+    listed = of_config(config)
+    labels = sources.labels(listed)
+    if len(labels) < sources.LEAST:
+        raise InputError(f"sources: got {len(labels)}; correlations take {sources.LEAST} or more")
     if repeated := [label for label in labels if labels.count(label) > 1]:
-        raise InputError(f"mixtures: two sources would both be called {repeated[0]!r}; rename the classes")
-    for section, names in (("source", config.models), ("target", (config.reference,))):
-        for name in names:
+        raise InputError(f"sources: two of them would both be called {repeated[0]!r}; they must differ")
+    if config.contrast and config.matrix:
+        raise InputError("matrix: got True with a contrast, where networks tell other classes apart; it takes False")
+    for section, names in (("source", {source.model for source in listed}), ("target", {config.reference})):
+        for name in sorted(names):
             fields.check_size(name, config.widths[name], config[section].image_size, f"{section}.image_size")
     if config.source.image_size != config.target.image_size:
         sizes = f"{config.target.image_size}; source.image_size is {config.source.image_size}"
         raise InputError(f"target.image_size: got {sizes}, and attacks transfer only at the same size")
 
 
-def sources(config: ConfigDict) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """The label, the architecture and the mixture of each source; the label names whatever there are several of."""
-    for name, classes in itertools.product(config.models, config.mixtures):
-        parts = [name] * (len(config.models) > 1) + ["+".join(classes) or "all"] * (len(config.mixtures) > 1)
-        yield "-".join(parts), name, classes
+def of_config(config: ConfigDict) -> list[Source]:
+    """The sources of a config."""
+    return [Source(*entry) for entry in config.sources]
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
     """Train, refit and attack every source, each stage from where an earlier run stopped."""
-    keys = engine.keys(config.seed)
-    target = setup.images(config, keys.data, "target")
-    domains = {classes: setup.images(config, keys.data, "source", classes) for classes in config.mixtures}
-    of_reference = Task(0, "reference", config.reference, "target", target, config.reference_epochs)
-    of_sources = [
-        Task(number, label, name, "source", domains[classes], config.num_epochs)
-        for number, (label, name, classes) in enumerate(sources(config), 1)
+    keys, listed = engine.keys(config.seed), of_config(config)
+    names = sources.labels(listed)
+    target, source_domain = (setup.images(config, keys.data, section) for section in ("target", "source"))
+    domains = [Domain("target", workdir, setup.few(config, target, "target"))]
+    if config.contrast:
+        other = contrast(config, keys.data, target)
+        domains.append(Domain("contrast", workdir / "contrast", setup.few(config, other, "target")))
+    datasets = [
+        setup.few(config, data.of_classes(source_domain, source.classes, "sources"), "source") for source in listed
     ]
-    check_data(config, [of_reference, *of_sources])
-    devices.first_does(partial(folder.write_config, workdir, NAME, config))
-    study = Study(config, workdir, keys, target)
-    reference = stages.train(study, of_reference)
-    references = stages.references(study, reference)
+    # The references come before and after the sources, so that the draws of these do not depend on a contrast.
+    of_references = [
+        Task(number, "reference", config.reference, "target", domain.dataset, config.reference_epochs, domain.path)
+        for number, domain in zip((0, len(listed) + 1), domains, strict=False)
+    ]
+    of_sources = [
+        Task(number, label, source.model, "source", dataset, source.num_epochs or config.num_epochs, workdir)
+        for number, (label, source, dataset) in enumerate(zip(names, listed, datasets, strict=True), 1)
+    ]
+    check_data(config, [*of_references, *of_sources])
+    devices.first_does(lambda: folder.write_config(workdir, NAME, config))
+    study = Study(config, workdir, keys, {})
+    references = [stages.train(study, task, config.num_references) for task in of_references]
+    targets = stages.targets(study, domains, references)
     with_heads, parts = [], []
-    for task in of_sources:
-        source = stages.train(study, task)
-        with_heads.append(stages.refit(study, source, references))
-        parts.append(stages.attack(study, source, with_heads[-1], references))
-    of_heads, table = stages.success(study, [*with_heads, reference]), pandas.concat(parts, ignore_index=True)
+    for task, source in zip(of_sources, listed, strict=True):
+        noisy = sources.with_label_noise(
+            task.dataset.train,
+            len(task.dataset.class_names),
+            source.label_noise,
+            jax.random.fold_in(keys.data, task.number),
+        )
+        task = task._replace(dataset=task.dataset._replace(train=noisy))
+        trained = stages.train(study, task, config.num_networks)
+        for of_target in targets:
+            with_heads.append(stages.refit(study, trained, of_target))
+            table = stages.attack(study, trained, with_heads[-1], of_target)
+            parts.append(table.assign(stratum=source.stratum))
+    table = pandas.concat(parts, ignore_index=True)
+    tables = {"knowledge": table}
+    if config.matrix:
+        tables["matrix"] = stages.success(study, targets[0], with_heads, references[0])
     summary = words.summarize(table, np.random.default_rng(config.seed))
-    return Results(config, summary, {"knowledge": table, "matrix": of_heads}, {})
+    counts = {of.domain.name: {"images": len(of.images), "references": of.accuracies()} for of in targets}
+    return Results(config, {"attacked": counts, **summary}, tables, {})
+
+
+def contrast(config: ConfigDict, key: jax.Array, target: Dataset) -> Dataset:
+    """The second target domain; InputError if its classes are not those of another domain."""
+    if common := sorted({*config.contrast} & {*target.class_names}):
+        raise InputError(f"contrast: got {common[0]!r}, which is a class of the target; name classes of another domain")
+    return setup.images(config, key, "target", config.contrast)
 
 
 def check_data(config: ConfigDict, tasks: Sequence[Task]) -> None:

@@ -4,8 +4,7 @@ The reference is a network trained on the target domain. Images are uint8 `[N, H
 """
 
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +16,17 @@ import scipy.special
 from jtrans import attacks, directions, jacobian, loops, metrics, scores, training, transfer
 from jtrans.attacks import Attack
 from jtrans.data import Split
-from jtrans.jacobian import Function, SingularTriple
+from jtrans.jacobian import Function
 from jtrans.models import Model, Variables
 from jtrans.transfer import Head
 
 BATCH = 100  # images attacked at once
 WEIGHT_DECAY = 1e-4  # of the new head, as in training
-SCORES = ("transfer_loss", "transfer_accuracy", "logme", "leep", "h_score", "cka")
+SCORES = ("transfer_loss", "transfer_accuracy", "logme", "leep", "h_score", "gbc", "cka")
+VIRTUAL = "virtual"
+TAUS = ("tau1", "tau2", "tau1tau2")
+# Who is attacked and who is measured under that attack, by their numbers: the source is 0, the reference 1.
+WAYS = {"S_T": (0, 1), "T_S": (1, 0)}
 
 
 class Outputs(NamedTuple):
@@ -47,13 +50,17 @@ def lost(outputs: Outputs) -> str:
 
 
 def refit(
-    source: tuple[Outputs, Outputs], reference: Outputs, labels: tuple[np.ndarray, np.ndarray], num_classes: int
+    source: tuple[Outputs, Outputs],
+    references: Sequence[Outputs],
+    labels: tuple[np.ndarray, np.ndarray],
+    num_classes: int,
 ) -> tuple[dict[str, float], Head, str]:
     """The source's `SCORES` on the target domain, a head fitted to convergence, and why the source is `lost`.
 
-    `source` and `labels` are those of the target's training and test images, `reference` of the test images. The loss
-    (nats), the accuracy and `cka` (NaN where the reference is lost) are by the test images, the others by the training
-    images. All numbers are NaN where the source is lost, or "not refitted": softmax regression does not converge.
+    `source` and `labels` are those of the target's training and test images, `references` of the test images. The loss
+    (nats), the accuracy and `cka` (the mean over references that are not lost) are by the test images, the others by
+    the training images. All numbers are NaN where the source is lost, or "not refitted": softmax regression does not
+    converge.
     """
     train, test = source
     why, head = lost(train) or lost(test), None
@@ -70,7 +77,8 @@ def refit(
         scores.logme(train.features, labels[0]),
         scores.leep(scipy.special.softmax(np.float64(train.logits), axis=1), labels[0]),
         scores.h_score(train.features, labels[0]),
-        math.nan if lost(reference) else scores.linear_cka(test.features, reference.features),
+        scores.gbc(train.features, labels[0]),
+        float(np.mean([scores.linear_cka(test.features, each.features) for each in references if not lost(each)])),
     )
     return dict(zip(SCORES, values, strict=True)), head, ""
 
@@ -90,19 +98,30 @@ def head_step(
 
 
 class Perturbed(NamedTuple):
-    """N images attacked on one network: by the virtual attack `triple.v`, and `[N, H, W, C]` by attacks by name."""
+    """N images attacked on one network.
 
-    triple: SingularTriple
+    Attributes:
+      clean: `[N, K]`, its outputs without an attack.
+      direction: `[N, H, W, C]`, the virtual attack.
+      adversarial: `[N, H, W, C]` by attacks of finite size, by name.
+      change: `[N, K]`, how each attack changes the network's outputs; the virtual attack to first order.
+    """
+
+    clean: jax.Array
+    direction: jax.Array
     adversarial: dict[str, jax.Array]
+    change: dict[str, jax.Array]
 
 
 def perturb(by_name: Mapping[str, Attack], network: Function, images: jax.Array, key: jax.Array) -> Perturbed:
     """Attack a network at images, away from its own prediction as in the official code; `key` is of random starts."""
 
     def batch(x: jax.Array, keys: jax.Array) -> tuple[None, Perturbed]:
-        label = attacks.own_prediction(network, x)
+        clean, triple = network(x), jacobian.top_singular_triple(network, x)
+        label = clean.argmax(-1)
         adversarial = {name: attack(network, x, label, keys) for name, attack in by_name.items()}
-        return None, Perturbed(jacobian.top_singular_triple(network, x), adversarial)
+        change = {name: network(attacked) - clean for name, attacked in adversarial.items()}
+        return None, Perturbed(clean, triple.v, adversarial, {VIRTUAL: triple.s[:, None] * triple.u, **change})
 
     x, keys = training.pixels(images), directions.example_keys(key, len(images))
     with jax.default_matmul_precision("highest"):
@@ -110,47 +129,50 @@ def perturb(by_name: Mapping[str, Attack], network: Function, images: jax.Array,
 
 
 def transferability(
-    networks: tuple[Function, Function], perturbed: tuple[Perturbed, Perturbed], images: jax.Array, labels: jax.Array
+    networks: tuple[Function, Function], perturbed: tuple[Perturbed, Perturbed], images: jax.Array, right: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """How attacks transfer between source and reference (Liang et al. 2021), at images that the reference gets right.
+    """How attacks transfer between source and reference (Liang et al. 2021).
 
-    For every attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` and the same from target to source (`T_S`),
-    0 to 1; and for each of finite size, made on the source, whether the reference is still `attacks.right`, `[N]`.
+    For every attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` (the source is attacked, the reference
+    measured) and the same from target to source (`T_S`: the reference is attacked, the source measured), 0 to 1, over
+    the images that the reference gets `right [N]`; and for each attack of finite size the reference's outputs `[N, K]`
+    under the attack on the source.
     """
-    arrays = training.pixels(images), labels, *perturbed
-    with jax.default_matmul_precision("highest"):
-        changes, right = loops.in_batches(partial(_changes, networks), BATCH, *arrays)[1]
+    x = training.pixels(images)
+    across: dict[tuple[str, str], jax.Array] = {}
+    under_attack: dict[str, jax.Array] = {}
+    for way, (attacked, measured) in WAYS.items():
+        f, (clean, *_), attack = networks[measured], perturbed[measured], perturbed[attacked]
+        with jax.default_matmul_precision("highest"):
+            push = lambda x, v, f=f: (None, jax.jvp(f, (x,), (v,))[1])
+            across[VIRTUAL, way] = loops.in_batches(push, BATCH, x, attack.direction)[1]
+            for name, adversarial in attack.adversarial.items():
+                logits = loops.in_batches(lambda x, f=f: (None, f(x)), BATCH, adversarial)[1]
+                across[name, way] = logits - clean
+                under_attack |= {name: logits} if measured == 1 else {}
     taus = {}
-    for name, ways in changes.items():
-        best = {"S_T": ways["T_S"][0], "T_S": ways["S_T"][0]}  # of the attacked network, by its own attack
-        for way, (own, across) in ways.items():
-            values = metrics.taus(own, across, jnp.linalg.norm(best[way], axis=1))
-            for measure, value in zip(("tau1", "tau2", "tau1tau2"), values[:3], strict=True):
-                taus[f"{name}_{measure}_{way}"] = value
-    return taus, right
+    for (name, way), change in across.items():
+        attacked, measured = WAYS[way]
+        best = jnp.linalg.norm(perturbed[measured].change[name], axis=1)
+        # Where the outputs are NaN, the image is in no mean.
+        counted = jnp.where(right[:, None], change, jnp.nan)
+        of_images = metrics.taus(perturbed[attacked].change[name], counted, best)
+        for measure, value in zip(TAUS, of_images[: len(TAUS)], strict=True):
+            taus[f"{name}_{measure}_{way}"] = value
+    return taus, under_attack
 
 
-def _changes(networks: tuple[Function, Function], x: jax.Array, labels: jax.Array, *perturbed: Perturbed) -> Any:
-    """By attack and way the output changes `[N, K]` of the network attacked and of the other; the second as above."""
-    clean = [f(x) for f in networks]
-    changes: dict[str, dict[str, tuple[jax.Array, jax.Array]]] = {}
-    for way, own, other in (("S_T", 0, 1), ("T_S", 1, 0)):
-        (u, s, v, *_), adversarial = perturbed[own]
-        pushed = jax.jvp(networks[other], (x,), (v,))[1]
-        changes.setdefault("virtual", {})[way] = s[:, None] * u, pushed  # to first order
-        for name, attacked in adversarial.items():
-            moved = [networks[i](attacked) - clean[i] for i in (own, other)]
-            changes.setdefault(name, {})[way] = moved[0], moved[1]
-    right = {name: attacks.right(changes[name]["S_T"][1] + clean[1], labels) for name in perturbed[0].adversarial}
-    return None, (changes, right)
+def success(
+    attacked: np.ndarray, clean: tuple[np.ndarray, np.ndarray], labels: np.ndarray, right: np.ndarray
+) -> tuple[float, float]:
+    """The share of images that a network gets wrong under an attack on the other: of those that the reference gets
+    `right [N]` without attack, and of those that both do.
 
-
-def success(under_attack: Mapping[str, np.ndarray], right: np.ndarray) -> dict[str, float]:
-    """`NAME_success`, the share of images that the reference gets wrong under an attack of `transferability`, and
-    `NAME_success_both`, of those that the source with its new head gets right (`right`, `[N]`).
+    Args:
+      attacked: `[N, K]`, the network's logits under the attack.
+      clean: `[N, K]` each, the source's logits, by its new last layer, and the reference's.
     """
-    rates: dict[str, float] = {}
-    for name, attacked in under_attack.items():
-        of_all, _, of_both = attacks.success(attacked, np.ones_like(attacked), right).rate
-        rates |= {f"{name}_success": float(of_all), f"{name}_success_both": float(of_both)}
-    return rates
+    correct = [np.asarray(attacks.right(logits, labels)) for logits in (attacked, *clean)]
+    under_attack, source, reference = (np.where(right, of_images, np.nan) for of_images in correct)
+    of_all, _, of_both = attacks.success(under_attack, reference, source).rate
+    return float(of_all), float(of_both)

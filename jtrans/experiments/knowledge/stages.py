@@ -1,13 +1,14 @@
 """The stages of a run, each of which resumes: train, refit, attack.
 
 `networks/LABEL` and `refitted/LABEL` are work directories of their own, with a config, a summary and saved networks,
-which `matrix` reads as it reads any run; `attacked/LABEL.csv` is a table. The processes of a job call each stage
-together, and all read what the first has written.
+which `matrix` reads as it reads any run; `attacked/LABEL.csv` is a table. What belongs to a contrast is in `contrast/`.
+The processes of a job call each stage together, and all read what the first has written. Sources of one architecture
+share one compiled program a stage.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,16 +40,35 @@ ATTACKS = ("fgsm_liang", "pgd_liang")  # those of finite size
 
 
 class Study(NamedTuple):
-    """What all stages take: the config, the work directory, the run's keys, and the target domain."""
+    """What all stages take: the config, the work directory, the run's keys, and the models built so far."""
 
     config: ConfigDict
     workdir: Path
     keys: Keys
-    target: Dataset
+    models: dict[Any, Model]
+
+    def model(self, name: str, dataset: Dataset, section: str) -> Model:
+        """The architecture for a data set: the same object for the same sizes, which compiled programs know it by."""
+        model = partial(setup.model, self.config, name, dataset, section)
+        if self.config[section].subtract_mean:  # of other images, another function
+            return model()
+        key = name, section, len(dataset.class_names)
+        return self.models.setdefault(key, model())
+
+
+class Domain(NamedTuple):
+    """A target domain: its name, the work directory of what belongs to it, and its images."""
+
+    name: str
+    path: Path
+    dataset: Dataset
 
 
 class Task(NamedTuple):
-    """All seeds of a source, or of the reference (number 0), to train; `section` of the config is of their images."""
+    """All seeds of a source, or of a reference, to train in `path`; `number` tells its draws from those of others.
+
+    `section` of the config is of its images.
+    """
 
     number: int
     label: str
@@ -56,33 +76,50 @@ class Task(NamedTuple):
     section: str
     dataset: Dataset
     num_epochs: int
+    path: Path
 
 
 class Networks(NamedTuple):
-    """Trained networks; their variables are `[num_networks, ...]`."""
+    """Trained networks; their variables are `[num_networks, ...]`, `accuracy` on their own test images."""
 
     task: Task
     model: Model
     variables: Variables
+    accuracy: Sequence[float]
 
     def functions(self) -> list[Function]:
         """Each network, compiled once for all, and as a pytree of its variables, for functions of networks."""
-        apply = jax.jit(self.model.apply)
-        return [Partial(apply, variables) for variables in loops.unstack(self.variables)]
+        return [Partial(_apply(self.model), variables) for variables in loops.unstack(self.variables)]
 
 
 class Reference(NamedTuple):
-    """One seed's reference: its outputs and accuracy on the target's test images, why it is lost (or ""), some of the
-    images that it classifies rightly (where it is lost, any), their labels, and these attacked on it.
+    """One seed's reference: why it is lost (or ""), its accuracy on the target's test images, and of those attacked
+    which it gets `right` `[N]`, and itself attacked there.
     """
 
     network: Function
     outputs: Outputs
     accuracy: float
     lost: str
+    right: np.ndarray
+    perturbed: Perturbed
+
+
+class Target(NamedTuple):
+    """A target domain with its references, and the test images attacked, each right by one of them or more."""
+
+    domain: Domain
+    references: Sequence[Reference]
     images: np.ndarray
     labels: np.ndarray
-    perturbed: Perturbed
+
+    def healthy(self) -> list[Reference]:
+        """The references that are not lost."""
+        return [reference for reference in self.references if not reference.lost]
+
+    def accuracies(self) -> list[float]:
+        """The accuracy of each reference, NaN where it is lost."""
+        return [math.nan if reference.lost else reference.accuracy for reference in self.references]
 
 
 class Stage(NamedTuple):
@@ -105,16 +142,16 @@ class Stage(NamedTuple):
         return folder.read_networks(self.path)[0]
 
 
-def _stage(study: Study, kind: str, task: Task, section: Mapping[str, Any], dataset: Dataset, **settings: Any) -> Stage:
-    """The stage of networks that tell apart the classes of a data set, which a section of the config describes."""
+def _stage(study: Study, kind: str, path: Path, task: Task, section: Mapping[str, Any], **settings: Any) -> Stage:
+    """The stage of networks that tell apart the classes of a task's data set, which a section of the config has."""
     config = {
         "models": (task.name,),
         "widths": {task.name: study.config.widths[task.name]},
-        "data": {**section, "classes": dataset.class_names},
-        "data_sha256": data.digest(dataset),
+        "data": {**section, "classes": task.dataset.class_names},
+        "data_sha256": data.digest(task.dataset),
         **settings,
     }
-    return Stage(study.workdir / kind / folder.folder_name(task.label), f"knowledge-{kind}", ConfigDict(config))
+    return Stage(path / kind / folder.folder_name(task.label), f"knowledge-{kind}", ConfigDict(config))
 
 
 def few(config: ConfigDict, test: Split) -> Split:
@@ -123,25 +160,33 @@ def few(config: ConfigDict, test: Split) -> Split:
     return data.balanced(test, min(config.num_examples, int(per_class.min()) * len(per_class)), "num_examples")
 
 
-def train(study: Study, task: Task) -> Networks:
+def train(study: Study, task: Task, num_networks: int) -> Networks:
     """The networks of a task, from the disk where they are trained already."""
     config = study.config
     per_epoch = len(task.dataset.train.labels) // config.batch_size
-    steps = {"num_steps": task.num_epochs * per_epoch, "measure_every": per_epoch}
-    stage = _stage(study, "networks", task, config[task.section].to_dict(), task.dataset, **steps)
-    model = setup.model(config, task.name, task.dataset, task.section)
-    return Networks(task, model, stage.networks(partial(_train, study, task, model, stage)))
+    steps = {"num_steps": task.num_epochs * per_epoch, "measure_every": per_epoch, "num_networks": num_networks}
+    stage = _stage(study, "networks", task.path, task, config[task.section].to_dict(), **steps)
+    model = study.model(task.name, task.dataset, task.section)
+    variables = stage.networks(partial(_train, study, task, model, stage))
+    return Networks(task, model, variables, folder.read_summary(stage.path)["accuracy"])
 
 
 def _train(study: Study, task: Task, model: Model, stage: Stage) -> tuple[Variables, Results]:
     """The networks trained side by side, as the official code trains them, and their trajectory."""
     config, num_steps, per_epoch = study.config, stage.config.num_steps, stage.config.measure_every
-    print(f"{task.label}: {config.num_networks} networks, {task.num_epochs} epochs of {per_epoch} steps", flush=True)
-    settings: dict[str, Any] = {name: config[name] for name in ("num_networks", "batch_size", "group_size")}
-    settings |= {"models": [model], "train": task.dataset.train, "test": few(config, task.dataset.test)}
-    settings |= {"augment": training.crop_and_flip if config.augment else None}
-    optimizer = training.cosine_sgd(config.learning_rate, num_steps)
-    population = engine.build(optimizer=optimizer, keys=study.keys.folded(task.number), **settings)
+    count = stage.config.num_networks
+    print(f"{task.label}: {count} networks, {task.num_epochs} epochs of {per_epoch} steps", flush=True)
+    population = engine.build(
+        num_networks=count,
+        group_size=config.group_size,
+        models=[model],
+        optimizer=training.cosine_sgd(config.learning_rate, num_steps),
+        keys=study.keys.folded(task.number),
+        train=task.dataset.train,
+        test=few(config, task.dataset.test),
+        batch_size=config.batch_size,
+        augment=training.crop_and_flip if config.augment else None,
+    )
     saved = config.checkpoint.seconds, config.checkpoint.steps, stage.config.data_sha256
     plan = Plan(num_steps, per_epoch, *saved, partial(folder.write_config, *stage))
     run, (trained,) = follow.run(population, plan, stage.path)
@@ -150,74 +195,120 @@ def _train(study: Study, task: Task, model: Model, stage: Stage) -> tuple[Variab
     return trained.variables, Results(stage.config, summary, {"trajectory": table}, {"trajectory": run})
 
 
+@lru_cache(devices.PROGRAMS)
+def _apply(model: Model) -> Callable:
+    return jax.jit(model.apply)
+
+
+@lru_cache(devices.PROGRAMS)
+def _outputs(model: Model) -> Callable:
+    return jax.jit(partial(measures.outputs, model))
+
+
+@lru_cache(devices.PROGRAMS)
+def _head_step(model: Model, optimizer: Any) -> Callable:
+    return jax.jit(partial(measures.head_step, model, optimizer))
+
+
+@lru_cache(devices.PROGRAMS)
+def _finite_attacks(epsilon: float, steps: int) -> dict[str, Attack]:
+    return {name: jax.jit(attacks.BY_NAME[name](epsilon, steps, 0)) for name in ATTACKS}
+
+
+@lru_cache(devices.PROGRAMS)
+def _perturb(epsilon: float, steps: int) -> Callable:
+    return jax.jit(partial(measures.perturb, _finite_attacks(epsilon, steps)))
+
+
+_transferability = jax.jit(measures.transferability)
+_crop_and_flip = jax.jit(training.crop_and_flip)
+
+
+def perturb(study: Study, network: Function, images: np.ndarray, seed: int) -> Perturbed:
+    """A network attacked; the attacks of finite size as in the official code, epsilon in units of pixels in [0, 1]."""
+    attack = study.config.attack
+    return _perturb(attack.epsilon, attack.steps)(network, images, jax.random.fold_in(study.keys.attack, seed))
+
+
 def outputs(networks: Networks, images: np.ndarray) -> list[Outputs]:
     """What each network puts out for images."""
-    compiled = jax.jit(partial(measures.outputs, networks.model))
+    compiled = _outputs(networks.model)
     each = lambda variables: loops.in_batches(lambda x: (None, compiled(variables, x)), BATCH, images)[1]
     return [jax.device_get(each(variables)) for variables in loops.unstack(networks.variables)]
 
 
-def references(study: Study, networks: Networks) -> list[Reference]:
-    """Each seed's reference; InputError if all of them are lost, or one of the others gets no image right."""
-    config, test = study.config, study.target.test
-    on_test = outputs(networks, test.images)
-    correct = [np.asarray(attacks.right(of_seed.logits, test.labels)) for of_seed in on_test]
-    right = [np.flatnonzero(of_seed == 1) for of_seed in correct]
-    lost = [measures.lost(of_seed) for of_seed in on_test]
-    healthy = [images for images, why in zip(right, lost, strict=True) if not why]
-    count = min(config.num_examples, *map(len, healthy)) if healthy else 0
-    if not count:
-        why = "a reference gets no test image right" if healthy else "every reference is lost"
-        what = f"after {config.reference_epochs}, at learning rate {config.learning_rate:g}, {why}"
-        raise InputError(f"reference_epochs: {what}; change one of them and name another --workdir")
-    perturb = jax.jit(partial(measures.perturb, finite_attacks(config)))
+def targets(study: Study, domains: Sequence[Domain], references: Sequence[Networks]) -> list[Target]:
+    """The target domains, with the references attacked at as many test images in each.
+
+    InputError if all references of a domain are lost, or get no image right.
+    """
+    chosen, of_domains = [], []
+    for domain, networks in zip(domains, references, strict=True):
+        on_test = outputs(networks, domain.dataset.test.images)
+        right = [np.asarray(attacks.right(of_seed.logits, domain.dataset.test.labels)) for of_seed in on_test]
+        healthy = [of_seed == 1 for of_seed, output in zip(right, on_test, strict=True) if not measures.lost(output)]
+        chosen.append(np.flatnonzero(np.any(healthy, axis=0)) if healthy else np.array([], int))
+        of_domains.append((on_test, right))
+        if not len(chosen[-1]):
+            why = "no reference gets a test image right" if healthy else "every reference is lost"
+            what = f"after {study.config.reference_epochs}, at learning rate {study.config.learning_rate:g}, {why}"
+            raise InputError(f"reference_epochs: {what}; change one of them and name another --workdir")
+    count = min(study.config.num_examples, *map(len, chosen))
     made = []
-    for seed, network in enumerate(networks.functions()):
-        among = np.arange(len(test.labels)) if lost[seed] else right[seed]
-        chosen = among[np.linspace(0, len(among) - 1, count).astype(int)]  # classes may come in order
-        images, labels = test.images[chosen], test.labels[chosen]
-        perturbed = perturb(network, images, jax.random.fold_in(study.keys.attack, seed))
-        of_test = on_test[seed], float(correct[seed].mean()), lost[seed]
-        made.append(Reference(network, *of_test, images, labels, perturbed))
+    for domain, networks, (on_test, right), among in zip(domains, references, of_domains, chosen, strict=True):
+        among = among[np.linspace(0, len(among) - 1, count).astype(int)]  # classes may come in order
+        images, labels = domain.dataset.test.images[among], domain.dataset.test.labels[among]
+        of_seeds = zip(networks.functions(), on_test, right, strict=True)
+        attacked = [
+            Reference(
+                network,
+                output,
+                float(correct.mean()),
+                measures.lost(output),
+                correct[among] == 1,
+                perturb(study, network, images, seed),
+            )
+            for seed, (network, output, correct) in enumerate(of_seeds)
+        ]
+        for seed, reference in enumerate(attacked):
+            if reference.lost:
+                print(f"{domain.name}, reference {seed}: {reference.lost}; it is left out", flush=True)
+        made.append(Target(domain, attacked, images, labels))
     return made
 
 
-def finite_attacks(config: ConfigDict) -> dict[str, Attack]:
-    """The attacks of finite size, as in the official code: epsilon in units of pixels in [0, 1]."""
-    size = config.attack.epsilon, config.attack.steps, 0
-    return {name: jax.jit(attacks.BY_NAME[name](*size)) for name in ATTACKS}
-
-
-def refit(study: Study, source: Networks, references: Sequence[Reference]) -> Networks:
+def refit(study: Study, source: Networks, target: Target) -> Networks:
     """The source's networks with new last layers for the target domain; beside them what they know of it."""
-    config, target, task = study.config, study.target, source.task
+    config, dataset, task = study.config, target.domain.dataset, source.task
     # With the source's own pixels and mean image, but the target's classes.
     section = config.target.to_dict() | {name: config.source[name] for name in ("pixel_range", "subtract_mean")}
-    stage = _stage(study, "refitted", task, section, target, refit_epochs=config.refit_epochs)
-    model = setup.model(config, task.name, task.dataset._replace(class_names=target.class_names), "source")
-    return Networks(task, model, stage.networks(partial(_refit, study, source, references)))
+    of_target = task._replace(dataset=dataset)
+    settings = {"refit_epochs": config.refit_epochs, "num_networks": len(source.accuracy)}
+    stage = _stage(study, "refitted", target.domain.path, of_target, section, **settings)
+    model = study.model(task.name, task.dataset._replace(class_names=dataset.class_names), "source")
+    variables = stage.networks(partial(_refit, study, source, target))
+    return Networks(of_target, model, variables, source.accuracy)
 
 
-def _refit(study: Study, source: Networks, references: Sequence[Reference]) -> tuple[Variables, Results]:
+def _refit(study: Study, source: Networks, target: Target) -> tuple[Variables, Results]:
     """The variables with new heads, fitted to convergence; and what the source knows, a row for each seed."""
-    config, target, label = study.config, study.target, source.task.label
-    labels, num_classes = (target.train.labels, target.test.labels), len(target.class_names)
-    on_train, on_test = (outputs(source, split.images) for split in (target.train, target.test))
-    keys = study.keys.folded(len(config.models) * len(config.mixtures) + 1)  # not those of a task
-    by_sgd = sgd_heads(config, source, target.train, keys)
-    num_parameters = sum(leaf[0].size for leaf in jax.tree.leaves(source.variables["params"]))
+    config, dataset, label = study.config, target.domain.dataset, source.task.label
+    labels, num_classes = (dataset.train.labels, dataset.test.labels), len(dataset.class_names)
+    on_train, on_test = (outputs(source, split.images) for split in (dataset.train, dataset.test))
+    keys = study.keys.folded(len(config.sources) + 2)  # not those of a task
+    by_sgd = sgd_heads(config, source, dataset.train, keys)
+    references = [reference.outputs for reference in target.references]
     rows, heads = [], []
-    for seed, (train, test, sgd_head, reference) in enumerate(zip(on_train, on_test, by_sgd, references, strict=True)):
-        scores, head, lost = measures.refit((train, test), reference.outputs, labels, num_classes)
+    for seed, (train, test, sgd_head) in enumerate(zip(on_train, on_test, by_sgd, strict=True)):
+        scores, head, lost = measures.refit((train, test), references, labels, num_classes)
         loss, accuracy = (math.nan,) * 2 if lost else transfer.classification(sgd_head, test.features, labels[1])
-        if lost := lost or (reference.lost and f"reference {reference.lost}"):
+        if lost:
             print(f"{label}, seed {seed}: {lost}; it is left out", flush=True)
         rows.append({"seed": seed, "lost": lost, **scores, "sgd_loss": loss, "sgd_accuracy": accuracy})
         heads.append(head)
-    print(f"{label}: new heads fitted", flush=True)
+    print(f"{label}: new heads fitted on the {target.domain.name}", flush=True)
     weights, bias = (np.stack(parts).astype(np.float32) for parts in zip(*heads, strict=True))
-    table = pandas.DataFrame(rows).assign(parameters=float(num_parameters))
-    results = Results(config, setup.identity(target), {"knowledge": table}, {})
+    results = Results(config, setup.identity(dataset), {"knowledge": pandas.DataFrame(rows)}, {})
     return jax.vmap(models.with_last_layer)(source.variables, weights.transpose(0, 2, 1), bias), results
 
 
@@ -226,7 +317,7 @@ def sgd_heads(config: ConfigDict, source: Networks, train: Split, keys: Keys) ->
     count, num_classes = len(train.labels), int(train.labels.max()) + 1
     per_epoch = count // config.batch_size
     optimizer = training.cosine_sgd(config.learning_rate, config.refit_epochs * per_epoch)
-    step, augment = jax.jit(partial(measures.head_step, source.model, optimizer)), jax.jit(training.crop_and_flip)
+    step = _head_step(source.model, optimizer)
     for seed, variables in enumerate(loops.unstack(source.variables)):
         of_seed = keys.folded(seed)
         features = models.last_layer(variables)["kernel"].shape[1]
@@ -238,49 +329,69 @@ def sgd_heads(config: ConfigDict, source: Networks, train: Split, keys: Keys) ->
             if batch == 0:
                 order = np.asarray(training.epoch_order(of_seed.order, epoch, count))
             chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
-            images = train.images[chosen]
-            images = augment(jax.random.fold_in(of_seed.augment, number), images) if config.augment else images
+            images, key = train.images[chosen], jax.random.fold_in(of_seed.augment, number)
+            images = _crop_and_flip(key, images) if config.augment else images
             head, state = step(variables, head, state, Split(images, train.labels[chosen]))
         yield Head(*map(np.asarray, head))
 
 
-def attack(study: Study, source: Networks, with_heads: Networks, references: Sequence[Reference]) -> pandas.DataFrame:
-    """All measures of one source, which is attacked without its new last layers; a row for each seed."""
-    name = folder.folder_name(source.task.label)
-    path = study.workdir / "attacked" / f"{name}.csv"
+def attack(study: Study, source: Networks, with_heads: Networks, target: Target) -> pandas.DataFrame:
+    """All measures of one source on one target, a row for each seed; it is attacked without its new last layers."""
+    name, domain = folder.folder_name(source.task.label), target.domain
+    path = domain.path / "attacked" / f"{name}.csv"
     if not devices.from_first(np.array(path.exists())):
-        table = _attack(study, source, with_heads, references)
+        table = _attack(study, source, with_heads, target)
         devices.first_does(partial(path.parent.mkdir, exist_ok=True))
         devices.first_does(partial(folder.write_table, path, table))
-        print(f"{source.task.label}: attacked", flush=True)
-    knowledge = folder.read_table(study.workdir / "refitted" / name / "knowledge.csv")
+        print(f"{source.task.label}: attacked on the {domain.name}", flush=True)
+    knowledge = folder.read_table(domain.path / "refitted" / name / "knowledge.csv")
     of_attacks = folder.read_table(path).where(knowledge["lost"] == "")
     knowledge.insert(0, "source", source.task.label)
-    return pandas.concat([knowledge, of_attacks], axis=1)
+    knowledge.insert(1, "domain", domain.name)
+    parameters = float(sum(leaf[0].size for leaf in jax.tree.leaves(source.variables["params"])))
+    accuracy = np.array(source.accuracy, float)  # None, as JSON has it, is NaN
+    return pandas.concat([knowledge, of_attacks], axis=1).assign(source_accuracy=accuracy, parameters=parameters)
 
 
-def _attack(study: Study, source: Networks, with_heads: Networks, references: Sequence[Reference]) -> pandas.DataFrame:
-    perturb = jax.jit(partial(measures.perturb, finite_attacks(study.config)))
-    compare, rows = jax.jit(measures.transferability), []
-    of_seeds = zip(source.functions(), with_heads.functions(), references, strict=True)
-    for seed, (network, with_head, reference) in enumerate(of_seeds):
-        images, labels = reference.images, reference.labels
-        perturbed = perturb(network, images, jax.random.fold_in(study.keys.attack, seed)), reference.perturbed
-        taus, under_attack = jax.device_get(compare((network, reference.network), perturbed, images, labels))
-        right = np.asarray(attacks.right(with_head(training.pixels(images)), labels))
-        row = {"reference_accuracy": reference.accuracy, **taus, **measures.success(under_attack, right)}
-        rows.append({name: float(value) for name, value in row.items()})
+def _attack(study: Study, source: Networks, with_heads: Networks, target: Target) -> pandas.DataFrame:
+    """Means over the references that are not lost, a row for each seed of the source."""
+    rows = []
+    for seed, (network, with_head) in enumerate(zip(source.functions(), with_heads.functions(), strict=True)):
+        perturbed = perturb(study, network, target.images, seed)
+        of_references = [_against(network, with_head, perturbed, each, target) for each in target.healthy()]
+        row = {name: np.mean([of[name] for of in of_references]) for name in of_references[0]}
+        rows.append({"reference_accuracy": np.nanmean(target.accuracies()), **row})
     return pandas.DataFrame(rows)
 
 
-def success(study: Study, networks: Sequence[Networks]) -> pandas.DataFrame:
-    """The `matrix.table` of networks that tell the same classes apart, with intervals over seeds."""
-    test = few(study.config, study.target.test)
+def _against(
+    network: Function, with_head: Function, perturbed: Perturbed, reference: Reference, target: Target
+) -> dict[str, float]:
+    """Every measure of one source, also with its new last layer, and one reference."""
+    both = (network, reference.network), (perturbed, reference.perturbed)
+    taus, reference_logits = jax.device_get(_transferability(*both, target.images, reference.right))
+    predict = lambda x: np.asarray(loops.in_batches(lambda x: (None, with_head(x)), BATCH, x)[1])
+    clean = predict(training.pixels(target.images)), np.asarray(reference.perturbed.clean)
+    rates = {}
+    for name, adversarial in reference.perturbed.adversarial.items():
+        for way, logits in (("S_T", reference_logits[name]), ("T_S", predict(adversarial))):
+            of_way = measures.success(logits, clean, target.labels, reference.right)
+            rates[f"{name}_success_{way}"], rates[f"{name}_success_both_{way}"] = of_way
+    return {name: float(value) for name, value in {**taus, **rates}.items()}
+
+
+def success(study: Study, target: Target, with_heads: Sequence[Networks], references: Networks) -> pandas.DataFrame:
+    """The `matrix.table` of networks that tell the same classes apart, with intervals over seeds.
+
+    There is a row for as many seeds of each as there are of sources and of the reference.
+    """
+    networks = [*with_heads, references]
+    test = few(study.config, target.domain.dataset.test)
     x, matrices = np.asarray(training.pixels(test.images)), {}
-    seeds = enumerate(zip(*(n.functions() for n in networks), strict=True))
+    seeds = enumerate(zip(*(n.functions() for n in networks), strict=False))
     key = partial(jax.random.fold_in, study.keys.attack)
     of_seeds = [partial(metrics.success_matrix, fs, fs, x, test.labels, key=key(seed)) for seed, fs in seeds]
-    for name, attack in finite_attacks(study.config).items():
+    for name, attack in _finite_attacks(study.config.attack.epsilon, study.config.attack.steps).items():
         of_attack = zip(*(of_seed(attack) for of_seed in of_seeds), strict=True)
         matrices[name] = SuccessMatrix(*map(np.stack, of_attack))
         print(f"{name}: every network attacked", flush=True)

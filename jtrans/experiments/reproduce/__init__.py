@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -38,14 +38,7 @@ def check(config: ConfigDict) -> None:
 def measure(config: ConfigDict, workdir: Path) -> Results:
     """Make every run that is not finished, hold the claims to what they measured, and write the page."""
     listed, docs = runs.listed(config.images_dir, config.full), Path(config.docs)
-    for i, run in enumerate(listed):
-        arguments = runs.command(run, config.data_dir, workdir)
-        print(f"\n[{i + 1} of {len(listed)}] {run.name}: {runs.line(arguments)}", flush=True)
-        status = subprocess.run([sys.executable, "-m", "jtrans", *arguments]).returncode
-        if status == INTERRUPTED:
-            raise Interrupted(f"interrupted in {run.name}; the same command resumes")
-        if status:
-            raise InputError(f"{run.name}: ended with status {status}, as it says above; finished parts are kept")
+    make([(run.name, runs.command(run, config.data_dir, workdir)) for run in listed])
     # Long runs that were made before are on the page too.
     listed = [
         run for run in runs.listed(config.images_dir, full=True) if (workdir / run.name / folder.SUMMARY).exists()
@@ -60,25 +53,45 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     return Results(config, {"verdicts": table["adjusted"].value_counts(sort=False).to_dict()}, {"claims": table}, {})
 
 
+def make(commands: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Make every run that is not finished, given by its name and the arguments of `python -m jtrans`.
+
+    Raises:
+      Interrupted: a run was interrupted.
+      InputError: a run failed.
+    """
+    for i, (name, arguments) in enumerate(commands):
+        print(f"\n[{i + 1} of {len(commands)}] {name}: {runs.line(arguments)}", flush=True)
+        status = subprocess.run([sys.executable, "-m", "jtrans", *arguments]).returncode
+        if status == INTERRUPTED:
+            raise Interrupted(f"interrupted in {name}; the same command resumes")
+        if status:
+            raise InputError(f"{name}: ended with status {status}, as it says above; finished parts are kept")
+
+
 def publish(made: Path, published: Path) -> None:
-    """Copy the results of a run, and of those in its folder, without figures and without this machine's directories.
+    """Copy the results of a run, and of those in its folder, as `publish_run`."""
+    for summary_file in sorted(made.rglob(folder.SUMMARY)):
+        publish_run(summary_file.parent, published / summary_file.parent.relative_to(made))
+
+
+def publish_run(source: Path, target: Path) -> None:
+    """Copy the results of one run, without figures and without this machine's directories.
 
     Of arrays those alone that the page needs, the trajectories of early's runs: others take megabytes.
     """
-    for summary_file in sorted(made.rglob(folder.SUMMARY)):
-        source = summary_file.parent
-        target = published / source.relative_to(made)
-        target.mkdir(parents=True, exist_ok=True)
-        config, summary = folder.read_config(source), folder.read_summary(source)
-        for of_run in (config, summary["config"]):
-            of_run.get("data", {}).pop("dir", None)
-        with_arrays = experiment.maker(source).name == "early"
-        named = summary.get(experiment.FILES, ())
-        summary[experiment.FILES] = [name for name in named if with_arrays or not name.endswith(".npz")]
-        folder.write_json(target / folder.CONFIG, config)
-        for name in summary[experiment.FILES]:
-            files.write(target / name, (source / name).read_bytes())
-        folder.write_summary(target, summary)
+    target.mkdir(parents=True, exist_ok=True)
+    config, summary = folder.read_config(source), folder.read_summary(source)
+    for section in (*config.values(), *summary["config"].values()):
+        if isinstance(section, dict):
+            section.pop("dir", None)
+    with_arrays = experiment.maker(source).name == "early"
+    named = summary.get(experiment.FILES, ())
+    summary[experiment.FILES] = [name for name in named if with_arrays or not name.endswith(".npz")]
+    folder.write_json(target / folder.CONFIG, config)
+    for name in summary[experiment.FILES]:
+        files.write(target / name, (source / name).read_bytes())
+    folder.write_summary(target, summary)
 
 
 def tell(results: Results) -> str:

@@ -105,7 +105,7 @@ def text(listed: Sequence[runs.Run], table: pandas.DataFrame, workdir: Path) -> 
         devices=" and ".join(environment["devices"]),
         overview=overview(table),
         points=100 * trajectory.at_chance(0.5),
-        **{name: _markdown(each) for name, each in rows.items()},
+        **{name: markdown(each) for name, each in rows.items()},
         versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
         runs="\n\n".join(_section(run, minutes[run.name]) for run in listed),
     )
@@ -126,7 +126,8 @@ def overview(table: pandas.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _markdown(rows: Iterator[Mapping[str, str]]) -> str:
+def markdown(rows: Iterator[Mapping[str, str]]) -> str:
+    """The rows as a table in Markdown."""
     table = pandas.DataFrame(rows)
     if table.empty:
         return "Not measured in these runs: `make reproduce-full`."

@@ -281,7 +281,8 @@ def draw(results: Results) -> dict[str, Figure]:
 
 def draw_steps(results: Results) -> Figure:
     """Each measure under each change, at the two steps that were named beforehand."""
-    table, names = results.tables[NAME], list(results.arrays)
+    table = results.tables[NAME]
+    names = list(table["change"].unique())
     figure = Figure(figsize=(15, 1.6 + 0.36 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(MEASURES), sharey=True)
     reference = {"angle": results.summary["random"]["mean_angle"], "signed_angle": 90, "agreement": 0.5}
@@ -295,7 +296,10 @@ def draw_steps(results: Results) -> Figure:
             axes.axvline(reference[measure], color="0.3", linestyle="--", label="random or chance")
         axes.set_xlabel(label)
         axes.grid(alpha=0.25)
-    panels[0].set_yticks(range(len(names)), [CHANGES[name].caption for name in names])
+    lost = table.groupby(["change", "step"])["lost"].max().unstack()
+    of_change = {name: " and ".join(map(str, counts)) for name, counts in lost[lost.any(axis=1)].iterrows()}
+    notes = [f"\n({of_change[name]} networks lost)" if name in of_change else "" for name in names]
+    panels[0].set_yticks(range(len(names)), [CHANGES[n].caption + note for n, note in zip(names, notes, strict=True)])
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=3)
     figure.suptitle(f"Adversarial directions under one change at a time (bars: 95 % intervals): {title(results)}")
@@ -304,10 +308,11 @@ def draw_steps(results: Results) -> Figure:
 
 def draw_curves(results: Results) -> Figure:
     """The angles, the constant share and the AUC of each change over the steps."""
-    rows = -(-len(results.arrays) // 3)
+    changes = results.tables["curves"].groupby("change", sort=False)
+    rows = -(-len(changes) // 3)
     figure = Figure(figsize=(13, 1 + 2.7 * rows), layout="constrained")
     panels = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, (name, table) in zip(panels, results.tables["curves"].groupby("change", sort=False), strict=False):
+    for axes, (name, table) in zip(panels, changes, strict=False):
         for measure, colour in zip(CURVES, ("C3", "C0", "C1", "C4"), strict=True):
             interval = tables.interval(table, measure)
             scaled = interval if "angle" in measure else stats.Interval(*(90 * bound for bound in interval))
@@ -316,7 +321,7 @@ def draw_curves(results: Results) -> Figure:
         axes.set(title=CHANGES[name].caption, ylim=(0, 135), xlabel="optimizer steps", ylabel="angle (degrees)")
         axes.secondary_yaxis("right", functions=(lambda y: y / 90, lambda y: 90 * y)).set_ylabel("share, AUC")
         axes.grid(alpha=0.25)
-    for axes in panels[len(results.arrays) :]:
+    for axes in panels[len(changes) :]:
         axes.axis("off")
     figures.band_entry(panels[0])
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=6)

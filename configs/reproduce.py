@@ -4,8 +4,8 @@
     make reproduce-full DATA=DIRECTORY IMAGES=FOLDER
 
 DATA is a TFDS data directory that holds cifar10; IMAGES is a folder with two folders of photographs, one per class, for
-VGG11, which is skipped without it. Seventy minutes on 2 cores, and two hours more for the long runs of the second
-command. Finished runs are kept, and stopped runs resume.
+VGG11, which is skipped without it. An hour and a quarter on 2 cores, and two and a half hours more for the long runs of
+the second command. Finished runs are kept, and stopped runs resume.
 """
 
 from ml_collections import ConfigDict

@@ -141,11 +141,13 @@ def _early(root: Path) -> Iterator[Row]:
 
 
 def _note(summary: Mapping[str, Any]) -> str:
-    """The steps at which the angle is lowest at chance, and the signed angle and the accuracy of all networks there."""
+    """The steps at which the angle is lowest at chance, and both angles and the accuracy of all networks there."""
     steps = " and ".join("none" if step is None else str(step) for step in summary["selected"]["steps"])
     lowest, chance = summary["lowest_at_chance"], summary["chance"]
-    accuracy, signed = lowest["accuracy"], stats.interval_text(lowest["signed_angle"], 1)
-    said = f"steps {steps}; all at step {lowest['step']}: signed {signed}, accuracy {stats.interval_text(accuracy, 3)}"
+    accuracy = lowest["accuracy"]
+    folded, signed = (stats.interval_text(lowest[name], 1) for name in ("angle", "signed_angle"))
+    said = f"steps {steps}; all at step {lowest['step']}: folded {folded}, signed {signed}"
+    said += f", accuracy {stats.interval_text(accuracy, 3)}"
     if accuracy["low"] is None:
         return said
     holds_chance = accuracy["low"] <= chance <= accuracy["high"]

@@ -140,7 +140,8 @@ def _claims(table: pandas.DataFrame) -> Iterator[dict[str, str]]:
     for row in table.itertuples():
         of_range, digits = (1, 1) if row.unit == "degrees" else (2, 3)
         bounds = {"mean": row.measured, "low": row.measured_low, "high": row.measured_high}
-        measured = f"{stats.interval_text(bounds, digits)} {row.unit}".rstrip() + (f" ({row.note})" if row.note else "")
+        measured = "-" if np.isnan(row.measured) else f"{stats.interval_text(bounds, digits)} {row.unit}".rstrip()
+        measured += f" ({row.note})" * bool(row.note)
         yield {
             "claim": str(row.claim),
             "what is claimed": row.statement,

@@ -381,7 +381,8 @@ def _feature(info, name: str) -> tuple[str, tuple[str, ...]]:
     """
     import tensorflow_datasets as tfds
 
-    features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    is_dict = isinstance(info.features, tfds.features.FeaturesDict)
+    features = dict(sorted(info.features.items())) if is_dict else {}  # read from a file, they come in any order
     texts = [key for key, value in features.items() if isinstance(value, tfds.features.Text) and value.shape == ()]
     inputs = [key for key in texts if key in (info.supervised_keys or ())] or texts
     if len(inputs) != 1 or not isinstance(features.get("label"), tfds.features.ClassLabel):

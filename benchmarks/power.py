@@ -339,7 +339,7 @@ def section(table: Callable[[], Iterator[Row]], rows: Sequence[Row]) -> str:
     _, side = TABLES[table]
     header = ["setting", "sources", *rows[0].held, *[side] * bool(side), *rows[0].shown]
     numbers = lambda columns: (f"{value:.3f}" for value in columns.values())
-    bound = lambda row: ["" if row.bound is None else f"{row.bound:.2f}"] * bool(side)
+    bound = lambda row: [f"{row.bound:.2f}"] if side else []
     cells = [[r.setting, r.sources, *numbers(r.held), *bound(r), *numbers(r.shown)] for r in rows]
     lines = ("| " + " | ".join(map(str, line)) + " |" for line in (header, ["---"] * len(header), *cells))
     return "\n".join([f"## {title}", *text, "", *lines, ""])

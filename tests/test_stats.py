@@ -464,16 +464,23 @@ def test_the_interval_of_a_correlation_comes_from_the_sources():
     assert np.arctanh(few.high) - np.arctanh(few.low) > 2 * widths[100, 1]
 
 
-def test_an_interval_is_that_of_a_loop_over_bootstrap_samples():
-    x, y = np.random.default_rng(1).normal(size=(2, 12, 3))
-    mean, low, high = stats.correlation(x, y, np.random.default_rng(0), resamples=20_000).statistic
-    rng, bootstrap = np.random.default_rng(1), []
-    for _ in range(4000):
-        sources, seeds = rng.integers(12, size=12), rng.integers(3, size=3)
-        bootstrap.append(np.corrcoef(x[sources][:, seeds].mean(1), y[sources][:, seeds].mean(1))[0, 1])
-    z = np.arctanh(mean)
-    margin = scipy.stats.t.ppf(0.975, 10) * np.std(bootstrap) / (1 - mean**2)
-    np.testing.assert_allclose(np.arctanh([low, high]), [z - margin, z + margin], atol=0.05 * margin)
+@pytest.mark.parametrize("partial", [False, True])
+def test_an_interval_is_that_of_a_loop_over_bootstrap_samples(partial):
+    """With the degrees of freedom of seven sources, of which a covariate takes one."""
+    x, y, z = np.random.default_rng(1).normal(size=(3, 7, 3))
+    options = {"given": z} if partial else {}
+    mean, low, high = stats.correlation(x, y, np.random.default_rng(0), resamples=20_000, **options).statistic
+
+    def of(sources, seeds):
+        (_, xy, xz), (_, _, yz), _ = np.corrcoef([values[sources][:, seeds].mean(1) for values in (x, y, z)])
+        return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2)) if partial else xy
+
+    rng = np.random.default_rng(1)
+    drawn = ((rng.integers(7, size=7), rng.integers(3, size=3)) for _ in range(4000))
+    bootstrap = [of(*sample) for sample in drawn if len(set(sample[0])) > 1 + partial]
+    z_of_mean, quantile = np.arctanh(mean), scipy.stats.t.ppf(0.975, 4 if partial else 5)
+    margin = quantile * np.std(bootstrap) / (1 - mean**2)
+    np.testing.assert_allclose(np.arctanh([low, high]), [z_of_mean - margin, z_of_mean + margin], atol=0.05 * margin)
 
 
 def test_seeds_are_drawn_jointly_for_all_sources():
@@ -521,9 +528,32 @@ def test_many_sources_are_exchanged_within_strata_alone():
     assert stats.correlation(x, y, np.random.default_rng(0), strata=np.ones(24)) == stats.correlation(
         x, y, np.random.default_rng(0)
     )
-    # Everything comes from the strata: no test is fooled by them, as that without them is.
-    noise = 0.1 * rng.normal(size=(2, 24, 1))
-    first, second = strata[:, None] + noise
+
+
+def test_random_permutations_within_strata_that_differ_in_spread():
+    """Permutations across strata would give another p-value."""
+    rng = np.random.default_rng(0)
+    strata = rng.permutation(np.repeat([0, 1], [16, 8]))
+    scale = np.array([1, 20])[strata]
+    x, own = rng.normal(size=(2, 24))
+    x, y = x * scale, (0.7 * x + own) * scale
+    centred = lambda v: v - np.array([v[strata == stratum].mean() for stratum in strata])
+    first, second = centred(x), centred(y)
+    by_chance = {"within": np.tile(first, (20_000, 1)), "across": rng.permuted(np.tile(first, (20_000, 1)), axis=1)}
+    for stratum in (0, 1):
+        members = np.flatnonzero(strata == stratum)
+        by_chance["within"][:, members] = rng.permuted(by_chance["within"][:, members], axis=1)
+    want = {name: np.mean(np.abs(values @ second) >= abs(first @ second)) for name, values in by_chance.items()}
+    error = 4 * np.sqrt(2 * want["within"] / 20_000)
+    assert abs(want["across"] - want["within"]) > 2 * error
+    tested = stats.correlation(x[:, None], y[:, None], rng, strata=strata)
+    assert tested.p_value == pytest.approx(want["within"], abs=error)
+
+
+def test_what_strata_do_is_no_correlation_within_them():
+    strata = np.repeat(range(5), (2, 6, 8, 6, 2))
+    rng = np.random.default_rng(0)
+    first, second = strata[:, None] + 0.1 * rng.normal(size=(2, 24, 1))
     assert stats.correlation(first, second, rng, ranks=True).p_value < 0.001
     assert stats.correlation(first, second, rng, ranks=True, strata=strata).p_value > 0.05
 
@@ -561,9 +591,9 @@ def test_partial_correlations_are_those_of_textbooks(ranks):
 
 def test_the_test_given_a_covariate_against_a_loop_of_regressions():
     """Freedman and Lane's permutations, of a coefficient over its standard error by White (1980)."""
-    rng = np.random.default_rng(2)
-    x, y, z = rng.normal(size=(3, 7)) + rng.normal(size=7)
-    strata = np.array([0, 0, 0, 0, 1, 1, 1])
+    rng = np.random.default_rng(5)
+    x, y, z = rng.normal(size=(3, 8)) + rng.normal(size=8)
+    strata = np.array([0, 0, 0, 0, 0, 1, 1, 1])
     reduced = np.c_[strata == 0, strata == 1, z].astype(float)
     full = np.c_[reduced, x]
 
@@ -574,11 +604,11 @@ def test_the_test_given_a_covariate_against_a_loop_of_regressions():
         return coefficients[-1] / np.sqrt(covariance[-1, -1])
 
     fit = reduced @ np.linalg.lstsq(reduced, y)[0]
-    orders = itertools.product(itertools.permutations(range(4)), itertools.permutations(range(4, 7)))
+    orders = itertools.product(itertools.permutations(range(5)), itertools.permutations(range(5, 8)))
     statistics = np.abs([t_of(fit + (y - fit)[list(one + other)]) for one, other in orders])
     tested = stats.correlation(x[:, None], y[:, None], rng, strata=strata, given=z)
     assert tested.p_value == pytest.approx(np.mean(statistics >= statistics[0] - 1e-9))
-    assert 0 < tested.p_value < 1
+    assert 0.1 < tested.p_value < 0.9
 
 
 def test_what_a_covariate_does_is_removed():

@@ -1,4 +1,4 @@
-"""Means with confidence intervals over networks and seeds, tests, and the angle between random directions."""
+"""Means, shares and correlations with intervals and tests, and the angle between random directions."""
 
 from jtrans.stats.correlations import Correlation, constant, correlation
 from jtrans.stats.estimates import (

@@ -294,7 +294,8 @@ def test_each_claim_is_read_from_its_runs(measured):
     assert table.loc[table["claim"] == 8, "p_inside"].item() == pytest.approx(of_two.sf(3 * of_two.ppf(0.975)))
     assert not rows
     assert "4 mlp_deep (reduced)" in set(table["networks"])
-    note = "steps 3 and 2; all at step 3: signed 80.0 [75.0, 85.0], accuracy 0.500 [0.490, 0.510], which contains 0.5"
+    note = "steps 3 and 2; all at step 3: folded 50.0 [40.0, 60.0], signed 80.0 [75.0, 85.0]"
+    note += ", accuracy 0.500 [0.490, 0.510], which contains 0.5"
     assert note in set(table["note"])
 
 
@@ -326,8 +327,9 @@ def test_the_page_holds_what_the_runs_left(measured):
     assert "\n1. Before training" in text
     assert "*Rows: 4 (holds: 4).*" in text
     said = (
-        "| at most 74.0 | 50.0 [40.0, 60.0] degrees (steps 3 and 2; all at step 3: signed 80.0 [75.0, 85.0], accuracy "
-        "0.500 [0.490, 0.510], which contains 0.5) | **holds** | **holds** | 4 mlp_deep |"
+        "| at most 74.0 | 50.0 [40.0, 60.0] degrees (steps 3 and 2; all at step 3: folded 50.0 [40.0, 60.0], "
+        "signed 80.0 [75.0, 85.0], accuracy 0.500 [0.490, 0.510], which contains 0.5) "
+        "| **holds** | **holds** | 4 mlp_deep |"
     )
     assert f"{said} [case-1](#case-1) |" in text
     assert "| [data/shuffled](#data) |" in text

@@ -7,8 +7,15 @@ from pathlib import Path
 
 # Compiling takes most of the tests' time, so XLA optimises little; `make check-all` tests programs as users run them.
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-flags = os.environ.get("XLA_FLAGS", QUICKLY)
-os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4"
+OPTIMISED = os.environ.get("XLA_FLAGS", QUICKLY)
+
+
+def xla_flags(num_devices):
+    """XLA's flags for a process of so many CPU devices, whose programs are optimised as those of the tests."""
+    return f"{OPTIMISED} --xla_force_host_platform_device_count={num_devices}"
+
+
+os.environ["XLA_FLAGS"] = xla_flags(4)
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, xla_flags
 
 from jtrans import files, models, training
 from jtrans.data import Split
@@ -177,7 +177,7 @@ def test_processes_of_a_job_agree_on_the_parts(finished, stopped):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(1)}
     flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     line = [sys.executable, str(ROOT / "experiments" / "control.py"), *command(stopped, *flags)[1:]]
     options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -16,7 +16,7 @@ import pandas
 import PIL.Image
 import pytest
 import scipy.stats
-from conftest import ROOT
+from conftest import ROOT, xla_flags
 from jax.tree_util import Partial
 
 from jtrans import attacks, data, directions, metrics, models, stats, training, transfer
@@ -311,7 +311,7 @@ def test_a_job_of_two_processes_gives_what_one_gives(finished, tmp_path):
     line = [sys.executable, str(ROOT / "experiments" / "knowledge.py"), *command(workdir)[1:]]
     line += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(1)}
     job = [subprocess.Popen([*line, f"--process_id={i}"], env=environment, **options) for i in range(2)]
     said = [process.communicate()[0] for process in job]
     assert [process.returncode for process in job] == [0, 0], said

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, xla_flags
 from orbax.checkpoint import v1 as ocp
 
 from jtrans.experiments import early, random_angles
@@ -40,7 +40,7 @@ def run(workdir, *arguments):
 
 def start(workdir, *arguments, devices=1, command=(*COMMAND, *SMALL), **options):
     """In a process of its own."""
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(devices)}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     return subprocess.Popen([*command, f"--workdir={workdir}", *arguments], env=environment, **options)
 
@@ -255,7 +255,7 @@ def in_a_small_disk(script, *arguments):
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode:
         pytest.skip("no permission to mount a file system")
     command = ["unshare", "-rm", "sh", "-c", script, "sh", *map(str, arguments)]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(1)}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 

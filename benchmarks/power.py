@@ -146,7 +146,8 @@ def given_covariate() -> Iterator[Row]:
     """Size: one hypothesis, both quantities depend on a covariate and on nothing else in common
 
     Half of the variance of each quantity comes from the covariate; in the last row a third, and a third from the
-    stratum. This test is not exact. By ranks the effect of the covariate is not linear: rather more are rejected.
+    stratum. This test is approximate: the effect of a covariate on ranks is not linear, and slightly too many are
+    rejected.
 
     "not given": the test without the covariate. "with error": given the covariate plus an error of the same variance;
     only a part of the covariate's effect is then removed. Both by ranks.
@@ -239,10 +240,10 @@ def coverage() -> Iterator[Row]:
     order; the coverage is that of the others. "percentiles": the interval between the 2.5th and the 97.5th percentile
     of the same bootstrap samples.
 
-    Percentiles are too close for Pearson's correlation, also of 30 sources, and for either where there are five. So
-    jtrans takes only the standard deviation from the bootstrap, and the shape of the interval from Fisher's z. It does
-    not take the standard deviation of z, which is infinite for a sample that draws two sources only. By ranks the
-    intervals are rather wide.
+    The percentile intervals are too narrow for Pearson's correlation, also with 30 sources, and for five sources. So
+    jtrans takes only the standard deviation of the correlation from the bootstrap, and the interval from Fisher's z.
+    (The standard deviation of z itself would be infinite: a sample that draws two different sources has a correlation
+    of 1 or -1.) The intervals of Spearman's correlation are wider than needed.
     """
     for (kind, ranks), rho, sources in itertools.product(KINDS.items(), (0, *RHO), (5, 12, 20, 24, 30)):
         yield of_intervals(f"{kind}, rho {rho}", of_law("normal", rho), sources, ranks, 0.94)
@@ -263,8 +264,9 @@ def other_coverage() -> Iterator[Row]:
     """Coverage: other laws, several seeds, a covariate, strata
 
     "half noise": half of the variance of the means over seeds is noise of single seeds. The noise is scaled so that the
-    correlation of the means is the same for any number of seeds: more seeds then do not make the interval narrower,
-    more sources do.
+    correlation of the means is the same for any number of seeds. More sources make the interval narrower; more seeds do
+    not. With several seeds it is wider than needed: the noise counts in the draws of the sources and in those of the
+    seeds. That is the price of seeds drawn jointly, which also count what the sources share in a seed.
     """
     for (kind, ranks), (name, draw), sources in itertools.product(KINDS.items(), OTHER.items(), (12, 24)):
         yield of_intervals(f"{kind}, {name}", draw, sources, ranks, 0.9, name == "within strata")
@@ -312,6 +314,12 @@ def standard_error(share: float, repetitions: int) -> float:
     return float(np.sqrt(share * (1 - share) / repetitions))
 
 
+ERRORS = {
+    "size": standard_error(LEVEL, REPETITIONS),
+    "given": standard_error(LEVEL, GIVEN),
+    "power": standard_error(0.8, POWER),
+    "coverage": standard_error(0.95, COVERAGE),
+}
 SAMPLES = inspect.signature(stats.correlation).parameters["resamples"].default
 START = f"""# Power of the tests of correlations
 
@@ -323,13 +331,12 @@ The samples are sources. More sources make a test more powerful and an interval 
 only take noise out of their means.
 
 Tests are two-sided, at 5 %. A row has {REPETITIONS:,} simulations for a size ({GIVEN:,} given a covariate), {POWER:,}
-for a power and {COVERAGE:,} for a coverage. The standard error of a size of 0.05 is \
-{standard_error(LEVEL, REPETITIONS):.4f} (given a covariate {standard_error(LEVEL, GIVEN):.4f}),
-of a power of 0.8 {standard_error(0.8, POWER):.4f}, of a coverage of 0.95 {standard_error(0.95, COVERAGE):.4f}. A slow
-test holds the columns to the left of "at most" or "at least" to that bound, with three standard errors of tolerance.
-Where there are more than 9! permutations, {DRAWS:,} are drawn here and {correlations.PERMUTATIONS:,} by \
-`stats.correlation`; bootstrap samples are
-{RESAMPLES} here and {SAMPLES:,} there.
+for a power and {COVERAGE:,} for a coverage. The standard error of a size of 0.05 is {ERRORS["size"]:.4f}
+(given a covariate {ERRORS["given"]:.4f}), of a power of 0.8 {ERRORS["power"]:.4f},
+of a coverage of 0.95 {ERRORS["coverage"]:.4f}. A slow test holds the columns to the left of "at most" or "at least"
+to that bound, with a tolerance of three standard errors. Where there are more than 9! permutations, {DRAWS:,} are drawn
+here and {correlations.PERMUTATIONS:,} by `stats.correlation`; bootstrap samples are {RESAMPLES} here and {SAMPLES:,}
+there.
 """
 
 

@@ -11,22 +11,8 @@ epochs on 8,000 images, a ResNet18 with a quarter of its widths as a source and 
 from ml_collections import ConfigDict
 
 from jtrans.experiments import knowledge
+from jtrans.experiments.knowledge import sources
 from jtrans.harness.fields import defaults
-
-VEHICLES = (
-    "sports_car",
-    "convertible",
-    "limousine",
-    "beach_wagon",
-    "school_bus",
-    "trolleybus",
-    "moving_van",
-    "police_van",
-    "freight_car",
-    "bullet_train",
-    "lifeboat",
-    "gondola",
-)
 
 
 def get_config() -> ConfigDict:
@@ -36,7 +22,7 @@ def get_config() -> ConfigDict:
     config.widths.resnet18 = (16, 32, 64, 128)
     config.num_networks = 3
     config.source.name, config.target.name = "cifar10", "tiny_imagenet22"
-    config.target.classes = VEHICLES
+    config.target.classes = sources.VEHICLES
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
     config.source.num_train = 8_000
     config.num_epochs, config.reference_epochs, config.refit_epochs = 2, 4, 1

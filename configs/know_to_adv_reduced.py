@@ -11,6 +11,7 @@ twelve vehicles are used; any other set can be named. Three seeds, ResNet18 with
 from ml_collections import ConfigDict
 
 from jtrans.experiments import knowledge
+from jtrans.experiments.knowledge import sources
 from jtrans.harness.fields import defaults
 
 MIXTURES = (
@@ -19,20 +20,6 @@ MIXTURES = (
     ("bird", "cat", "ship", "truck"),
     ("bird", "cat", "deer", "truck"),
     ("bird", "cat", "deer", "horse"),
-)
-VEHICLES = (
-    "sports_car",
-    "convertible",
-    "limousine",
-    "beach_wagon",
-    "school_bus",
-    "trolleybus",
-    "moving_van",
-    "police_van",
-    "freight_car",
-    "bullet_train",
-    "lifeboat",
-    "gondola",
 )
 
 
@@ -43,7 +30,7 @@ def get_config() -> ConfigDict:
     config.widths.resnet18 = (16, 32, 64, 128)
     config.num_networks = 3
     config.source.name, config.target.name = "cifar10", "tiny_imagenet22"
-    config.target.classes = VEHICLES
+    config.target.classes = sources.VEHICLES
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
     config.source.num_train = 6_000
     config.num_epochs, config.reference_epochs, config.refit_epochs = 1, 4, 1

@@ -23,32 +23,6 @@ SOURCE_VEHICLES = ("airplane", "automobile", "ship", "truck")
 SOURCE_ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 # How many sources have so many vehicles among their four classes.
 COUNTS = {0: 3, 1: 7, 2: 7, 3: 6, 4: 1}
-VEHICLES = (
-    "sports_car",
-    "convertible",
-    "limousine",
-    "beach_wagon",
-    "school_bus",
-    "trolleybus",
-    "moving_van",
-    "police_van",
-    "freight_car",
-    "bullet_train",
-    "lifeboat",
-    "gondola",
-)
-ANIMALS = (
-    "goldfish",
-    "fire_salamander",
-    "bullfrog",
-    "tabby_cat",
-    "persian_cat",
-    "golden_retriever",
-    "german_shepherd",
-    "gazelle",
-    "king_penguin",
-    "albatross",
-)
 
 
 def get_config() -> ConfigDict:
@@ -59,7 +33,7 @@ def get_config() -> ConfigDict:
     config.reference, config.widths.conv_a = "conv_a", (16, 16, 32, 32)
     config.num_networks, config.num_references = 2, 4
     config.source.name, config.target.name = "cifar10", "tiny_imagenet22"
-    config.target.classes, config.contrast, config.matrix = VEHICLES, ANIMALS, False
+    config.target.classes, config.contrast, config.matrix = sources.VEHICLES, sources.ANIMALS, False
     config.source.num_train = 8_000
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
     config.num_epochs, config.reference_epochs, config.refit_epochs = 6, 20, 2

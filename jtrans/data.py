@@ -129,7 +129,7 @@ def load(
     read = SOURCES.get(name, partial(_tensorflow_datasets, name))
     source = read(key=noise_key, directory=directory, classes=tuple(classes), image_size=image_size)
     chosen = tuple(classes) or source.class_names
-    _check_classes(chosen, source.class_names)
+    check_classes(chosen, source.class_names)
     dataset = _cached(source, chosen, image_size, name)
     if shuffle_labels:
         shuffled = lambda split, k: split._replace(labels=np.asarray(jax.random.permutation(k, split.labels)))
@@ -146,7 +146,7 @@ def of_classes(dataset: Dataset, classes: Sequence[str], field: str) -> Dataset:
     """
     if not classes:
         return dataset
-    _check_classes(classes, dataset.class_names, field)
+    check_classes(classes, dataset.class_names, field)
     number = np.full(len(dataset.class_names), -1, np.int32)
     number[[dataset.class_names.index(name) for name in classes]] = np.arange(len(classes))
 
@@ -267,7 +267,7 @@ def check_digest(path: Path, there: str, here: str) -> None:
         raise InputError(f"--workdir: {path} {what}")
 
 
-def _check_classes(chosen: Sequence[str], available: Sequence[str], field: str = "data.classes") -> None:
+def check_classes(chosen: Sequence[str], available: Sequence[str], field: str = "data.classes") -> None:
     names = ", ".join(chosen)
     if unknown := [c for c in chosen if c not in available]:
         raise InputError(f"{field}: unknown class {unknown[0]!r}; the classes are {listed(available, 20)}")
@@ -312,14 +312,20 @@ def _decode(source: Source, classes: tuple[str, ...], image_size: int) -> Datase
     else:
         part, where = "train", f"train's test share of 1/{TEST_SHARE}"
         origin = f"a fixed 1/{TEST_SHARE} of each class of the split 'train'"
-        shares = [np.split(np.random.default_rng(0).permutation(m), [len(m) // TEST_SHARE]) for m in train]
-        test, train = (list(map(np.sort, members)) for members in zip(*shares, strict=True))
+        test, train = held_out(train)
     for filled, members in (("train", train), (where, test)):
         for indices, c in zip(members, classes, strict=True):
             if not len(indices):
                 raise InputError(f"data.classes: class {c!r} has no image in {filled}; leave it out or add images")
     train_split, test_split = _read(source, "train", train, image_size), _read(source, part, test, image_size)
     return Dataset(train_split, test_split, classes, origin)
+
+
+def held_out(members: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """A fixed share of each class's examples, given by their numbers, to test on; and the rest. Both in order."""
+    shares = [np.split(np.random.default_rng(0).permutation(m), [len(m) // TEST_SHARE]) for m in members]
+    test, train = (list(map(np.sort, parts)) for parts in zip(*shares, strict=True))
+    return test, train
 
 
 def _members(source: Source, part: str, classes: Sequence[str]) -> list[np.ndarray]:
@@ -466,7 +472,7 @@ def _fingerprint(root: Path, paths: Sequence[Path]) -> str:
 def _tensorflow_datasets(name: str, directory: str, **_: Any) -> Source:
     import tensorflow_datasets as tfds
 
-    builder = _builder(name, directory)
+    builder = builder_of(name, directory)
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise InputError(f"data.name: {name!r} has no features named image and label; name an image classification set")
@@ -505,7 +511,7 @@ def _newest(root: Path, name: str) -> Path | None:
     return max(folders, key=lambda f: [int(n) if n.isdigit() else -1 for n in f.name.split(".")], default=None)
 
 
-def _builder(name: str, directory: str):
+def builder_of(name: str, directory: str):
     """The builder of a prepared data set; to prepare one that is not takes TensorFlow and the internet."""
     import tensorflow_datasets as tfds
 

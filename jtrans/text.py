@@ -101,7 +101,7 @@ def load(name: str, *, directory: str = "", classes: Sequence[str] = ()) -> Corp
     read = _files if name == TEXT else partial(_tensorflow_datasets, name)
     class_names, parts = read(directory)
     chosen = tuple(classes) or class_names
-    data._check_classes(chosen, class_names)
+    data.check_classes(chosen, class_names)
     number = {class_names.index(c): k for k, c in enumerate(chosen)}
     parts = {part: _renumbered(texts, number) for part, texts in parts.items()}
     train = parts["train"]
@@ -265,8 +265,7 @@ def _taken(texts: Texts, chosen: np.ndarray) -> Texts:
 def _held_out(texts: Texts) -> tuple[Texts, Texts]:
     """All texts but a fixed share of each class, and that share: the same that `data.load` holds out of images."""
     members = [np.flatnonzero(texts.labels == k) for k in np.unique(texts.labels)]
-    shares = [np.random.default_rng(0).permutation(m)[: len(m) // data.TEST_SHARE] for m in members]
-    held_out = np.isin(np.arange(len(texts.labels)), np.concatenate(shares))
+    held_out = np.isin(np.arange(len(texts.labels)), np.concatenate(data.held_out(members)[0]))
     return _taken(texts, ~held_out), _taken(texts, held_out)
 
 
@@ -343,7 +342,7 @@ def _decoded(line: bytes, where: str, field: str = "data.dir") -> str:
 
 def _tensorflow_datasets(name: str, directory: str) -> tuple[tuple[str, ...], dict[str, Texts]]:
     """As `_files`, of a prepared data set."""
-    builder = data._builder(name, directory)
+    builder = data.builder_of(name, directory)
     feature, class_names = _feature(builder.info, name)
 
     def read(part: str) -> Texts:

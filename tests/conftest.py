@@ -1,6 +1,7 @@
 """Set before JAX is imported: several CPU devices, no silent rank promotion, compiled programs kept between runs."""
 
 import os
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -75,4 +76,14 @@ def shared_data():
     path = ROOT.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip(f"no {path}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def python(request):
+    """An interpreter that has PyTorch, where `--pytorch_python` names one."""
+    path = request.config.getoption("--pytorch_python")
+    found = subprocess.run([path, "-c", "import torch"], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip(f"{path} has no PyTorch; name one that has, as pytest --pytorch_python PATH")
     return path

@@ -31,15 +31,6 @@ NETWORKS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def python(request):
-    path = request.config.getoption("--pytorch_python")
-    found = subprocess.run([path, "-c", "import torch"], capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip(f"{path} has no PyTorch; name one that has, as pytest --pytorch_python PATH")
-    return path
-
-
 def relative(ours, theirs):
     """For each example."""
     ours, theirs = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (ours, theirs))

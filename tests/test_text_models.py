@@ -282,15 +282,6 @@ def test_arrays_start_as_those_of_image_networks(name):
     assert all(of_array == 1 / np.sqrt(64) for of_array in lstm.values())
 
 
-@pytest.fixture(scope="module")
-def python(request):
-    path = request.config.getoption("--pytorch_python")
-    found = subprocess.run([path, "-c", "import torch"], capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip(f"{path} has no PyTorch; name one that has, as pytest --pytorch_python PATH")
-    return path
-
-
 # In PyTorch's names, those of `params`.
 RENAMED = {
     "convolutions.": "Conv1d_",

@@ -4,12 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from jtrans import files, stats
-from jtrans.errors import InputError
 from jtrans.experiments import reproduce, synthetic
 from jtrans.experiments.knowledge import words
 from jtrans.experiments.reproduce import page, runs
@@ -143,11 +141,8 @@ With {versions}.
 
 
 def check(config: ConfigDict) -> None:
-    """Check that this is one process, and that the page can have its directory."""
-    if jax.process_count() > 1:
-        raise InputError(f"--num_processes: {NAME} starts one process after another by itself; start it once")
-    if Path(config.docs).exists() and not Path(config.docs).is_dir():
-        raise InputError(f"docs: got {config.docs!r}, which is no directory; name one, as 'docs'")
+    """Check what no single field can say."""
+    reproduce.check_page(NAME, config)
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
@@ -273,7 +268,7 @@ def _cell(row: Mapping[str, Any] | None, name: str, *, squared: bool = False) ->
     """An interval over seeds in words; that of the square of a quantity of at least 0."""
     if row is None:
         return ""
-    values = {key: None if row[name][key] is None else row[name][key] for key in ("mean", "low", "high")}
+    values = {key: row[name][key] for key in ("mean", "low", "high")}
     if squared:
         values = {key: None if value is None else max(value, 0) ** 2 for key, value in values.items()}
     return stats.interval_text(values, 3)

@@ -12,6 +12,33 @@ from jtrans.data import Split
 from jtrans.harness.fields import DATA, Field, is_number, is_tuple, is_whole
 
 LEAST = 3  # sources that a correlation takes
+# Classes of tiny_imagenet22, a part of Tiny ImageNet.
+VEHICLES = (
+    "sports_car",
+    "convertible",
+    "limousine",
+    "beach_wagon",
+    "school_bus",
+    "trolleybus",
+    "moving_van",
+    "police_van",
+    "freight_car",
+    "bullet_train",
+    "lifeboat",
+    "gondola",
+)
+ANIMALS = (
+    "goldfish",
+    "fire_salamander",
+    "bullfrog",
+    "tabby_cat",
+    "persian_cat",
+    "golden_retriever",
+    "german_shepherd",
+    "gazelle",
+    "king_penguin",
+    "albatross",
+)
 
 
 class Source(NamedTuple):

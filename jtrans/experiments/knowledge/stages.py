@@ -53,7 +53,9 @@ class Study(NamedTuple):
         if self.config[section].subtract_mean:  # of other images, another function
             return model()
         key = name, section, len(dataset.class_names)
-        return self.models.setdefault(key, model())
+        if key not in self.models:
+            self.models[key] = model()
+        return self.models[key]
 
 
 class Domain(NamedTuple):

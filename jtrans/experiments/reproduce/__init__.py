@@ -28,9 +28,14 @@ FIELDS: Mapping[str, Field] = {
 
 
 def check(config: ConfigDict) -> None:
-    """Check that this is one process, and that the page can have its directory."""
+    """Check what no single field can say."""
+    check_page(NAME, config)
+
+
+def check_page(name: str, config: ConfigDict) -> None:
+    """Check, for the experiment of that name, that this is one process, and that the page can have its directory."""
     if jax.process_count() > 1:
-        raise InputError("--num_processes: reproduce starts one process after another by itself; start it once")
+        raise InputError(f"--num_processes: {name} starts one process after another by itself; start it once")
     if Path(config.docs).exists() and not Path(config.docs).is_dir():
         raise InputError(f"docs: got {config.docs!r}, which is no directory; name one, as 'docs'")
 

@@ -95,7 +95,7 @@ class Networks(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """One seed's reference: why it is lost (or ""), its accuracy on the target's test images, and of those attacked
+    """One seed's reference: why it is left out (or ""), its accuracy on the target's test images, and of those attacked
     which it gets `right` `[N]`, and itself attacked there.
     """
 
@@ -266,7 +266,7 @@ def targets(study: Study, domains: Sequence[Domain], references: Sequence[Networ
                 network,
                 output,
                 float(correct.mean()),
-                measures.lost(output),
+                measures.lost(output) or ("" if (correct[among] == 1).any() else "right at no image attacked"),
                 correct[among] == 1,
                 perturb(study, network, images, seed),
             )

@@ -78,18 +78,27 @@ def fit_softmax_head(features: np.ndarray, labels: np.ndarray, num_classes: int,
     indicators = np.eye(num_classes)[labels]
     decayed = np.r_[np.full(design.shape[1] - 1, weight_decay), 0.0][:, None]
 
-    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        rows = flat.reshape(-1, num_classes)
+    # In coordinates where the curvature at the start is about 1: features of very different variance would take
+    # thousands of iterations.
+    curvature = design.T @ design / len(design) / num_classes + np.diag(decayed[:, 0])
+    variance, axes = np.linalg.eigh(curvature)
+    scale = axes / np.sqrt(np.maximum(variance, variance.max() * np.finfo(float).eps))
+
+    def at(rows: np.ndarray) -> tuple[float, np.ndarray]:
         log_p = scipy.special.log_softmax(design @ rows, axis=1)
         loss = -(log_p * indicators).sum(1).mean() + (decayed * rows**2).sum() / 2
-        return loss, (design.T @ (np.exp(log_p) - indicators) / len(design) + decayed * rows).ravel()
+        return loss, design.T @ (np.exp(log_p) - indicators) / len(design) + decayed * rows
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, gradient = at(scale @ flat.reshape(-1, num_classes))
+        return loss, (scale.T @ gradient).ravel()
 
     start = np.zeros(design.shape[1] * num_classes)
-    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0, "gtol": 1e-7, "maxcor": 30}
+    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0, "gtol": 1e-8, "maxcor": 30}
     fit = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    if not np.abs(fit.jac).max() <= 1e-5:  # includes NaN, from an overflow
+    rows = scale @ fit.x.reshape(-1, num_classes)
+    if not np.abs(at(rows)[1]).max() <= 1e-5:  # includes NaN, from an overflow
         raise RuntimeError(f"features: softmax regression did not converge in {fit.nit} iterations; scale them down")
-    rows = fit.x.reshape(-1, num_classes)
     return Head(rows[:-1], rows[-1])
 
 

@@ -62,7 +62,7 @@ def test_the_page_has_every_hypothesis_with_its_verdict_and_the_published_number
             verdict = words.VERDICTS[rows[measure]["holds"]]
             assert f"{measure} {verdict}" in said
             cells = [words.CAPTIONS[measure], verdict]
-            cells += [f"{p:.3f}" for p in (rows[measure]["spearman"]["p_value"], rows[measure]["adjusted"])]
+            cells += [words.p_text(p) for p in (rows[measure]["spearman"]["p_value"], rows[measure]["adjusted"])]
             assert any({*cells} <= {*map(str.strip, line.split("|"))} for line in text.splitlines()), cells
     assert "| resnet18 | 0.766 | " in text
     assert "| 100 % | 0.54 | " in text

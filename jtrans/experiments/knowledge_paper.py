@@ -218,9 +218,9 @@ def _largest(rows: Sequence[Mapping[str, Any]]) -> str:
         return "not defined"
     row = max(measured, key=lambda row: abs(row["spearman"]["mean"]))
     within = row["within_strata"]
-    of_strata = "" if within is None else f", within strata p = {within['p_value']:.3f}"
-    caption = words.CAPTIONS[row["measure"]]
-    return f"{stats.interval_text(row['spearman'], 2)} ({caption}; p = {row['spearman']['p_value']:.3f}{of_strata})"
+    of_strata = "" if within is None else f", within strata p {words.p_text(within['p_value'])}"
+    caption, p_value = words.CAPTIONS[row["measure"]], words.p_text(row["spearman"]["p_value"])
+    return f"{stats.interval_text(row['spearman'], 2)} ({caption}; p {p_value}{of_strata})"
 
 
 def _correlations(results: Results) -> Iterator[dict[str, str]]:

@@ -16,13 +16,11 @@ from jtrans.experiments.knowledge import words
 from jtrans.harness import figures
 from jtrans.harness.experiment import Results
 
-TAUS = """tau1: how far an attack on the one network moves
-the other's outputs, in shares of what the other's
-own attack does; tau2: how alike it moves both,
-from 0 to 1. Transfer loss: of a new last layer,
-cross entropy on the target's test images. A rank
-correlation below 0: larger goes with better
-transfer; p is of a permutation test over sources."""
+TAUS = """\
+tau1: how far an attack on the one network moves the other's outputs, in shares of what the other's own attack does; \
+tau2: how alike it moves both, from 0 to 1. Transfer loss: of a new last layer, cross entropy on
+the target's test images. A rank correlation below 0: larger goes with better transfer; p is of a permutation test \
+over sources."""
 SHOWN = (
     *words.PRIMARY,
     "virtual_tau1_S_T",
@@ -84,7 +82,7 @@ def _against_loss(results: Results) -> Figure:
         )
     title = "sources" if len(names) <= MANY else config["strata"] or "stratum"
     key.legend(handles=handles, loc="upper center", title=title, fontsize="small")
-    key.text(0.5, 0, TAUS, ha="center", va="bottom", fontsize="small", transform=key.transAxes)
+    figure.supxlabel(TAUS, fontsize="small")
     domains = f"{len(names)} sources, from {figures.data(config['source'])} to {figures.data(config['target'])}"
     reference = f"reference {config['reference']}; PGD of epsilon {config['attack']['epsilon']:g} (pixels in [0, 1])"
     figure.suptitle(f"Adversarial and knowledge transferability: {domains}; {reference}", fontsize="medium")
@@ -100,6 +98,6 @@ def _scatter(axes: Axes, values: stats.Interval, loss: stats.Interval, row: Mapp
             values.mean[i], loss.mean[i], **bars, fmt="o", color=colour, capsize=2, markersize=4, linewidth=0.8
         )
     rank = row["spearman"]
-    title = row["undefined"] or f"rank correlation {stats.interval_text(rank, 2)}, p {rank['p_value']:.3f}"
+    title = row["undefined"] or f"rank correlation {stats.interval_text(rank, 2)}, p {words.p_text(rank['p_value'])}"
     axes.set_title(f"{title}\n{words.missing(row)}".rstrip(), fontsize="small")
     axes.grid(alpha=0.25)

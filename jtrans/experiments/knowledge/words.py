@@ -167,9 +167,9 @@ def tell(results: Results) -> str:
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Every measure's correlation in words, for a table; of those without one why."""
-    number = lambda row, kind, key: "" if row[kind] is None else f"{row[kind][key]:.3f}"
+    number = lambda row, kind, key: "" if row[kind] is None else p_text(row[kind][key])
     interval = lambda row, kind: "" if row[kind] is None else stats.interval_text(row[kind], 2)
-    adjusted = lambda row, name: "" if row.get(name) is None else f"{row[name]:.3f}"
+    adjusted = lambda row, name: "" if row.get(name) is None else p_text(row[name])
     made: dict[str, list[str]] = {
         "measure": [CAPTIONS[row["measure"]] for row in rows],
         "Pearson": [interval(row, "pearson") for row in rows],
@@ -184,6 +184,11 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         "": [" ".join(filter(None, (row["undefined"], missing(row)))) for row in rows],
     }
     return {name: cells for name, cells in made.items() if any(cells)}
+
+
+def p_text(p_value: float) -> str:
+    """A p-value in words."""
+    return "<0.001" if p_value < 0.0005 else f"{p_value:.3f}"
 
 
 def missing(row: Mapping[str, Any]) -> str:

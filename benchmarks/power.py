@@ -241,9 +241,9 @@ def coverage() -> Iterator[Row]:
     of the same bootstrap samples.
 
     The percentile intervals are too narrow for Pearson's correlation, also with 30 sources, and for five sources. So
-    jtrans takes only the standard deviation of the correlation from the bootstrap, and the interval from Fisher's z.
-    (The standard deviation of z itself would be infinite: a sample that draws two different sources has a correlation
-    of 1 or -1.) The intervals of Spearman's correlation are wider than needed.
+    jtrans takes only the mean and the standard deviation of the correlation from the bootstrap, and the interval from
+    Fisher's z. (The standard deviation of z itself would be infinite: a sample that draws two different sources has a
+    correlation of 1 or -1.) The intervals of Spearman's correlation are wider than needed.
     """
     for (kind, ranks), rho, sources in itertools.product(KINDS.items(), (0, *RHO), (5, 12, 20, 24, 30)):
         yield of_intervals(f"{kind}, rho {rho}", of_law("normal", rho), sources, ranks, 0.94)

@@ -51,9 +51,9 @@ def correlation(
     error that is valid for unequal variances (DiCiccio and Romano 2017), which ranks have. This test is approximate. If
     a covariate is measured with error, a part of its effect remains.
 
-    The interval is `tanh(arctanh(r) +- t SD / (1 - r^2))`: Fisher's z, with the standard deviation SD of r over
-    bootstrap samples. Each sample draws sources, and the same seeds for all of them. t has S - 2 degrees of freedom,
-    one less for each further stratum and for each covariate. The bounds are NaN where r is 1 or -1.
+    The interval is `tanh(arctanh(r) +- t SD / (1 - m^2))`: Fisher's z, with the mean m and the standard deviation SD
+    of r over bootstrap samples. Each sample draws sources, and the same seeds for all of them. t has S - 2 degrees of
+    freedom, one less for each further stratum and for each covariate. The bounds are NaN where r is 1 or -1.
 
     A seed where a quantity or covariate is NaN is left out of all means of its source; a source without any seed left
     is left out of everything; a bootstrap sample in which a drawn source has no value is left out. All is NaN, and
@@ -214,7 +214,10 @@ def interval(observed: Residuals, bootstrap: np.ndarray) -> Interval:
     bootstrap = bootstrap[~np.isnan(bootstrap)]
     if len(bootstrap) < 2 or not abs(statistic) < 1 - 1e-12:
         return Interval(statistic, np.nan, np.nan)
-    z, margin = np.arctanh(statistic), scipy.stats.t.ppf(0.975, freedom) * bootstrap.std(ddof=1) / (1 - statistic**2)
+    # The slope of z at the mean of the samples: ties among what they draw bring ranks' correlations nearer to 0, so that
+    # at r, near 1 or -1, it would be far too steep for their spread.
+    slope = 1 / (1 - bootstrap.mean() ** 2)
+    z, margin = np.arctanh(statistic), scipy.stats.t.ppf(0.975, freedom) * bootstrap.std(ddof=1) * slope
     return Interval(statistic, np.tanh(z - margin), np.tanh(z + margin))
 
 

@@ -1,5 +1,6 @@
 """The page of the knowledge paper, from results as its runs leave them."""
 
+import re
 import runpy
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas
 import pytest
 from conftest import ROOT
 
+from jtrans import stats
 from jtrans.experiments import knowledge, knowledge_paper, synthetic
 from jtrans.experiments.knowledge import sources, words
 from jtrans.harness import cli, experiment, folder
@@ -77,3 +79,37 @@ def test_every_number_of_the_committed_page_is_from_the_committed_results():
     if not (docs / knowledge_paper.PAGE).exists():
         pytest.skip("the page is not written yet")
     assert knowledge_paper.written(docs / knowledge_paper.RESULTS) == (docs / knowledge_paper.PAGE).read_text()
+
+
+SUCCESS = "pgd_liang_success_S_T"
+SHOWN = (*words.PRIMARY, SUCCESS, "h_score", "cka", "logme", "leep", "gbc")  # in the README
+
+
+def readme_rows(results):
+    """The README's table of the powered run."""
+    rows = {row["measure"]: row for row in results.summary["correlations"]}
+    for name in SHOWN:
+        row = rows[name]
+        strata = row.get("adjusted_within_strata", row["within_strata"]["p_value"])
+        cells = [stats.interval_text(row["spearman"], 2)]
+        cells += map(words.p_text, (row.get("adjusted", row["spearman"]["p_value"]), strata))
+        cells.append(words.VERDICTS[row["holds"]] if "holds" in row else "")
+        yield f"| {' | '.join([words.CAPTIONS[name], *cells])} |".replace("  ", " ")
+
+
+def test_the_readme_says_what_the_committed_results_say():
+    published, readme = ROOT / "docs" / "knowledge" / "results", (ROOT / "README.md").read_text()
+    section = readme.partition("## The other paper")[2].partition("\n## ")[0]
+    results = {name: experiment.read(published / name) for name in ("many_sources", "noisy_sources")}
+    for row in readme_rows(results["many_sources"]):
+        assert row in section
+    for name in ("many_sources", "noisy_sources"):
+        assert knowledge_paper.conclusion(results[name]) in section.replace("\n", " ")
+    of = {name: {row["measure"]: row for row in results[name].summary["correlations"]} for name in results}
+    many, noisy = of["many_sources"], of["noisy_sources"]
+    assert all(many[name]["adjusted_within_strata"] > words.LEVEL for name in words.PRIMARY)
+    assert all(many[name]["within_strata"]["p_value"] <= words.LEVEL for name in ("h_score", "cka", SUCCESS))
+    assert all(noisy[name]["given_accuracy"]["p_value"] > words.LEVEL for name in words.PRIMARY)
+    assert stats.interval_text(many["stratum"]["spearman"], 2) in section
+    (minutes,) = re.findall(r"\(`many_sources.py`, (\d+) minutes on two cores\)", section)
+    assert float(minutes) == pytest.approx(results["many_sources"].summary["seconds"] / 60, abs=0.5)

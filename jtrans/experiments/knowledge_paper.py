@@ -200,7 +200,8 @@ def conclusion(results: Results) -> str:
     rows = {row["measure"]: row for row in results.summary["correlations"]}
     primary = [rows[name] for name in words.PRIMARY]
     counted = {verdict: sum(row["holds"] is key for row in primary) for key, verdict in words.VERDICTS.items()}
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counted.items() if count)
+    plural = lambda verdict: verdict.replace("holds", "hold").replace("does", "do")
+    said = ", ".join(f"{n} {verdict if n == 1 else plural(verdict)}" for verdict, n in counted.items() if n)
     adjusted = [row["adjusted_within_strata"] for row in primary]
     within = sum(p_value is not None and p_value <= words.LEVEL for p_value in adjusted)
     cheap = _largest([rows[name] for name in ("logme", "leep", "h_score", "gbc", "cka")])

@@ -214,8 +214,8 @@ def interval(observed: Residuals, bootstrap: np.ndarray) -> Interval:
     bootstrap = bootstrap[~np.isnan(bootstrap)]
     if len(bootstrap) < 2 or not abs(statistic) < 1 - 1e-12:
         return Interval(statistic, np.nan, np.nan)
-    # The slope of z at the mean of the samples: ties among what they draw bring ranks' correlations nearer to 0, so that
-    # at r, near 1 or -1, it would be far too steep for their spread.
+    # The slope of z at the mean of the samples: ties among what they draw bring ranks' correlations nearer to 0, and at
+    # r, near 1 or -1, it would be far too steep for their spread.
     slope = 1 / (1 - bootstrap.mean() ** 2)
     z, margin = np.arctanh(statistic), scipy.stats.t.ppf(0.975, freedom) * bootstrap.std(ddof=1) * slope
     return Interval(statistic, np.tanh(z - margin), np.tanh(z + margin))

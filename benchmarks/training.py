@@ -60,9 +60,9 @@ class Peer:
         self.test = Split(images(NUM_TEST), rng.integers(CLASSES, size=NUM_TEST))
         np.savez(
             directory / "data.npz",
-            train_images=np.float32(self.train.images) / np.float32(255),
+            train_images=np.float32(self.train.inputs) / np.float32(255),
             train_labels=self.train.labels,
-            test_images=np.float32(self.test.images) / np.float32(255),
+            test_images=np.float32(self.test.inputs) / np.float32(255),
             test_labels=self.test.labels,
         )
         job = {"model": model, "networks": networks, "batch": batch, "classes": CLASSES, "style": style}
@@ -91,7 +91,7 @@ class Peer:
 
 def check(peer: Peer, model, name: str, optimizer, batch: int, size: int) -> None:
     """Check that one step from the same weights on the same batch gives the same angles."""
-    images, labels = peer.train.images[:batch], peer.train.labels[:batch]
+    images, labels = peer.train.inputs[:batch], peer.train.labels[:batch]
     step = jax.jit(jax.vmap(partial(training.train_step, model, optimizer), (0, None, None, None)))
     look = jax.jit(partial(observe.observe, model))
     networks = peer.networks(name, optimizer)

@@ -86,11 +86,6 @@ def crop_and_flip(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax
     return jnp.where(mirrored, cropped[:, :, ::-1], cropped)
 
 
-def pixels(images: jax.Array) -> jax.Array:
-    """uint8 images as floats in [0, 1]."""
-    return images.astype(jnp.float32) / 255
-
-
 def cross_entropy(
     model: Model, variables: Variables, images: jax.Array, labels: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, Variables]:
@@ -103,14 +98,14 @@ def train_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     network: Network,
-    images: jax.Array,
+    inputs: jax.Array,
     labels: jax.Array,
     key: jax.Array,
     objective: Objective = cross_entropy,
 ) -> Network:
-    """The network after one optimizer step on the objective of one batch, with uint8 images `[B, H, W, C]`."""
+    """The network after one optimizer step on the objective of one batch: inputs as they are stored `[B, ...]`."""
     params = network.variables["params"]
-    loss = lambda p: objective(model, {**network.variables, "params": p}, pixels(images), labels, key)
+    loss = lambda p: objective(model, {**network.variables, "params": p}, model.inputs.of(inputs), labels, key)
     gradient, variables = jax.grad(loss, has_aux=True)(params)
     updates, state = optimizer.update(gradient, network.optimizer_state, params)
     return Network({**variables, "params": optax.apply_updates(params, updates)}, state)

@@ -9,7 +9,7 @@ import optax
 import pytest
 from conftest import ROOT
 
-from jtrans import models, training
+from jtrans import data, models, training
 from jtrans.data import Dataset, Split
 from jtrans.experiments import causes, early
 from jtrans.harness import cli, experiment
@@ -91,9 +91,9 @@ def setting(model="mlp_shallow", size=6):
 def first_update(make, model="mlp_shallow", size=6):
     """A network's first update by an optimizer, and its gradient."""
     given = setting(model, size)
-    built = models.build(model, given.test.images.shape[1:], 2)
+    built = models.build(model, given.test.inputs.shape[1:], 2)
     variables = built.init(jax.random.key(0))
-    x, y = training.pixels(jnp.asarray(given.test.images)), jnp.asarray(given.test.labels)
+    x, y = data.PIXELS.of(jnp.asarray(given.test.inputs)), jnp.asarray(given.test.labels)
     loss = lambda params: training.cross_entropy(built, {**variables, "params": params}, x, y, jax.random.key(1))[0]
     optimizer = make(given)
 
@@ -133,8 +133,8 @@ def test_the_frozen_bias_alone_does_not_move():
 
 def test_whitened_images_have_no_mean_and_one_variance_in_every_direction():
     given = setting()
-    rows = given.dataset.train.images.reshape(400, -1).astype(float)
-    white = causes.whiten(given).dataset.train.images.reshape(400, -1)
+    rows = given.dataset.train.inputs.reshape(400, -1).astype(float)
+    white = causes.whiten(given).dataset.train.inputs.reshape(400, -1)
     variance = np.linalg.eigvalsh(np.cov(white, rowvar=False))
     np.testing.assert_allclose(white.mean(0), 0, atol=0.05)
     typical = np.trace(np.cov(rows, rowvar=False)) / rows.shape[1]

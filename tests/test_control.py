@@ -216,7 +216,7 @@ def test_parts_made_from_other_images_are_refused(stopped, capsys):
     path = stopped / "adam-64.npz"
     files.write_npz(path, {**files.read_npz(path), "data_sha256": np.array("0" * 64)})
     assert run(stopped) == 2
-    assert "adam-64.npz was made from other images (SHA-256 000000000000... there" in capsys.readouterr().err
+    assert "adam-64.npz was made from other data (SHA-256 000000000000... there" in capsys.readouterr().err
 
 
 def test_all_pairs_within_a_learning_rate_are_compared_and_a_sample_of_those_across(monkeypatch):
@@ -250,7 +250,7 @@ def test_a_single_batch_size_gives_curves(finished):
             "learning_rates: got (1.0, 0.1); it takes a tuple of numbers above 0, each",
         ),
         ("--config.optimizers=('adagrad',)", "optimizers: got ('adagrad',); it takes a tuple of adam, rmsprop"),
-        ("--config.batch_sizes=(16,5000)", "batch_size: got 5000; the training images are 1442"),
+        ("--config.batch_sizes=(16,5000)", "batch_size: got 5000; the training examples are 1442"),
         ("--config.num_networks=1", "num_networks: got 1"),
     ],
 )

@@ -1,4 +1,5 @@
 import hashlib
+import importlib.util
 import io
 import os
 import struct
@@ -73,39 +74,39 @@ def greys(values, dtype=np.uint8):
 def test_digits_are_scikit_learns_with_a_fixed_share_held_out():
     got = data.load("digits", KEY, image_size=8)
     assert got.class_names == tuple("0123456789")
-    assert got.train.images.shape[1:] == (8, 8, 1)
-    assert got.train.images.dtype == np.uint8
-    everything = np.concatenate([got.train.images, got.test.images])
+    assert got.train.inputs.shape[1:] == (8, 8, 1)
+    assert got.train.inputs.dtype == np.uint8
+    everything = np.concatenate([got.train.inputs, got.test.inputs])
     want = np.round(sklearn.datasets.load_digits().images * 255 / 16).astype(np.uint8)
     assert sorted(map(bytes, everything)) == sorted(map(bytes, want))  # each image once: none in both, none lost
     assert len(got.test.labels) == pytest.approx(len(want) / 5, rel=0.02)
     assert "1/5" in got.origin
     again = data.load("digits", jax.random.key(1), image_size=8)
-    np.testing.assert_array_equal(got.test.images, again.test.images)  # whatever the seed
+    np.testing.assert_array_equal(got.test.inputs, again.test.inputs)  # whatever the seed
 
 
 def test_classes_are_numbered_in_the_order_given():
     got = data.load("digits", KEY, classes=("7", "3"), image_size=8)
     everything = sklearn.datasets.load_digits()
     sevens = {bytes(np.round(i * 255 / 16).astype(np.uint8)) for i in everything.images[everything.target == 7]}
-    assert {bytes(image) in sevens for image in got.train.images[got.train.labels == 0]} == {True}
-    assert {bytes(image) in sevens for image in got.train.images[got.train.labels == 1]} == {False}
+    assert {bytes(image) in sevens for image in got.train.inputs[got.train.labels == 0]} == {True}
+    assert {bytes(image) in sevens for image in got.train.inputs[got.train.labels == 1]} == {False}
 
 
 def test_noise_is_uniform_balanced_and_drawn_from_its_key():
     got, again, other = (data.load("noise", key, image_size=8) for key in (KEY, KEY, jax.random.key(1)))
     assert got.class_names == ("a", "b")
     assert np.bincount(got.train.labels).tolist() == [5000, 5000]
-    assert np.bincount(got.train.images.ravel(), minlength=256).std() < 5 * np.sqrt(got.train.images.size / 256)
-    np.testing.assert_array_equal(got.train.images, again.train.images)
-    assert (got.train.images != other.train.images).mean() > 0.99
+    assert np.bincount(got.train.inputs.ravel(), minlength=256).std() < 5 * np.sqrt(got.train.inputs.size / 256)
+    np.testing.assert_array_equal(got.train.inputs, again.train.inputs)
+    assert (got.train.inputs != other.train.inputs).mean() > 0.99
     assert data.load("noise", KEY, classes=("x", "y", "z"), image_size=4).class_names == ("x", "y", "z")
 
 
 def test_shuffled_labels_keep_the_images_and_the_counts():
     plain, shuffled = (data.load("digits", KEY, image_size=8, shuffle_labels=s) for s in (False, True))
     for a, b in ((plain.train, shuffled.train), (plain.test, shuffled.test)):
-        np.testing.assert_array_equal(a.images, b.images)
+        np.testing.assert_array_equal(a.inputs, b.inputs)
         assert np.bincount(a.labels).tolist() == np.bincount(b.labels).tolist()
         assert (a.labels == b.labels).mean() == pytest.approx(0.1, abs=0.06)
 
@@ -113,9 +114,9 @@ def test_shuffled_labels_keep_the_images_and_the_counts():
 def test_a_folder_is_read_by_class_and_split(folder):
     got = data.load("folder", KEY, directory=str(folder), image_size=6)
     assert got.class_names == ("cat", "dog")
-    assert got.train.images.shape == (20, 6, 6, 3)
-    assert set(got.train.images[got.train.labels == 0][:, 0, 0, 0].tolist()) == set(range(100, 110))
-    assert not got.train.images[got.train.labels == 1][..., 0].any()
+    assert got.train.inputs.shape == (20, 6, 6, 3)
+    assert set(got.train.inputs[got.train.labels == 0][:, 0, 0, 0].tolist()) == set(range(100, 110))
+    assert not got.train.inputs[got.train.labels == 1][..., 0].any()
     assert len(got.test.labels) == 8
     assert got.origin == "the split 'test'"
 
@@ -124,7 +125,7 @@ def test_a_folder_without_splits_holds_out_a_fixed_fifth_of_each_class(folder):
     got = data.load("folder", KEY, directory=str(folder / "train"), image_size=6)
     assert np.bincount(got.train.labels).tolist() == [8, 8]
     assert np.bincount(got.test.labels).tolist() == [2, 2]
-    held, kept = (set(map(bytes, split.images)) for split in (got.test, got.train))
+    held, kept = (set(map(bytes, split.inputs)) for split in (got.test, got.train))
     assert len(held | kept) == 20
 
 
@@ -136,7 +137,7 @@ def test_images_are_scaled_to_cover_the_square_and_cropped_at_the_centre(tmp_pat
             (tmp_path / c).mkdir(exist_ok=True)
             PIL.Image.fromarray(stripes).save(tmp_path / c / f"{i}.png")
     got = data.load("folder", KEY, directory=str(tmp_path), image_size=4)
-    assert (got.train.images == 255).all()
+    assert (got.train.inputs == 255).all()
 
 
 def test_decoded_images_are_cached_and_read_again_only_when_they_change(folder, monkeypatch):
@@ -145,7 +146,7 @@ def test_decoded_images_are_cached_and_read_again_only_when_they_change(folder, 
     original = PIL.Image.open
     monkeypatch.setattr(PIL.Image, "open", lambda source: opened.append(source) or original(source))
     again = data.load("folder", KEY, directory=str(folder), image_size=6)
-    np.testing.assert_array_equal(first.train.images, again.train.images)
+    np.testing.assert_array_equal(first.train.inputs, again.train.inputs)
     assert not opened
     write_image(folder / "train" / "cat" / "new.png", (7, 0, 0))
     assert len(data.load("folder", KEY, directory=str(folder), image_size=6).train.labels) == 21
@@ -158,11 +159,11 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, monkeypatch):
     (kept,) = (tmp_path / "cache").iterdir()
     kept.write_bytes(kept.read_bytes()[:100])
     again = data.load("folder", KEY, directory=str(folder), image_size=6)
-    np.testing.assert_array_equal(first.train.images, again.train.images)
+    np.testing.assert_array_equal(first.train.inputs, again.train.inputs)
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-@pytest.mark.parametrize(("module", "version"), [(PIL, "__version__"), (data, "CACHE_VERSION")])
+@pytest.mark.parametrize(("module", "version"), [(PIL, "__version__"), (data.images, "CACHE_VERSION")])
 def test_images_are_decoded_again_by_another_version(folder, monkeypatch, module, version):
     data.load("folder", KEY, directory=str(folder), image_size=6)
     opened = []
@@ -182,7 +183,7 @@ def test_links_moved_between_classes_or_splits_are_read_again(folder, tmp_path):
 
     def labels_by_red():
         train = data.load("folder", KEY, directory=str(farm), image_size=6).train
-        return dict(zip(train.images[:, 0, 0, 0].tolist(), train.labels.tolist(), strict=True))
+        return dict(zip(train.inputs[:, 0, 0, 0].tolist(), train.labels.tolist(), strict=True))
 
     # The links stay in the same order among all, with the same targets.
     assert labels_by_red()[109] == 0
@@ -202,7 +203,7 @@ def test_class_folders_that_swap_names_are_read_again(tmp_path):
 
     def red(label):
         train = data.load("folder", KEY, directory=str(tmp_path / "data"), image_size=6).train
-        return np.unique(train.images[train.labels == label][..., 0]).tolist()
+        return np.unique(train.inputs[train.labels == label][..., 0]).tolist()
 
     assert (red(0), red(1)) == ([255], [0])
     cat.rename(aside)
@@ -219,7 +220,7 @@ def test_a_cache_that_cannot_be_written_is_left_clean(folder, tmp_path, monkeypa
     written.unlink()
     (written / "in the way").mkdir(parents=True)  # no file can take this name
     again = data.load("folder", KEY, directory=str(folder), image_size=6)
-    np.testing.assert_array_equal(first.train.images, again.train.images)
+    np.testing.assert_array_equal(first.train.inputs, again.train.inputs)
     assert "note: decoded images are not cached" in capsys.readouterr().out
     assert list(cache.iterdir()) == [written]
 
@@ -240,14 +241,14 @@ def test_the_digest_is_of_values_shapes_types_and_names_not_of_layout():
     digest = data.digest(dataset)
     assert digest == digest_by_hand(dataset)
     strided = np.asfortranarray(np.repeat(images, 2, axis=2))[:, :, ::2]
-    for same in (split._replace(images=strided), split._replace(labels=split.labels.astype(">i4"))):
+    for same in (split._replace(inputs=strided), split._replace(labels=split.labels.astype(">i4"))):
         assert data.digest(dataset._replace(train=same, origin="elsewhere")) == digest
     changed = images.copy()
     changed[2, 1, 3, 0] += 1
     others = [
-        dataset._replace(train=split._replace(images=changed)),
-        dataset._replace(train=split._replace(images=images.reshape(3, 4, 2, 1))),
-        dataset._replace(train=split._replace(images=images.view(np.int8))),
+        dataset._replace(train=split._replace(inputs=changed)),
+        dataset._replace(train=split._replace(inputs=images.reshape(3, 4, 2, 1))),
+        dataset._replace(train=split._replace(inputs=images.view(np.int8))),
         dataset._replace(train=split._replace(labels=split.labels[::-1])),
         dataset._replace(train=dataset.test, test=dataset.train),
         dataset._replace(class_names=("cat", "fox")),
@@ -317,7 +318,7 @@ INKS = [PIL.Image.fromarray(plane) for plane in (*np.moveaxis(COLOURS, -1, 0), B
 )
 def test_images_of_every_mode_have_the_colours_their_file_stores(tmp_path, suffix, content, pixels):
     write_classes(tmp_path, suffix, content)
-    images = data.load("folder", KEY, directory=str(tmp_path), image_size=2).train.images
+    images = data.load("folder", KEY, directory=str(tmp_path), image_size=2).train.inputs
     np.testing.assert_array_equal(images, np.broadcast_to(pixels, (8, 2, 2, 3)))
 
 
@@ -452,7 +453,7 @@ def test_an_empty_folder_and_an_empty_class_are_named(tmp_path):
 
 def test_a_set_that_is_absent_asks_for_tensorflow_where_there_is_none(tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    if data.importlib.util.find_spec("tensorflow"):
+    if importlib.util.find_spec("tensorflow"):
         pytest.skip("TensorFlow is here")
     with pytest.raises(InputError, match=r"'stl10' is not in .* needs TensorFlow; install jtrans\[prepare\]"):
         data.load("stl10", KEY, directory=str(tmp_path))
@@ -462,7 +463,7 @@ def test_balanced_takes_the_classes_in_turn():
     labels = np.array([0, 0, 0, 1, 2, 2, 1], np.int32)
     split = data.Split(np.arange(7, dtype=np.uint8)[:, None, None, None], labels)
     assert data.balanced(split, 6, "data.num_train").labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert data.balanced(split, 4, "data.num_train").images.ravel().tolist() == [0, 3, 4, 1]
+    assert data.balanced(split, 4, "data.num_train").inputs.ravel().tolist() == [0, 3, 4, 1]
     with pytest.raises(InputError, match=r"data.num_train: got 7; .* are 6, "):
         data.balanced(split, 7, "data.num_train")
 
@@ -475,7 +476,7 @@ def test_prepared_tfds_sets_are_read_by_name_or_directory_without_tensorflow(sha
     assert len(named.class_names) == 22
     assert named.origin == "the split 'validation'"
     assert np.bincount(named.train.labels).tolist() == [500] * 22
-    np.testing.assert_array_equal(named.test.images, direct.test.images)
+    np.testing.assert_array_equal(named.test.inputs, direct.test.inputs)
     with pytest.raises(InputError, match="holds 'tiny_imagenet22'; use that name"):
         data.load("cifar10", KEY, directory=str(path))
 
@@ -486,10 +487,10 @@ def test_chosen_classes_of_a_prepared_set_are_those_of_a_full_decode(shared_data
 
     tfds_dir = shared_data / "tfds"
     got = data.load("cifar10", KEY, directory=str(tfds_dir), classes=("cat", "dog"))
-    assert got.train.images.shape == (10_000, 32, 32, 3)
+    assert got.train.inputs.shape == (10_000, 32, 32, 3)
     builder = tfds.builder_from_directory(next((tfds_dir / "cifar10").iterdir()))
     rows = [row for row in builder.as_data_source("test") if row["label"] in (3, 5)]
-    np.testing.assert_array_equal(got.test.images, np.stack([row["image"] for row in rows]))
+    np.testing.assert_array_equal(got.test.inputs, np.stack([row["image"] for row in rows]))
     np.testing.assert_array_equal(got.test.labels, [row["label"] == 5 for row in rows])
 
 
@@ -507,9 +508,9 @@ def test_tfds_images_of_16_bits_are_scaled_and_unlabelled_ones_left_out_and_coun
         },
     )
     tiny = data.load("tiny", KEY, directory=str(tmp_path), image_size=2)
-    assert tiny.train.images.shape == (4, 2, 2, 1)
-    assert tiny.train.images[:, 0, 0, 0].tolist() == [0, 0, 1, 4]
-    assert tiny.test.images[:, 0, 0, 0].tolist() == [1, 2]
+    assert tiny.train.inputs.shape == (4, 2, 2, 1)
+    assert tiny.train.inputs[:, 0, 0, 0].tolist() == [0, 0, 1, 4]
+    assert tiny.test.inputs[:, 0, 0, 0].tolist() == [1, 2]
     assert tiny.origin == "the split 'validation'"
     notes = capsys.readouterr().out.splitlines()
     assert [" ".join(note.split()[:7]) for note in notes] == [
@@ -551,16 +552,16 @@ def write_table(root, text=TABLE):
 def test_a_table_is_read_in_the_order_of_its_rows(tmp_path):
     table = data.table(write_table(tmp_path), 4, image_size=8)
     assert table.file_names == ("c.png", "a.png", "b.png", "d.jpg")
-    assert table.split.images.shape == (4, 8, 8, 3)
+    assert table.split.inputs.shape == (4, 8, 8, 3)
     colours = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [50, 50, 50]]
-    np.testing.assert_array_equal(table.split.images, np.broadcast_to(np.array(colours)[:, None, None], (4, 8, 8, 3)))
+    np.testing.assert_array_equal(table.split.inputs, np.broadcast_to(np.array(colours)[:, None, None], (4, 8, 8, 3)))
     assert table.split.labels.tolist() == [0, 999, 5, 5]
     assert table.target_labels.tolist() == [7, 2, 0, 1]
     assert [row.rpartition(", ")[2] for row in table.rows] == [
         *("line 2 (c.png)", "line 3 (a.png)", "line 4 (b.png)", "line 6 (d.jpg)")
     ]
     first = data.table(str(tmp_path), 2, image_size=8)
-    np.testing.assert_array_equal(first.split.images, table.split.images[:2])
+    np.testing.assert_array_equal(first.split.inputs, table.split.inputs[:2])
     assert first.target_labels.tolist() == [7, 2]
     without = data.table(write_table(tmp_path, "label,filename\n3,a.png\n"), 1, image_size=8)
     assert without.target_labels is None

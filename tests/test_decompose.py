@@ -257,7 +257,7 @@ def test_attacks_of_either_component_agree_with_float64():
     span = orthonormal(3, 1)
     weights = np.random.default_rng(0).normal(size=(4, DIMENSION)) + 2 * span.sum(0)
     got = measured(weights, span, epsilon=1.5)
-    x = TEST.images.reshape(8, -1) / 255
+    x = TEST.inputs.reshape(8, -1) / 255
     sign = np.where(TEST.labels == 0, 1, -1)  # label 0 is the class of positive margins
     inside = weights @ span.T @ span
     for part, rates in ((weights - inside, got.off), (inside, got.inside)):
@@ -371,7 +371,7 @@ def test_the_experiment_leaves_a_table_with_every_subspace(finished, capsys):
         assert len(interval) > 0
         assert (interval.diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
     assert {row["mean"] for row in summary["enough"] if row["step"] == 0} == {0}  # nothing has to be taken out yet
-    assert summary["image_shape"] == [8, 8, 1]
+    assert summary["input_shape"] == [8, 8, 1]
     capsys.readouterr()
     assert run(finished) == 0  # finished: told again
     said = capsys.readouterr().out
@@ -513,7 +513,7 @@ def test_convolutional_networks(shorten, tmp_path):
         ("--config.steps=(0,)", "steps: got (0,); it takes"),
         ("--config.data.image_size=224", "data.image_size: got 224; subspaces take memory"),
         ("--config.batch_statistics", "batch_statistics: got True; this experiment measures by running statistics"),
-        ("--config.fit_examples=5000", "fit_examples: got 5000; the class-balanced images are"),
+        ("--config.fit_examples=5000", "fit_examples: got 5000; the class-balanced examples are"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, flag, message):

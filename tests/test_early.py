@@ -112,7 +112,7 @@ def test_the_figure_can_be_read_without_the_paper(finished):
     labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (angles, shares)]
     assert labels[0][:2] == ["signed angle, mean of 3 pairs (thin: all)", "folded angle, mean of 3 pairs"]
     assert labels[0][2:] == ["95 % interval", "random directions, mean", "random directions, 1% quantile"]
-    assert labels[1] == ["of a direction, constant colour", "of images, cosine above 0", "95 % intervals"]
+    assert labels[1] == ["of a direction, the same everywhere", "of images, cosine above 0", "95 % intervals"]
     assert "adam" in angles.get_title()
 
 
@@ -138,7 +138,7 @@ def test_fewer_training_images_without_their_mean_in_many_epochs(tmp_path, capsy
     assert axes[-1].get_xlabel() == "epochs"
     assert axes[0].get_lines()[0].get_xdata().max() == 10
     assert run(tmp_path / "more", *SMALL, "--config.data.num_train=3000") == 2
-    assert "data.num_train: got 3000; the class-balanced images are" in capsys.readouterr().err
+    assert "data.num_train: got 3000; the class-balanced examples are" in capsys.readouterr().err
 
 
 def test_a_single_pair_has_no_interval_in_any_file(tmp_path):
@@ -336,7 +336,7 @@ FLAGS = [
     ("--config.num_steps=-5", "num_steps: got -5; it takes a whole number, 1 or more"),
     ("--config.num_steps=ten", "config.num_steps"),
     ("--config.num_networks=1", "num_networks: got 1; pairs"),
-    ("--config.batch_size=5000", "batch_size: got 5000; the training images are 1442"),
+    ("--config.batch_size=5000", "batch_size: got 5000; the training examples are 1442"),
     ("--config.num_examples=5000", "num_examples: got 5000"),
     ("--config.data.image_size=1", "data.image_size: got 1; directions take images of 2 values or more"),
     ("--config.measure_every=0", "measure_every: got 0"),
@@ -499,13 +499,13 @@ def test_a_run_does_not_resume_on_other_images(tmp_path, capsys):
     flags += ["--config.num_examples=4"]
     assert run(tmp_path / "run", *flags) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["class_names"], summary["image_shape"]) == (["cat", "dog"], [8, 8, 3])
+    assert (summary["class_names"], summary["input_shape"]) == (["cat", "dog"], [8, 8, 3])
     PIL.Image.new("RGB", (8, 8)).save(images / "cat" / "3.png")
     capsys.readouterr()
     assert run(tmp_path / "run", *flags, "--config.num_steps=6") == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"was made from other images (SHA-256 {summary['data_sha256'][:12]}... there" in said
+    assert f"was made from other data (SHA-256 {summary['data_sha256'][:12]}... there" in said
     PIL.Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(images / "cat" / "3.png")
 
 

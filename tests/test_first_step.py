@@ -96,7 +96,7 @@ def test_the_excess_agrees_with_float64(one_image_a_class):
         batch = np.asarray(training.epoch_order(orders[m], 0, 40))[:16]
         dense = model.init(inits[m])["params"]
         (w1, b1), (w2, b2) = ([np.float64(dense[f"Dense_{i}"][part]) for part in ("kernel", "bias")] for i in (0, 1))
-        x = np.float64(train.images[batch]).transpose(0, 3, 1, 2).reshape(16, -1) / 255
+        x = np.float64(train.inputs[batch]).transpose(0, 3, 1, 2).reshape(16, -1) / 255
         z = np.maximum(x @ w1.T + b1, 0) @ w2.T + b2
         probability = 1 / (1 + np.exp(z[:, 0] - z[:, 1]))
         assert excess[m] == pytest.approx((probability - train.labels[batch]).mean(), abs=1e-6)

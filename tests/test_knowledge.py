@@ -378,11 +378,12 @@ def test_taus_and_success_agree_with_float64(finished):
     functions = tuple(Partial(apply, jax.tree.map(lambda leaf: leaf[1], of[name])) for name in names)
     attack = {"pgd_liang": attacks.pgd(epsilon, 3, 5 * epsilon / 3)}
     perturb, compare = jax.jit(partial(measures.perturb, attack)), jax.jit(measures.transferability)
-    perturbed = tuple(perturb(f, images, key) for f in functions)
-    taus, under_attack = jax.device_get(compare(functions, perturbed, images, right))
+    x = images / np.float32(255)
+    perturbed = tuple(perturb(f, x, key) for f in functions)
+    taus, under_attack = jax.device_get(compare(functions, perturbed, x, right))
     for name, value in want.items():
         assert taus[name] == pytest.approx(value, abs=1e-4), name
-    x32 = images[right] / np.float32(255)
+    x32 = x[right]
     for way, pair in (("S_T", functions), ("T_S", functions[::-1])):
         linearised = metrics.transferability(*pair, x32)
         for measure, value in zip(("tau1", "tau2", "tau1tau2"), linearised[:3], strict=True):
@@ -411,7 +412,7 @@ def test_the_matrix_is_of_the_networks_with_new_heads(finished):
     section = config["target"]
     target = data.load("digits", engine.keys(0).data, classes=section["classes"], image_size=16)
     test = data.balanced(target.test, 30, "num_examples")
-    x = np.float32(test.images) / 255
+    x = np.float32(test.inputs) / 255
     build = partial(models.build, image_shape=(16, 16, 1), num_classes=5)
     widths = {"mlp_deep": (32, 16), "lenet": (3, 4, 12, 8)}
     apply_of = {name: jax.jit(build(name, widths=sizes).apply) for name, sizes in widths.items()}
@@ -560,13 +561,13 @@ def test_a_head_trained_by_sgd_comes_to_the_minimum():
         ("--config.batch_size=5000", "batch_size: got 5000; reference has"),
         (
             "--config.source.name=noise --config.source.classes=('0', '1')",
-            "its images have 1 channels, and those of noise 3",
+            "its inputs have the shape (16, 16, 1), and those of noise (16, 16, 3)",
         ),
         (
             "--config.sources=(('mlp_deep', ('a+b', 'c')), ('mlp_deep', ('a', 'b+c')), ('mlp_deep',))",
             "sources: two of them would both be called 'a+b+c'; they must differ",
         ),
-        ("--config.attack.epsilon=2.0", "attack.epsilon: got 2.0; it takes a number above 0, 1 at most"),
+        ("--config.attack.epsilon=2.0", "attack.epsilon: got 2.0; of images it takes 1 at most, the range of a pixel"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, flag, message):

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "jtrans"
 MEASURES = {"attacks", "directions", "jacobian", "loops", "metrics", "scores", "stats", "transfer"}
-NETWORKS = {"data", "errors", "files", "host", "models", "text", "torch", "training"}
+NETWORKS = {"data", "errors", "files", "host", "models", "torch", "training"}
 LAYERS = (MEASURES, NETWORKS, {"population"}, {"harness"}, {"experiments"}, {"report", "__main__"})
 BELOW = {name: set().union(*LAYERS[: i + 1]) for i, layer in enumerate(LAYERS) for name in layer}
 # The package, not the slices in it, which the harness finds by their names.

@@ -121,7 +121,7 @@ def test_the_matrix_of_saved_and_of_pytorchs_networks(trained, tmp_path, capsys)
     model = models.build("mlp_deep", (8, 8, 1), 10, widths=(32, 16))
     first, second = (partial(model.apply, jax.tree.map(lambda leaf, i=i: leaf[i], saved)) for i in range(2))
     test = data.balanced(data.load("digits", jax.random.key(0), image_size=8).test, 40, "num_examples")
-    x = jnp.asarray(test.images, jnp.float32) / 255
+    x = jnp.asarray(test.inputs, jnp.float32) / 255
     moved = attacks.fgsm(0.2)(first, x, test.labels)
     right, wrong = second(x).argmax(1) == test.labels, second(moved).argmax(1) != test.labels
     (row,) = [r for r in rows if (r["attack"], r["source"], r["target"]) == ("fgsm", names[0], names[1])]
@@ -208,9 +208,9 @@ def test_networks_of_other_classes_are_refused(trained, tmp_path, capsys, name):
     ("fields", "message"),
     [
         ({"class_names": list("0123456798")}, "its class 8 is '9', where the images have '8'"),
-        ({"image_shape": [8, 8, 3]}, "was trained on images of shape [8, 8, 3]; these have shape [8, 8, 1]"),
+        ({"input_shape": [8, 8, 3]}, "was trained on images of shape [8, 8, 3]; these have shape [8, 8, 1]"),
         ({"class_names": None}, "has no class_names in its summary.json: made by an earlier version of jtrans; run it"),
-        ({"image_shape": None}, "has no image_shape in its summary.json: made by an earlier version of jtrans; run it"),
+        ({"input_shape": None}, "has no input_shape in its summary.json: made by an earlier version of jtrans; run it"),
     ],
 )
 def test_a_run_on_other_images_is_refused_before_any_attack(trained, tmp_path, capsys, monkeypatch, fields, message):
@@ -291,7 +291,7 @@ def success_table(count, attacks=("fgsm", "pgd")):
 
 
 def heat_maps(table):
-    return matrix.heat_maps(table, 0.1, defaults(matrix.FIELDS).data.to_dict())
+    return matrix.heat_maps(table, 0.1, defaults(matrix.FIELDS).data.to_dict(), over="images")
 
 
 @pytest.mark.parametrize("count", [6, 24, 25, 100])
@@ -317,7 +317,7 @@ def test_the_figure_of_many_networks_is_a_heat_map_of_one_size(count):
         np.testing.assert_array_equal(figure.get_size_inches(), smallest.get_size_inches())
         assert max(figure.get_size_inches()) < 15
     assert ("±" in figure.get_suptitle()) == (count <= 24)
-    assert ("white: the target gets no image right" in figure.get_suptitle()) == (count > 24)
+    assert ("white: the target gets none of the images right" in figure.get_suptitle()) == (count > 24)
 
 
 SIZE, EPSILON = 8, 8.5 / 255

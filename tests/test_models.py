@@ -10,6 +10,11 @@ from flax.traverse_util import flatten_dict
 from jtrans import models
 
 SHAPE = (32, 32, 3)
+TEXT_SHAPE = (9, 50)
+
+
+def shape_of(name):
+    return TEXT_SHAPE if name in models.TEXT else SHAPE
 
 
 def layers(variables):
@@ -53,6 +58,34 @@ def test_flax_initialisation_is_sqrt_3_times_larger_with_zero_biases():
         assert np.abs(b["kernel"]).max() == pytest.approx(float(np.abs(reference).max()), rel=0.1)
 
 
+def fan_in(path, kernel):
+    """Of a layer of texts that has a kernel."""
+    if path[-2].startswith("LSTM_"):
+        return kernel[1]  # the size of the state
+    return np.prod(kernel[:-1]) if path[-2].startswith("Conv1d_") else kernel[1]
+
+
+@pytest.mark.parametrize("initializer", models.INITIALIZERS)
+@pytest.mark.parametrize("name", models.TEXT)
+def test_networks_of_texts_start_as_pytorchs_and_flaxs_layers(name, initializer):
+    model = models.build(name, TEXT_SHAPE, 10, widths=(64, 96, 80, 72), initializer=initializer)
+    arrays = flatten_dict(jax.vmap(model.init)(jax.random.split(jax.random.key(0), 4))["params"])
+    for path, array in arrays.items():
+        *layer, leaf = path
+        is_attention = layer[-1] in ("in_proj", "out_proj")
+        if layer[-1].startswith("LayerNorm_") or (leaf == "bias" and (initializer == "flax" or is_attention)):
+            assert (array == (leaf == "scale")).all()
+            continue
+        kernel = arrays[*layer, "kernel"].shape[1:]
+        bound = np.sqrt(6 / sum(kernel)) if layer[-1] == "in_proj" else 1 / np.sqrt(fan_in(path, kernel))
+        std = bound / np.sqrt(3) if initializer == "pytorch" else 1 / np.sqrt(fan_in(path, kernel))
+        assert abs(array.mean()) < 4 * std / np.sqrt(array.size)
+        if initializer == "pytorch":
+            assert 0.9 * bound < np.abs(array).max() <= bound * (1 + 1e-6)
+        if array.size > 1000:
+            assert array.std() == pytest.approx(std, rel=0.05)
+
+
 # Layer by layer: parameters of the convolutions (with the BatchNorms after them), then of the linear layers.
 COUNTS = {
     "fcnet": 3072 * 1176 + 1176 + 1176 * 400 + 400 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10,
@@ -66,15 +99,25 @@ COUNTS = {
     "vgg11": 9 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 3 * 512 * 512) + 2752 + 5130,
     "resnet18": 11_173_962,  # the usual counts of the CIFAR forms with ten classes
     "resnet50": 23_520_842,
+    "text_mean": 50 * 128 + 128 + 128 * 10 + 10,
+    "text_cnn": (3 + 4 + 5) * 50 * 64 + 3 * 64 + 3 * 64 * 10 + 10,
+    "text_lstm": 4 * 64 * (50 + 64 + 2) + 64 * 10 + 10,
+    # Attention, the two fully-connected layers and the two normalisations of each layer.
+    "text_transformer": 50 * 64
+    + 64
+    + 2 * (4 * (64 * 64 + 64) + 2 * 64 * 128 + 128 + 64 + 4 * 64)
+    + 2 * 64
+    + 64 * 10
+    + 10,
 }
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_counted_against_the_listings(name):
-    model = models.build(name, SHAPE, 10)
+    model = models.build(name, shape_of(name), 10)
     variables = jax.eval_shape(model.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[name]
-    logits = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32))
+    logits = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((2, *shape_of(name)), jnp.float32))
     assert logits.shape == (2, 10)
 
 
@@ -93,10 +136,10 @@ def test_conv_a_takes_32_pixels_to_one_and_others_are_too_small():
 
 @pytest.mark.parametrize("name", models.WIDTHS)
 def test_features_are_what_the_last_layer_takes_in(name):
-    widths = [2] * len(models.WIDTHS[name])
-    model = models.build(name, SHAPE, 4, widths=widths)
+    widths = [4 if name in models.TEXT else 2] * len(models.WIDTHS[name])
+    model = models.build(name, shape_of(name), 4, widths=widths)
     variables = model.init(jax.random.key(0))
-    x = jax.random.uniform(jax.random.key(1), (3, *SHAPE))
+    x = jax.random.uniform(jax.random.key(1), (3, *shape_of(name)))
     features, head = model.features(variables, x), models.last_layer(variables)
     assert features.shape == (3, head["kernel"].shape[1])
     logits = np.float64(features) @ np.float64(head["kernel"]).T + np.float64(head["bias"])
@@ -124,10 +167,29 @@ def test_the_network_maps_pixels_to_its_range_and_agrees_with_numpy():
     np.testing.assert_allclose(model.apply(variables, jnp.array(x, jnp.float32)), h, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"name": "resnet"}, {"initializer": "glorot"}, {"name": "conv_a", "widths": (3, 3)}])
-def test_unknown_names_and_numbers_of_layers_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"name: got 'resnet'|initializer: got 'glorot'|conv_a takes as many as"):
-        models.build(**{"name": "mlp_deep", "image_shape": SHAPE, "num_classes": 2, **wrong})
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "message"),
+    [
+        ("resnet", SHAPE, {}, "name: got 'resnet'"),
+        ("mlp_deep", SHAPE, {"initializer": "glorot"}, "initializer: got 'glorot'"),
+        ("conv_a", SHAPE, {"widths": (3, 3)}, r"widths: got \(3, 3\); conv_a takes as many as"),
+        ("text_cnn", TEXT_SHAPE, {"widths": (3, 3)}, r"widths: got \(3, 3\); text_cnn takes as many as"),
+        ("text_transformer", TEXT_SHAPE, {"widths": (8,)}, "text_transformer takes as many as"),
+        ("text_transformer", TEXT_SHAPE, {"widths": (6, 5)}, r"got \(6, 5\); .*, the first a multiple of 4"),
+        ("text_lstm", SHAPE, {}, r"image_shape: got \(32, 32, 3\); text_lstm takes \(length, embedding\)"),
+        ("conv_a", TEXT_SHAPE, {}, r"image_shape: got \(9, 50\); conv_a takes \(height, width, channels\)"),
+        ("text_mean", TEXT_SHAPE, {"pixel_range": (-1, 1)}, r"pixel_range, mean_image: got the range \(-1, 1\)"),
+        ("text_mean", TEXT_SHAPE, {"mean_image": np.zeros(TEXT_SHAPE)}, "got a mean image; text_mean has no pixels"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_refused(name, shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.build(name, shape, 2, **options)
+
+
+def test_the_first_layer_of_texts_is_refused():
+    with pytest.raises(ValueError, match="name: got 'text_cnn', a network of texts; it takes one of images: mlp_sha"):
+        models.first_layer("text_cnn")
 
 
 def small_state(**changes):
@@ -154,7 +216,7 @@ def test_a_state_dict_is_taken_in_order_whatever_its_names():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("conv_a", {"9.weight": None, "9.bias": None}, "conv_a has 5"),
+        ("conv_a", {"9.weight": None, "9.bias": None}, "conv_a takes as many as"),
         ("conv_a", {"2.weight": np.zeros((2, 2, 3, 3))}, "state_dict: '2' holds"),
         ("conv_b", {}, "state_dict: got 5 layers"),
         ("resnet18", {}, "state_dict: got 5 layers"),

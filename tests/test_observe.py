@@ -83,7 +83,7 @@ def test_measures_of_saved_networks_agree_with_float64(tmp_path, classes):
     dataset = data.load("digits", engine.keys(results.config["seed"]).data, classes=classes, image_size=8)
     test = data.balanced(dataset.test, 40, "num_examples")
     (variables,) = folder.read_networks(tmp_path)
-    x = np.float64(test.images).reshape(40, -1) / 255
+    x = np.float64(test.inputs).reshape(40, -1) / 255
     unit, odds = zip(*(by_hand(variables["params"], m, x, test.labels) for m in range(3)), strict=True)
     run = results.arrays["trajectory"]
     for m in range(3):

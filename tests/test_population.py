@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from jtrans import attacks, metrics, models, training
 from jtrans.data import Split
-from jtrans.population import devices, engine, observe, trajectory
+from jtrans.population import devices, engine, follow, observe, trajectory
 
 SHAPE, CLASSES, BATCH = (4, 4, 1), 3, 8
 
@@ -59,7 +59,7 @@ def looped(seed, num_steps):
 
     @jax.jit
     def look(params):
-        x = TEST.images / np.float32(255)
+        x = TEST.inputs / np.float32(255)
         log_p = lambda x: jax.nn.log_softmax(model.apply({"params": params}, x))
         loss = lambda x: -log_p(x)[jnp.arange(len(x)), TEST.labels]
         right = log_p(x).argmax(1) == TEST.labels
@@ -82,7 +82,7 @@ def looped(seed, num_steps):
             epoch, batch = divmod(step, len(TRAIN.labels) // BATCH)
             order = jax.random.permutation(jax.random.fold_in(order_keys[m], epoch), len(TRAIN.labels))
             chosen = order[batch * BATCH : (batch + 1) * BATCH]
-            params, state = train(params, state, TRAIN.images[chosen], TRAIN.labels[chosen])
+            params, state = train(params, state, TRAIN.inputs[chosen], TRAIN.labels[chosen])
         gradient, accuracy, loss = zip(*history, strict=True)
         gradients.append(gradient)
         accuracies.append(accuracy)
@@ -157,7 +157,7 @@ def untrained(built):
 @pytest.mark.parametrize(("on", "size"), [(1, 0), (2, 1)])
 def test_success_rates_are_those_of_fgsm_network_by_network(names, on, size):
     success = run(names, 3, num_steps=1, epsilon=0.1, on=on, size=size)["success"]
-    built, x = population(names, 3), TEST.images / np.float32(255)
+    built, x = population(names, 3), TEST.inputs / np.float32(255)
     networks, count = untrained(built), len(TEST.labels)
     right, fgsm = np.array([f(x).argmax(1) == TEST.labels for f in networks]), jax.jit(attacks.fgsm(0.1))
     noise = [jax.random.normal(jax.random.fold_in(built.keys.attack, i), SHAPE) for i in range(count)]
@@ -187,7 +187,7 @@ def test_a_new_measure_is_one_entry(monkeypatch, names, options):
     monkeypatch.setitem(observe.PAIR_MEASURES, "squared_cosine", observe.PairMeasure(jnp.square))
     monkeypatch.setattr(observe, "BLOCK", 5)  # 12 images: two blocks of 5, and one that overlaps
     measured = run(names, 3, num_steps=1, **options)
-    built, x = population(names, 3), TEST.images / np.float32(255)
+    built, x = population(names, 3), TEST.inputs / np.float32(255)
     networks = untrained(built)
     spread = [np.quantile(np.ptp(f(x), axis=1), 0.25) for f in networks]
     np.testing.assert_allclose(measured["spread"][:, 0], spread, rtol=1e-4)
@@ -369,7 +369,7 @@ def angles(built, groups):
     """The angle of each pair at each test image `[P, N]`, of groups `[1, M, ...]` on one device."""
 
     def observed(groups):
-        seen = [[observe.observe(m, g, TEST.images, TEST.labels)] for m, g in zip(built.models, groups, strict=True)]
+        seen = [[observe.observe(m, g, TEST.inputs, TEST.labels)] for m, g in zip(built.models, groups, strict=True)]
         return observe.compare(seen, built.placements, built.pair)
 
     cosine, _ = devices.program(observed, built.devices, out_axes=None)(groups)
@@ -386,7 +386,7 @@ def test_population_angles_agree_with_float64(names):
     measured = angles(built, networks)
 
     gradients = []
-    x = jnp.array(TEST.images, jnp.float32) / 255
+    x = jnp.array(TEST.inputs, jnp.float32) / 255
     for model, group in zip(built.models, networks, strict=True):
         log_p = lambda x, variables, model=model: jax.nn.log_softmax(model.apply(variables, x))
         loss = lambda x, variables, log_p=log_p: -log_p(x, variables)[jnp.arange(len(x)), TEST.labels].sum()
@@ -437,11 +437,11 @@ def test_images_are_arguments_of_the_compiled_step_not_constants():
     (model,), optimizer = build(["mlp_deep"]), training.OPTIMIZERS["adam"](1e-2)
     network = training.initialize(model, optimizer, jax.random.key(0))
     step = partial(training.train_step, model, optimizer)
-    step = jax.make_jaxpr(step)(network, TRAIN.images, TRAIN.labels, jax.random.key(0))
+    step = jax.make_jaxpr(step)(network, TRAIN.inputs, TRAIN.labels, jax.random.key(0))
     assert sum(np.size(c) for c in step.consts) < 100
     group = jax.tree.map(lambda leaf: leaf[None], network)
-    measured = jax.make_jaxpr(partial(observe.observe, model))(group, TEST.images, TEST.labels)
-    assert all(np.size(c) < TEST.images.size for c in measured.consts)
+    measured = jax.make_jaxpr(partial(observe.observe, model))(group, TEST.inputs, TEST.labels)
+    assert all(np.size(c) < TEST.inputs.size for c in measured.consts)
 
 
 def overlap(names, num_networks, num_images, batch_size, order=0):
@@ -481,3 +481,17 @@ def test_the_angles_of_single_images_are_given_where_they_are_asked_for():
 def test_three_architectures_are_refused():
     with pytest.raises(ValueError, match="1 or 2"):
         observe.pairs(3, 2)
+
+
+def test_a_single_network_is_saved_and_resumes_although_it_has_no_pairs(tmp_path):
+    built = population(num_networks=1)
+    finish = lambda path, steps: follow.run(
+        built, follow.Plan(steps, 1, 0, 2, "00", lambda: path.mkdir(exist_ok=True)), path
+    )
+    whole, (network,) = finish(tmp_path / "whole", 6)
+    finish(tmp_path / "stopped", 4)
+    resumed, (again,) = finish(tmp_path / "stopped", 6)
+    assert whole["angle"].shape == (0, 7)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(resumed[name], values, err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, network.variables, again.variables)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from jtrans import data, text
+from jtrans import data
+from jtrans.data import texts as text_data
 from jtrans.errors import InputError
 
 KEY = jax.random.key(0)
+NUMBERS = {2: "two", 5: "five", 7: "seven"}
 TEXTS = ("the cat saw the dog", "A dog, a DOG!", "the bird sang")
 
 
@@ -32,7 +34,7 @@ def words_of(a_text):
 
 
 def test_a_folder_has_texts_to_train_on_and_to_measure_on(folder):
-    corpus = text.load("text", directory=str(folder))
+    corpus = text_data.corpus("text", str(folder))
     assert corpus.class_names == ("0", "1")
     assert corpus.train.texts == ("so good", "so bad", "very good indeed", "bad, very bad")
     assert corpus.train.labels.tolist() == [1, 0, 1, 0]
@@ -44,45 +46,49 @@ def test_a_folder_has_texts_to_train_on_and_to_measure_on(folder):
 
 def test_a_file_names_classes_which_are_numbered_in_the_order_given(folder):
     write_lines(folder / "classes.txt", "negative", "positive")
-    assert text.load("text", directory=str(folder)).class_names == ("negative", "positive")
-    turned = text.load("text", directory=str(folder), classes=("positive", "negative"))
+    assert text_data.corpus("text", str(folder)).class_names == ("negative", "positive")
+    turned = data.load("text", KEY, directory=str(folder), classes=("positive", "negative"))
     assert turned.class_names == ("positive", "negative")
     assert turned.train.labels.tolist() == [0, 1, 0, 1]
     assert turned.test.labels.tolist() == [1, 0]
 
 
 def test_labels_need_not_start_at_0_and_only_the_chosen_classes_are_kept(tmp_path):
-    lines = [f"{label} text number {i} of {label}" for i in range(6) for label in (2, 5, 7)]
+    lines = [f"{label} text number {i} of {name}" for i in range(6) for label, name in NUMBERS.items()]
     path = write_lines(tmp_path / "some.txt", *lines)
-    assert text.load("text", directory=path).class_names == ("2", "5", "7")
-    some = text.load("text", directory=path, classes=("7", "2"))
+    assert text_data.corpus("text", path).class_names == ("2", "5", "7")
+    some = data.load("text", KEY, directory=path, classes=("7", "2"))
     for part in (some.train, some.test):
-        assert [("7", "2")[label] for label in part.labels] == [a_text[-1] for a_text in part.texts]
-    assert len(some.train.texts) + len(some.test.texts) == 12
+        of_texts = [some.lexicon.words[ids[ids > 0][-1]] for ids in part.inputs]
+        assert [("seven", "two")[label] for label in part.labels] == of_texts
+    assert len(some.train.labels) + len(some.test.labels) == 12
+    every = data.load("text", KEY, directory=path)
+    assert every.lexicon.words == some.lexicon.words  # ids mean the same, whatever the classes
+    np.testing.assert_array_equal(every.lexicon.table, some.lexicon.table)
 
 
 def test_of_one_file_the_same_share_is_held_out_as_of_images(tmp_path):
     digits = sklearn.datasets.load_digits()
     path = write_lines(tmp_path / "digits.txt", *(f"{label} image {i:04}" for i, label in enumerate(digits.target)))
-    texts, images = text.load("text", directory=path), data.load("digits", KEY, image_size=8)
-    assert texts.origin == images.origin
-    for of_texts, of_images in ((texts.train, images.train), (texts.test, images.test)):
+    corpus, images = text_data.corpus("text", path), data.load("digits", KEY, image_size=8)
+    assert corpus.origin == images.origin
+    for of_texts, of_images in ((corpus.train, images.train), (corpus.test, images.test)):
         rows = np.array([int(a_text.split()[1]) for a_text in of_texts.texts])
         np.testing.assert_array_equal(of_texts.labels, of_images.labels)
         pixels = np.round(digits.images[rows] * (255 / 16))
-        np.testing.assert_array_equal(of_images.images[..., 0], pixels)
+        np.testing.assert_array_equal(of_images.inputs[..., 0], pixels)
 
 
 def test_a_text_is_all_that_follows_the_first_space_in_any_alphabet(tmp_path):
     odd = ["0 1 2  three\ttabs", "1 ça va\u2028là \x85 ok", "0 кошка 猫猫", "1 windows\r"] * 5
     path = write_lines(tmp_path / "odd.txt", b"\xef\xbb\xbf" + odd[0].encode(), *odd[1:])
-    corpus = text.load("text", directory=path)
+    corpus = text_data.corpus("text", path)
     assert set(corpus.train.texts) == {"1 2  three\ttabs", "ça va\u2028là \x85 ok", "кошка 猫猫", "windows"}
 
 
 def test_a_text_without_a_word_is_left_out_and_counted(folder, capsys):
     write_lines(folder / "test.txt", "0 bad", "1 !", "1 good", "0 a : b")
-    assert text.load("text", directory=str(folder)).test.texts == ("bad", "good")
+    assert text_data.corpus("text", str(folder)).test.texts == ("bad", "good")
     (note,) = capsys.readouterr().out.splitlines()
     assert note == "note: 2 of 4 texts of test.txt have no word and are left out (line 2: '!', line 4: 'a : b')"
 
@@ -111,7 +117,7 @@ def test_a_text_without_a_word_is_left_out_and_counted(folder, capsys):
 def test_wrong_lines_are_named(folder, name, lines, message):
     write_lines(folder / name, *lines)
     with pytest.raises(InputError, match=message) as error:
-        text.load("text", directory=str(folder))
+        data.load("text", KEY, directory=str(folder))
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("data.")
 
@@ -121,25 +127,25 @@ def test_files_that_are_absent_empty_or_of_one_class_are_named(folder, tmp_path)
         content = (folder / name).read_bytes()
         (folder / name).unlink()
         with pytest.raises(InputError, match=f"data.dir: no .*{name}; a folder takes train.txt and test.txt"):
-            text.load("text", directory=str(folder))
+            text_data.corpus("text", str(folder))
         (folder / name).write_bytes(b"")
         with pytest.raises(InputError, match=f"data.dir: .*{name} is empty"):
-            text.load("text", directory=str(folder))
+            text_data.corpus("text", str(folder))
         (folder / name).write_bytes(content)
     (folder / "classes.txt").mkdir()
     with pytest.raises(InputError, match=r"data.dir: .*classes.txt cannot be read \(Is a directory\)"):
-        text.load("text", directory=str(folder))
+        text_data.corpus("text", str(folder))
     for directory in ("", str(tmp_path / "nowhere")):
         with pytest.raises(InputError, match=r"data.dir: no file or folder .*; name a folder with train.txt and"):
-            text.load("text", directory=directory)
+            text_data.corpus("text", directory)
     path = write_lines(tmp_path / "one.txt", *["3 the same"] * 9)
     with pytest.raises(InputError, match=r"data.classes: got only 3; a classifier takes two or more classes"):
-        text.load("text", directory=path)
+        text_data.corpus("text", path)
     path = write_lines(tmp_path / "few.txt", *["3 the same"] * 9, *["4 another"] * 4)
     with pytest.raises(InputError, match="class '4' has no text in the test texts, a fixed 1/5 of each class"):
-        text.load("text", directory=path)
+        data.load("text", KEY, directory=path)
     with pytest.raises(InputError, match="unknown class '5'; the classes are 3, 4"):
-        text.load("text", directory=path, classes=("3", "5"))
+        data.load("text", KEY, directory=path, classes=("3", "5"))
 
 
 def write_tfds(root, splits, *, labels=("bad", "good"), keys=None, name="tiny", **more):
@@ -179,7 +185,7 @@ def test_a_tfds_set_is_read_without_tensorflow_and_texts_without_label_or_word_a
     }
     directory = write_tfds(tmp_path, splits)
     for where in (tmp_path, directory):
-        corpus = text.load("tiny", directory=str(where))
+        corpus = text_data.corpus("tiny", str(where))
         assert corpus.class_names == ("bad", "good")
         assert corpus.train.texts == ("so good", "naïve\nlines")
         assert corpus.train.labels.tolist() == [1, 0]
@@ -197,34 +203,34 @@ def test_of_several_texts_a_tfds_set_names_the_one_to_classify(tmp_path):
     splits = {"train": rows(*[("good", 1), ("bad", 0)] * 5, title="same title", idx=3)}
     more = {"title": features.Text(), "idx": features.Scalar(np.int32)}
     write_tfds(tmp_path / "named", splits, keys=("sentence", "label"), **more)
-    corpus = text.load("tiny", directory=str(tmp_path / "named"), classes=("good", "bad"))
-    assert set(zip(corpus.test.texts, corpus.test.labels.tolist(), strict=True)) == {("good", 0), ("bad", 1)}
+    corpus = text_data.corpus("tiny", str(tmp_path / "named"))
+    assert set(zip(corpus.test.texts, corpus.test.labels.tolist(), strict=True)) == {("good", 1), ("bad", 0)}
     assert corpus.origin == "a fixed 1/5 of each class of the split 'train'"
     write_tfds(tmp_path / "not", splits, **more)
     with pytest.raises(InputError, match=r"data.name: 'tiny' has the features idx, label, sentence, title, of which t"):
-        text.load("tiny", directory=str(tmp_path / "not"))
+        text_data.corpus("tiny", str(tmp_path / "not"))
 
 
 def test_tfds_sets_that_are_none_of_texts_or_damaged_are_refused(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     write_tfds(tmp_path / "untrained", {"test": rows(("good", 1))})
     with pytest.raises(InputError, match=r"data.name: the splits of 'tiny' are test; it takes a train"):
-        text.load("tiny", directory=str(tmp_path / "untrained"))
+        text_data.corpus("tiny", str(tmp_path / "untrained"))
     write_tfds(tmp_path / "latin", {"train": rows(("good", 1), (b"caf\xe9", 0))})
     with pytest.raises(InputError, match=r"data.dir: train of 'tiny', example 1: byte 4 of it is not UTF-8"):
-        text.load("tiny", directory=str(tmp_path / "latin"))
+        text_data.corpus("tiny", str(tmp_path / "latin"))
     directory = write_tfds(tmp_path / "lost", {"train": rows(("good", 1), ("bad", 0))})
     (records,) = directory.glob("*array_record*")
     records.unlink()
     with pytest.raises(InputError, match=r"train of 'tiny' in .* cannot be read .*; prepare it again"):
-        text.load("tiny", directory=str(tmp_path / "lost"))
+        text_data.corpus("tiny", str(tmp_path / "lost"))
 
 
 def test_the_vocabulary_is_that_of_a_count_by_hand():
-    vocabulary = text.vocabulary(TEXTS, 3)
+    vocabulary = text_data.vocabulary(TEXTS, 3)
     assert vocabulary.words == ("<pad>", "<unk>", "dog", "the", "bird")
     assert vocabulary.counts.tolist() == [0, 3, 3, 3, 1]
-    assert text.vocabulary(TEXTS, 100).words[2:] == ("dog", "the", "bird", "cat", "sang", "saw")
+    assert text_data.vocabulary(TEXTS, 100).words[2:] == ("dog", "the", "bird", "cat", "sang", "saw")
 
 
 def test_frequencies_add_up_whatever_the_size():
@@ -233,62 +239,62 @@ def test_frequencies_add_up_whatever_the_size():
     counts = collections.Counter(word for a_text in texts for word in words_of(a_text))
     want = sorted(counts, key=lambda word: (-counts[word], word))
     for size in (1, 7, len(want), 10**6):
-        vocabulary = text.vocabulary(texts, size)
+        vocabulary = text_data.vocabulary(texts, size)
         assert list(vocabulary.words[2:]) == want[:size]
         assert vocabulary.counts[2:].tolist() == [counts[word] for word in want[:size]]
         assert vocabulary.counts.sum() == counts.total()
-        encoded = text.encode(texts, vocabulary, 20)
+        encoded = text_data.encode(texts, vocabulary, 20)
         assert np.bincount(encoded.ids.ravel(), minlength=len(vocabulary.words)).tolist()[1:] == (
             vocabulary.counts[1:].tolist()
         )
-        assert encoded.unknown == vocabulary.counts[text.UNKNOWN]
+        assert encoded.unknown == vocabulary.counts[text_data.UNKNOWN]
 
 
 def test_texts_are_cut_or_padded_at_the_end_and_what_is_lost_is_counted():
-    vocabulary = text.vocabulary(TEXTS, 3)
-    whole = text.encode([*TEXTS, "none known"], vocabulary, 9)
+    vocabulary = text_data.vocabulary(TEXTS, 3)
+    whole = text_data.encode([*TEXTS, "none known"], vocabulary, 9)
     assert whole.ids.dtype == np.int32
     assert whole.ids[:, :5].tolist() == [[3, 1, 1, 3, 2], [2, 2, 0, 0, 0], [3, 4, 1, 0, 0], [1, 1, 0, 0, 0]]
     assert not whole.ids[:, 5:].any()
     assert (whole.unknown, whole.cut) == (5, 0)
     for length in range(1, 9):
-        short = text.encode([*TEXTS, "none known"], vocabulary, length)
+        short = text_data.encode([*TEXTS, "none known"], vocabulary, length)
         np.testing.assert_array_equal(short.ids, whole.ids[:, :length])
-        assert short.unknown == (short.ids == text.UNKNOWN).sum()
-        assert short.cut == (whole.ids[:, length:] != text.PADDING).sum()
+        assert short.unknown == (short.ids == text_data.UNKNOWN).sum()
+        assert short.cut == (whole.ids[:, length:] != text_data.PADDING).sum()
 
 
 def test_a_text_without_any_word_has_no_ids():
     with pytest.raises(
         InputError, match=r"data.dir: text 2 of 2 has no word \('a !'\); a word is a run of two or more"
     ):
-        text.encode(["fine text", "a !"], text.vocabulary(TEXTS, 3), 4)
+        text_data.encode(["fine text", "a !"], text_data.vocabulary(TEXTS, 3), 4)
 
 
 def of_all_words(table, texts, vocabulary):
     """The vectors of all words of the texts, `[number of words, E]`."""
-    ids = text.encode(texts, vocabulary, 100).ids
-    return np.float64(table[ids[ids != text.PADDING]])
+    ids = text_data.encode(texts, vocabulary, 100).ids
+    return np.float64(table[ids[ids != text_data.PADDING]])
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, -0.3])
 @pytest.mark.parametrize("size", [3, 6])
 def test_embeddings_have_mean_and_variance_over_the_words_of_the_texts(size, mean):
-    vocabulary = text.vocabulary(TEXTS, size)
-    table, missing = text.embeddings(vocabulary, 4, KEY, mean=mean)
+    vocabulary = text_data.vocabulary(TEXTS, size)
+    table, missing = text_data.embeddings(vocabulary, 4, KEY, mean=mean)
     assert table.shape == (size + 2, 4)
     assert table.dtype == np.float32
     assert missing == 0
     words = of_all_words(table, TEXTS, vocabulary)
     np.testing.assert_allclose(words.mean(0), mean, atol=1e-6)
     np.testing.assert_allclose(words.var(0), 1, atol=1e-6)
-    assert not table[text.PADDING].any()
+    assert not table[text_data.PADDING].any()
     # Miyato et al. (2017), equation 1, on the same draws.
     draws, frequency = np.float64(jax.random.normal(KEY, table.shape)), vocabulary.counts / vocabulary.counts.sum()
     expected = sum(f * v for f, v in zip(frequency, draws, strict=True))
     variance = sum(f * (v - expected) ** 2 for f, v in zip(frequency, draws, strict=True))
     np.testing.assert_allclose(table[1:], (draws - expected)[1:] / np.sqrt(variance) + mean, atol=1e-6)
-    assert (table[1:] != text.embeddings(vocabulary, 4, jax.random.key(1), mean=mean).table[1:]).all()
+    assert (table[1:] != text_data.embeddings(vocabulary, 4, jax.random.key(1), mean=mean).table[1:]).all()
 
 
 def glove(path, vectors):
@@ -306,32 +312,32 @@ FILES = {"vectors.txt": glove, "vectors.npz": npz}
 
 @pytest.mark.parametrize("name", FILES)
 def test_embeddings_of_a_file_are_normalised_by_frequency(tmp_path, name):
-    vocabulary = text.vocabulary(TEXTS, 100)
+    vocabulary = text_data.vocabulary(TEXTS, 100)
     rng = np.random.default_rng(0)
     vectors = dict(zip(vocabulary.words[2:], rng.normal(3, 0.1, size=(6, 4)).astype(np.float32), strict=True))
     others = [("New York", rng.normal(size=4)), ("Dog", rng.normal(size=4)), ("dog", rng.normal(size=4))]
     path = FILES[name](tmp_path / name, [*vectors.items(), *others])
-    table, missing = text.embeddings(vocabulary, 4, KEY, path=path)
+    table, missing = text_data.embeddings(vocabulary, 4, KEY, path=path)
     assert missing == 0
     words = np.float64([vectors[word] for a_text in TEXTS for word in words_of(a_text)])
     want = (np.float64(list(vectors.values())) - words.mean(0)) / words.std(0)
     np.testing.assert_allclose(table[2:], want, atol=1e-5)
-    assert not table[text.PADDING].any()
+    assert not table[text_data.PADDING].any()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_words_that_a_file_lacks_are_drawn_at_the_scale_of_the_others_and_counted(tmp_path, name):
     texts = [" ".join(f"w{i}" for i in range(start, 400)) for start in (0, 200)]
-    vocabulary = text.vocabulary(texts, 350)
+    vocabulary = text_data.vocabulary(texts, 350)
     rng = np.random.default_rng(0)
     vectors = [(f"w{i}", rng.normal(7, 0.01, size=4)) for i in range(0, 400, 2)]
-    table, missing = text.embeddings(vocabulary, 4, KEY, path=FILES[name](tmp_path / name, vectors), mean=0.5)
+    table, missing = text_data.embeddings(vocabulary, 4, KEY, path=FILES[name](tmp_path / name, vectors), mean=0.5)
     has = np.array([word in dict(vectors) for word in vocabulary.words])
     assert missing == 350 - has.sum()
     for part in (table[has], table[2:][~has[2:]]):
         assert part.mean(0) == pytest.approx(0.5, abs=0.3)
         assert part.std(0) == pytest.approx(1, abs=0.2)
-    other, _ = text.embeddings(vocabulary, 4, jax.random.key(1), path=str(tmp_path / name), mean=0.5)
+    other, _ = text_data.embeddings(vocabulary, 4, jax.random.key(1), path=str(tmp_path / name), mean=0.5)
     slope = (other[has] - other[has].mean(0)) / (table[has] - table[has].mean(0))
     np.testing.assert_allclose(slope, np.broadcast_to(slope[0], slope.shape), rtol=0.02)  # one scale in each dimension
     assert (other[1:][~has[1:]] != table[1:][~has[1:]]).all()
@@ -371,7 +377,7 @@ def test_files_of_embeddings_that_cannot_be_used_are_named(tmp_path, name, conte
     elif content is not None:
         np.savez(tmp_path / name, **content)
     with pytest.raises(InputError) as error:
-        text.embeddings(text.vocabulary(TEXTS, 100), 2, KEY, path=str(tmp_path / name))
+        text_data.embeddings(text_data.vocabulary(TEXTS, 100), 2, KEY, path=str(tmp_path / name))
     assert str(error.value).startswith("data.embeddings: ")
     assert message.format(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -380,21 +386,21 @@ def test_files_of_embeddings_that_cannot_be_used_are_named(tmp_path, name, conte
 @pytest.mark.parametrize("name", ["mr.txt", "snippets/movies.txt"])
 def test_real_texts_become_ids_and_embeddings(shared_data, name):
     path = shared_data / "text" / name
-    corpus = text.load("text", directory=str(path))
+    corpus = text_data.corpus("text", str(path))
     lines = path.read_bytes().decode().split("\n")[:-1]
     assert sorted([*corpus.train.texts, *corpus.test.texts]) == sorted(line[2:].strip() for line in lines)
     assert len(corpus.test.texts) == pytest.approx(len(lines) / 5, abs=2)
     labels = np.concatenate([corpus.train.labels, corpus.test.labels])
     assert labels.mean() == pytest.approx(np.mean([line[0] == "1" for line in lines]))
-    vocabulary = text.vocabulary(corpus.train.texts, 1000)
+    vocabulary = text_data.vocabulary(corpus.train.texts, 1000)
     assert vocabulary.words[2] == "the"
-    encoded = text.encode(corpus.test.texts, vocabulary, 32)
+    encoded = text_data.encode(corpus.test.texts, vocabulary, 32)
     for ids, a_text in zip(encoded.ids, corpus.test.texts, strict=True):
         words = words_of(a_text)
-        assert (ids != text.PADDING).sum() == min(len(words), 32)
+        assert (ids != text_data.PADDING).sum() == min(len(words), 32)
         for i, word in zip(ids, words, strict=False):
             assert vocabulary.words[i] in (word, "<unk>")
-    table, _ = text.embeddings(vocabulary, 8, KEY)
+    table, _ = text_data.embeddings(vocabulary, 8, KEY)
     words = of_all_words(table, corpus.train.texts, vocabulary)
     np.testing.assert_allclose(words.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(words.var(0), 1, atol=1e-5)

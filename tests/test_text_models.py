@@ -1,48 +1,44 @@
-"""The networks of texts: float64 NumPy, PyTorch with the same weights, padding, a population, derivatives."""
+"""The networks of texts: float64 NumPy, PyTorch's state dicts, padding, a population, derivatives."""
 
-import subprocess
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import scipy.special
-from conftest import ROOT
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from jtrans import directions, jacobian, models
 from jtrans.models import text
 
 SIZE, CLASSES = 6, 3
-NETWORKS = {
-    "text_mean": (text.TextMean, (5, 4)),
-    "text_cnn": (text.TextCNN, (4, 3, 5, 6)),
-    "text_lstm": (text.TextLSTM, (5, 4)),
-    "text_transformer": (text.TextTransformer, (8, 7, 9)),
+WIDTHS = {
+    "text_mean": (5, 4),
+    "text_cnn": (4, 3, 5, 6),
+    "text_lstm": (5, 16),
+    "text_transformer": (8, 7, 9),
 }
-LENGTHS = (7, 1, 4, 2, 5)  # as in benchmarks/pytorch_text_peer.py
+LENGTHS = (7, 1, 4, 2, 5)
 MASK = np.arange(7) < np.array(LENGTHS)[:, None]
 LABELS = np.arange(5) % CLASSES
 
-every_network = pytest.mark.parametrize("name", NETWORKS)
+every_network = pytest.mark.parametrize("name", models.TEXT)
 
 
-def module(name, **options):
-    of, widths = NETWORKS[name]
-    return of(widths, CLASSES, **options)
-
-
-def start(name, key, initializer="pytorch"):
-    """A network's variables, drawn as those of image networks are."""
-    shapes = flatten_dict(jax.eval_shape(module(name).init, key, jnp.zeros((1, 7, SIZE)), MASK[:1]))
-    return models._start({path: leaf.shape for path, leaf in shapes.items()}, initializer, key)
+def build(name):
+    return models.build(name, (7, SIZE), CLASSES, widths=WIDTHS[name])
 
 
 def scattered(name, seed=0):
-    """`start`, with scales and biases away from ones and zeros."""
-    key = jax.random.key(seed)
-    return jax.tree.map(lambda a: a + 0.2 * jax.random.normal(key, a.shape), start(name, key))
+    """A network's variables, with scales and biases away from ones and zeros, and from one another."""
+    rng = np.random.default_rng(seed)
+    scatter = lambda array: array + jnp.float32(rng.normal(scale=0.2, size=array.shape))
+    return jax.tree.map(scatter, build(name).init(jax.random.key(seed)))
+
+
+def function(name):
+    return partial(build(name).apply, scattered(name))
 
 
 def texts(seed=0):
@@ -53,11 +49,6 @@ def texts(seed=0):
 def padded(x, length=7):
     """With zeros in place of padding, up to this length."""
     return np.pad(x * MASK[..., None], ((0, 0), (0, length - 7), (0, 0)))
-
-
-def of_array(name, variables):
-    """The network as a function of `x` alone, whose padding is zeros."""
-    return lambda x: module(name).apply(variables, x, (x != 0).any(-1))
 
 
 def each_text(network, x, lengths=LENGTHS):
@@ -133,10 +124,9 @@ BY_HAND = {
 
 @every_network
 def test_logits_and_slopes_agree_with_float64_numpy_of_each_text_without_padding(name):
-    variables, x, along = scattered(name), texts(), texts(1)
-    params = jax.tree.map(np.float64, variables["params"])
+    f, x, along = function(name), padded(texts()), texts(1)
+    params = jax.tree.map(np.float64, scattered(name)["params"])
     by_hand = lambda x: each_text(lambda of_text: BY_HAND[name](params, of_text), x)
-    f = lambda x: module(name).apply(variables, x, MASK)
     logits, slope = jax.jit(lambda x, along: jax.jvp(f, (x,), (along,)))(x, along)
     np.testing.assert_allclose(logits, by_hand(np.float64(x)), atol=2e-6)
     step = 1e-6 * np.float64(along)
@@ -160,7 +150,7 @@ def test_the_mean_of_words_and_its_direction_in_closed_form():
 @every_network
 def test_padding_carries_no_direction(name):
     variables, x = scattered(name), texts()
-    f = lambda x: module(name).apply(variables, x, MASK)
+    f = lambda x: models.TEXT[name](WIDTHS[name], CLASSES).apply(variables, x, MASK)
     look = jax.jit(lambda x: (f(x), directions.loss_gradient(f, x, jnp.asarray(LABELS))))
     logits, gradient = map(np.asarray, look(x))
     assert (gradient[~MASK] == 0).all()
@@ -169,11 +159,12 @@ def test_padding_carries_no_direction(name):
         with_noise = look(np.where(MASK[..., None], x, noise))
         np.testing.assert_array_equal(logits, with_noise[0])
         np.testing.assert_array_equal(gradient, with_noise[1])
+    np.testing.assert_array_equal(logits, jax.jit(function(name))(padded(x)))  # there padding is known by its zeros
 
 
 @every_network
 def test_more_padding_changes_nothing(name):
-    f = of_array(name, scattered(name))
+    f = function(name)
 
     def look(x):
         triple = jacobian.top_singular_triple(f, x)
@@ -194,8 +185,8 @@ def test_more_padding_changes_nothing(name):
 
 @every_network
 def test_a_text_without_words_gives_finite_logits_and_no_direction(name):
-    f = lambda x: module(name).apply(scattered(name), x, jnp.zeros((2, 4), bool))
-    logits, gradient = jax.jit(lambda x: (f(x), jax.grad(lambda x: f(x).sum())(x)))(jnp.ones((2, 4, SIZE)))
+    f = function(name)
+    logits, gradient = jax.jit(lambda x: (f(x), jax.grad(lambda x: f(x).sum())(x)))(jnp.zeros((2, 4, SIZE)))
     assert np.isfinite(logits).all()
     assert not gradient.any()
 
@@ -203,13 +194,13 @@ def test_a_text_without_words_gives_finite_logits_and_no_direction(name):
 @every_network
 def test_networks_at_once_equal_one_after_another(name):
     networks = [scattered(name, seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+    stacked, model = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks), build(name)
 
     def look(variables, x):
-        f = lambda x: module(name).apply(variables, x, MASK)
+        f = partial(model.apply, variables)
         return f(x), directions.loss_gradient(f, x, jnp.asarray(LABELS))
 
-    x, alone = texts(), jax.jit(look)
+    x, alone = padded(texts()), jax.jit(look)
     for shared in (True, False):
         at_once = jax.jit(jax.vmap(look, (0, None if shared else 0)))(stacked, x if shared else np.stack([x] * 3))
         for m, variables in enumerate(networks):
@@ -221,8 +212,8 @@ def test_networks_at_once_equal_one_after_another(name):
 def test_forward_reverse_and_second_derivatives_agree(name):
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), scattered(name))
-        f = lambda x: module(name).apply(variables, x, MASK)
-        x, along = (jnp.asarray(texts(seed), jnp.float64) for seed in (0, 1))
+        f = partial(build(name).apply, variables)
+        x, along = (jnp.asarray(padded(texts(seed)), jnp.float64) for seed in (0, 1))
         outputs = jnp.asarray(np.random.default_rng(3).normal(size=(5, CLASSES)))
 
         def look(x):
@@ -239,122 +230,100 @@ def test_forward_reverse_and_second_derivatives_agree(name):
 
 
 @every_network
-def test_features_are_what_the_last_layer_takes_in(name):
-    variables, x = scattered(name), texts()
-    features = jax.jit(lambda x: module(name, headless=True).apply(variables, x, MASK))(x)
-    head = models.last_layer(variables)
-    assert features.shape == (5, head["kernel"].shape[1])
-    logits = np.float64(features) @ np.float64(head["kernel"]).T + np.float64(head["bias"])
-    np.testing.assert_allclose(jax.jit(lambda x: module(name).apply(variables, x, MASK))(x), logits, atol=1e-6)
-    replaced = models.with_last_layer(variables, jnp.zeros((2, features.shape[1])), jnp.ones(2))
-    assert (models.last_layer(replaced)["bias"] == 1).all()
-
-
-def test_attention_refuses_a_width_that_its_heads_do_not_share():
-    with pytest.raises(ValueError, match="widths: got 6 first; attention of 4 heads takes a multiple of 4"):
-        text.TextTransformer((6, 5), 2).init(jax.random.key(0), jnp.zeros((1, 2, 3)), jnp.ones((1, 2), bool))
-
-
-def bound(path, shapes):
-    """Within which PyTorch draws an array of a layer, 0 for none: 1 / sqrt(fan-in), in an LSTM of the state."""
-    kernel = shapes.get((*path[:-1], "kernel"))
-    if kernel is None:
-        return 0
-    return 1 / np.sqrt(kernel[1] if len(kernel) == 2 else np.prod(kernel[:-1]))
+def test_the_last_layer_takes_the_features_and_can_be_replaced(name):
+    model, variables, x, rng = build(name), scattered(name), padded(texts()), np.random.default_rng(2)
+    features = jax.jit(model.features)(variables, x)
+    kernel, bias = rng.normal(size=(CLASSES, features.shape[1])), rng.normal(size=CLASSES)
+    replaced = models.with_last_layer(variables, jnp.float32(kernel), jnp.float32(bias))
+    want = np.float64(features) @ kernel.T + bias
+    np.testing.assert_allclose(jax.jit(model.apply)(replaced, x), want, atol=2e-6)
 
 
 @every_network
-def test_arrays_start_as_those_of_image_networks(name):
-    of, _ = NETWORKS[name]
-    wide = of((64, 96, 80, 72), CLASSES)
-    shapes = flatten_dict(jax.eval_shape(wide.init, jax.random.key(0), jnp.zeros((1, 7, 16)), MASK[:1]))
-    shapes = {path: leaf.shape for path, leaf in shapes.items()}
-    for path, array in flatten_dict(models._start(shapes, "pytorch", jax.random.key(1))).items():
-        if largest := bound(path, shapes):
-            assert np.abs(array).max() <= largest * (1 + 1e-6)
-            assert array.size < 64 or np.abs(array).max() > 0.9 * largest
-        else:
-            assert path[-2].startswith("LayerNorm_")
-            assert (array == (path[-1] == "scale")).all()
-        if path[-1] == "bias":
-            assert not flatten_dict(models._start(shapes, "flax", jax.random.key(1)))[path].any()
-    lstm = {path[-1]: bound(path, shapes) for path in shapes if path[-2] == "LSTM_0"}
-    assert all(of_array == 1 / np.sqrt(64) for of_array in lstm.values())
+def test_training_mode_is_evaluation_mode(name):
+    model, variables, x = build(name), scattered(name), padded(texts())
+    logits, trained = jax.jit(model.train)(variables, x, jax.random.key(0))
+    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, x), atol=1e-6)
+    for same in (trained, jax.jit(model.calibrate)(variables, x)):
+        assert jax.tree.all(jax.tree.map(np.array_equal, variables, same))
 
 
-# In PyTorch's names, those of `params`.
-RENAMED = {
-    "convolutions.": "Conv1d_",
-    "lstm.weight_hh_l0": "LSTM_0.kernel",
-    "lstm.weight_ih_l0": "LSTM_0.word_kernel",
-    "layers.": "TransformerLayer_",
-    "self_attn.in_proj_": "Attention_0.in_proj.",
-    "self_attn.out_proj": "Attention_0.out_proj",
-    "norm1.weight": "LayerNorm_0.scale",
-    "norm2.weight": "LayerNorm_1.scale",
-    "norm.weight": "LayerNorm_0.scale",
-    "norm1.bias": "LayerNorm_0.bias",
-    "norm2.bias": "LayerNorm_1.bias",
-    "norm.bias": "LayerNorm_0.bias",
-    "mlp.0": "MLP_0.Dense_0",
-    "mlp.2": "MLP_0.Dense_1",
-    "mlp.4": "MLP_0.Dense_2",
-    "weight": "kernel",
-}
+def joined(prefix, **modules):
+    """A state dict of modules, each given by its arrays."""
+    return {f"{prefix}{name}.{leaf}": array for name, leaves in modules.items() for leaf, array in leaves.items()}
 
 
-def from_pytorch(state):
-    """A state dict of `benchmarks/pytorch_text_peer.py` as variables."""
-    arrays = dict(state)
-    if "lstm.bias_ih_l0" in arrays:
-        arrays["LSTM_0.bias"] = np.stack([arrays.pop(f"lstm.bias_{part}_l0") for part in ("ih", "hh")])
-    params = {}
-    for path, array in arrays.items():
-        for theirs, ours in RENAMED.items():
-            path = path.replace(theirs, ours)
-        params["params", *path.split(".")] = np.moveaxis(array, (1, 0), (-2, -1)) if array.ndim == 3 else array
-    return params
+def of_linear(layer):
+    return {"weight": layer["kernel"], "bias": layer["bias"]}
+
+
+def of_norm(layer):
+    return {"weight": layer["scale"], "bias": layer["bias"]}
+
+
+def of_mlp(params):
+    return joined("mlp.", **{str(2 * i): of_linear(params[f"Dense_{i}"]) for i in range(len(params))})
+
+
+def cnn_state(params):
+    layers = [params[f"Conv1d_{i}"] for i in range(3)]
+    leaves = [{"weight": layer["kernel"].transpose(2, 1, 0), "bias": layer["bias"]} for layer in layers]
+    return joined("convolutions.", **{str(i): layer for i, layer in enumerate(leaves)})
+
+
+def lstm_state(params):
+    layer = params["LSTM_0"]
+    weights = {"weight_ih_l0": layer["word_kernel"], "weight_hh_l0": layer["kernel"]}
+    return joined("", lstm=weights | {"bias_ih_l0": layer["bias"][0], "bias_hh_l0": layer["bias"][1]})
+
+
+def transformer_state(params):
+    state = joined("", projection=of_linear(params["projection"]))
+    for i in range(2):
+        layer, prefix = params[f"TransformerLayer_{i}"], f"layers.{i}."
+        attention = layer["Attention_0"]
+        joint = {"in_proj_weight": attention["in_proj"]["kernel"], "in_proj_bias": attention["in_proj"]["bias"]}
+        state |= joined(prefix, self_attn=joint, **{"self_attn.out_proj": of_linear(attention["out_proj"])})
+        state |= joined(prefix, **{of: of_linear(layer[of]) for of in ("linear1", "linear2")})
+        state |= joined(prefix, norm1=of_norm(layer["LayerNorm_0"]), norm2=of_norm(layer["LayerNorm_1"]))
+    return state | joined("", norm=of_norm(params["LayerNorm_0"]))
+
+
+def state_dict(name):
+    """`scattered` as PyTorch hands it over; `tests/test_pytorch.py` takes PyTorch's own."""
+    params = scattered(name)["params"]
+    before = {"text_cnn": cnn_state, "text_lstm": lstm_state, "text_transformer": transformer_state}
+    state = before.get(name, lambda params: {})(params) | of_mlp(params["MLP_0"])
+    return {path: np.asarray(array) for path, array in state.items()}
 
 
 @every_network
-def test_pytorchs_logits_gradients_train_step_and_start(python, tmp_path, name):
-    out, (_, widths) = tmp_path / "network.npz", NETWORKS[name]
-    script = ROOT / "benchmarks" / "pytorch_text_peer.py"
-    subprocess.run([python, script, out, name, *map(str, (SIZE, CLASSES, *widths))], check=True)
-    with np.load(out) as arrays:
-        theirs = dict(arrays)
-    assert theirs["lengths"].tolist() == list(LENGTHS)
-    state = lambda when: from_pytorch({k.removeprefix(when): v for k, v in theirs.items() if k.startswith(when)})
-    before, labels = unflatten_dict(state("before/")), jnp.asarray(theirs["labels"])
-    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    assert shapes(before) == shapes(start(name, jax.random.key(0)))
-    losses = optax.softmax_cross_entropy_with_integer_labels
+def test_a_state_dict_is_taken_in_order_whatever_its_names(name):
+    renamed = {f"module.a_{path}": array for path, array in state_dict(name).items()}
+    for state in (state_dict(name), renamed):
+        got, want = flatten_dict(models.from_pytorch(name, state)), flatten_dict(scattered(name))
+        assert got.keys() == want.keys()
+        for path, array in got.items():
+            np.testing.assert_array_equal(array, want[path])
 
-    def look(variables, x):
-        f = lambda x: module(name).apply(variables, x, MASK)
-        return f(x), jax.grad(lambda x: losses(f(x), labels).sum())(x)
 
-    for got, what in zip(jax.jit(look)(before, theirs["x"]), ("logits", "gradient"), strict=True):
-        np.testing.assert_allclose(got, theirs[f"{what}/float32"], rtol=1e-4, atol=1e-5)
-    with jax.enable_x64(True):
-        before = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), before)
-        x = jnp.asarray(theirs["x"], jnp.float64)
-        for got, what in zip(jax.jit(look)(before, x), ("logits", "gradient"), strict=True):
-            np.testing.assert_allclose(got, theirs[f"{what}/float64"], atol=1e-9)
-        loss = lambda variables: losses(module(name).apply(variables, x, MASK, mutable=False), labels).mean()
-        after = jax.tree.map(lambda a, slope: a - 0.1 * slope, before, jax.jit(jax.grad(loss))(before))
-        for path, want in state("after/").items():
-            np.testing.assert_allclose(flatten_dict(after)[path], want, atol=1e-9)
-
-    drawn, shapes = state("start/"), {path: array.shape for path, array in state("start/").items()}
-    for path, array in drawn.items():
-        largest = bound(path, shapes)
-        if path[-2] == "in_proj" and path[-1] == "kernel":
-            largest = np.sqrt(6 / sum(array.shape))  # by Xavier's rule
-        elif path[-2] in ("in_proj", "out_proj") and path[-1] == "bias":
-            largest = 0
-        if path[-1] == "scale":
-            assert (array == 1).all()
-        else:
-            assert np.abs(array).max() <= largest * (1 + 1e-6)
-            assert array.size < 20 or np.abs(array).max() >= 0.8 * largest
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("text_mean", {"embedding.weight": np.ones((9, SIZE))}, "state_dict: got 'embedding', a table of embeddings"),
+        ("text_mean", {"mlp.4.weight": np.ones((3, 5))}, "state_dict: 'mlp.4' holds"),
+        ("text_cnn", {"convolutions.1.weight": np.ones((3, SIZE, 3))}, "state_dict: 'convolutions.1' holds"),
+        ("text_cnn", {"mlp.0.weight": np.ones((6, 13))}, "state_dict: 'mlp.0' holds"),
+        ("text_lstm", {"lstm.weight_ih_l1": np.ones((20, 5))}, "state_dict: 'lstm' holds"),
+        ("text_lstm", {"lstm.weight_hh_l0": np.ones((15, 5))}, "state_dict: 'lstm' holds"),
+        ("text_transformer", {"norm.weight": None, "norm.bias": None}, "got 14 layers with weights; text_transformer"),
+        ("text_transformer", {"projection.weight": np.ones((6, 3))}, "takes as many as .*, the first a multiple of 4"),
+        ("text_transformer", {"layers.0.self_attn.in_proj_weight": np.ones((8, 8))}, "'layers.0.self_attn' holds"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_is_refused(name, changes, message):
+    state = {path: array for path, array in (state_dict(name) | changes).items() if array is not None}
+    with pytest.raises(ValueError, match=message):
+        models.from_pytorch(name, state)
+    with pytest.raises(ValueError, match="holds no weights"):
+        models.from_pytorch(name, {})

@@ -82,7 +82,7 @@ def test_batches_share_no_image():
     train = Split(np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1), np.arange(60))
     batches = updates.disjoint(jax.random.key(0), train, 10, 6)
     assert sorted(np.concatenate([batch.labels for batch in batches])) == list(range(60))
-    assert all((batch.images.ravel() == batch.labels).all() for batch in batches)
+    assert all((batch.inputs.ravel() == batch.labels).all() for batch in batches)
 
 
 SMALL = ["--config.num_networks=3", "--config.num_examples=20", "--config.batch_size=20", "--config.data.name=digits"]

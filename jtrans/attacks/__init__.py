@@ -9,7 +9,7 @@ the attack (`round_8bit`). Where the gradient is zero or not finite, the input i
 All attacks but the virtual one are one loop, `iterative`, composed of parts: input transforms (`diverse_inputs`,
 `scale_copies`), a smoothing of the gradient (`gaussian_smoothing`), and an accumulator of gradients (`momentum`,
 `nesterov`, `variance_tuned`). `BY_NAME` has those that the literature compares. `ensemble` makes one source of several
-networks.
+networks. `jtrans.attacks.words` has those that substitute words of texts.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtrans import directions, loops
-from jtrans.attacks.balls import BALLS, Bounds, sums
+from jtrans.attacks.balls import BALLS, Bounds, Support, sums
 from jtrans.attacks.parts import (
     LAST_GRADIENT,
     Accumulator,
@@ -39,6 +39,7 @@ from jtrans.attacks.parts import (
     total,
     variance_tuned,
 )
+from jtrans.attacks.words import hotflip, random_words
 from jtrans.jacobian import Function
 
 Attack = Callable[[Function, jax.Array, jax.Array, jax.Array | None], jax.Array]
@@ -145,6 +146,7 @@ def iterative(
     targeted: bool = False,
     random_start: bool = False,
     bounds: Bounds = (0, 1),
+    support: Support = None,
 ) -> Attack:
     """Projected gradient ascent on the cross entropy, exactly in ball and bounds despite rounding.
 
@@ -158,6 +160,8 @@ def iterative(
       random_start: start at a uniformly random point of the ball, not at `x`; example i uses `fold_in(key, i)`. What
         else is random folds the step into that.
       bounds: the range of valid inputs; None: unbounded.
+      support: from `x` to Booleans that broadcast to its shape, the values at which random draws may change it; None:
+        all. Gradients change no others where the network ignores these.
 
     Raises:
       ValueError: the norm is unknown or epsilon negative. The attack raises it where it is random and has no key, and
@@ -175,7 +179,7 @@ def iterative(
 
     def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
         keys = None if key is None else directions.example_keys(key, len(x))
-        start = ball.project(x + epsilon * ball.offsets(keys, x), x, epsilon, bounds) if random_start else x
+        start = ball.project(x + epsilon * ball.offsets(keys, x, support), x, epsilon, bounds) if random_start else x
         reach = step_size * ball.flat(x[0].size)
 
         def gradient(point: jax.Array, keys: jax.Array | None) -> Scaled:
@@ -191,7 +195,7 @@ def iterative(
                 keys_near = _fold_in(keys, 2 * number + 1)
 
                 def at(i: Any) -> Scaled:
-                    offsets = ball.offsets(_fold_in(keys_near, 2 * i), x)
+                    offsets = ball.offsets(_fold_in(keys_near, 2 * i), x, support)
                     return gradient(adversarial + radius * epsilon * offsets, _fold_in(keys_near, 2 * i + 1))
 
                 return total(count, at, x).times(1 / count)
@@ -295,6 +299,13 @@ def _composed(**parts: Any) -> Callable[..., Attack]:
     return lambda epsilon, steps, dimension, **options: iterative(epsilon, steps, epsilon / steps, **parts, **options)
 
 
+def _virtual(
+    epsilon: float, dimension: int, *, norm: str = "linf", bounds: Bounds = (0, 1), support: Support = None
+) -> Attack:
+    """The virtual attack, as long as the longest change in the ball; outside of the support it has no component."""
+    return virtual(epsilon * math.sqrt(dimension) if norm == "linf" else epsilon, bounds=bounds)
+
+
 # The attacks by config name, built from epsilon, the number of steps and the input dimension; all but the virtual one
 # also take the options of `iterative`, such as `targeted`. `NAME_liang` are the variants in the official code of Liang
 # et al. (2021). The virtual attack has the same L2 length as FGSM. From `mi_fgsm` on they are as compared on transfer:
@@ -305,7 +316,7 @@ BY_NAME: dict[str, Callable[..., Attack]] = {
     "pgd": lambda epsilon, steps, dimension, **options: pgd(epsilon, steps, 2.5 * epsilon / steps, **options),
     "fgsm_liang": lambda epsilon, steps, dimension, **options: fgsm(epsilon, random_start=True, **options),
     "pgd_liang": lambda epsilon, steps, dimension, **options: pgd(epsilon, steps, 5 * epsilon / steps, **options),
-    "virtual": lambda epsilon, steps, dimension: virtual(epsilon * math.sqrt(dimension), bounds=(0, 1)),
+    "virtual": lambda epsilon, steps, dimension, **options: _virtual(epsilon, dimension, **options),
     "mi_fgsm": _composed(accumulator=momentum()),
     "di_fgsm": _composed(accumulator=momentum(), transforms=(diverse_inputs(),)),
     "ti_fgsm": _composed(accumulator=momentum(), smoothing=gaussian_smoothing()),
@@ -317,3 +328,6 @@ BY_NAME: dict[str, Callable[..., Attack]] = {
         accumulator=nesterov(), transforms=(diverse_inputs(), scale_copies()), smoothing=gaussian_smoothing(7)
     ),
 }
+ON_IMAGES = ("di_fgsm", "ti_fgsm", "si_ni_ti_di_fgsm")  # those that resize or smooth images
+# Attacks on words by config name, built from the table of embeddings and the number of words substituted at most.
+ON_WORDS: dict[str, Callable[[np.ndarray, int], Attack]] = {"hotflip": hotflip, "random_words": random_words}

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from jtrans import directions
 
 Bounds = tuple[float, float] | None
+Support = Callable[[jax.Array], jax.Array] | None
 
 
 class Ball(NamedTuple):
@@ -19,7 +19,8 @@ class Ball(NamedTuple):
 
     Attributes:
       project: `(adversarial, x, epsilon, bounds)`: the nearest point of the ball around x, within the bounds.
-      offset: `(key, shape, dtype)`: a uniformly random point of the unit ball around 0.
+      offset: `(key, support)`: a uniformly random point of the unit ball around 0, shaped like the support, which is 1
+        at the values that change and 0 at the others.
       along: the step of length 1 along each of the vectors `[N, ...]`.
       flat: of `along` over its argument, for D values of equal size whose L1 norm is 1.
     """
@@ -29,9 +30,10 @@ class Ball(NamedTuple):
     along: Callable[[jax.Array], jax.Array]
     flat: Callable[[int], float]
 
-    def offsets(self, keys: jax.Array | None, x: jax.Array) -> jax.Array:
+    def offsets(self, keys: jax.Array | None, x: jax.Array, support: Support = None) -> jax.Array:
         """Random points of the unit ball, one for each example's key, shaped like `x`; ValueError without keys."""
-        return jax.vmap(lambda k: self.offset(k, x.shape[1:], x.dtype))(directions.example_keys(keys, len(x)))
+        of_values = jnp.ones_like(x) if support is None else jnp.broadcast_to(support(x), x.shape).astype(x.dtype)
+        return jax.vmap(self.offset)(directions.example_keys(keys, len(x)), of_values)
 
 
 def sums(x: jax.Array) -> jax.Array:
@@ -39,7 +41,8 @@ def sums(x: jax.Array) -> jax.Array:
     return x.reshape(len(x), -1).sum(1).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _within(x: jax.Array, bounds: Bounds) -> jax.Array:
+def within(x: jax.Array, bounds: Bounds) -> jax.Array:
+    """The values clipped to the bounds, if there are any."""
     return x if bounds is None else jnp.clip(x, *bounds)
 
 
@@ -48,7 +51,7 @@ def _project_linf(adversarial: jax.Array, x: jax.Array, epsilon: float, bounds: 
     radius = np.asarray(epsilon, x.dtype)
     radius = radius if radius <= epsilon else np.nextafter(radius, np.asarray(0, x.dtype))
     high, low = (jnp.where(_rounded_out(x, r), jnp.nextafter(x + r, x), x + r) for r in (radius, -radius))
-    return _within(jnp.clip(adversarial, low, high), bounds)
+    return within(jnp.clip(adversarial, low, high), bounds)
 
 
 def _rounded_out(x: jax.Array, r: np.ndarray) -> jax.Array:
@@ -66,13 +69,18 @@ def _project_l2(adversarial: jax.Array, x: jax.Array, epsilon: float, bounds: Bo
     largest = jnp.max(jnp.abs(x)) + epsilon
     radius = jnp.maximum(epsilon * (1 - 1e-6) - np.sqrt(size) * jnp.finfo(x.dtype).eps * largest / 2, 0)
     length = jnp.sqrt(sums(delta**2))
-    return _within(x + delta * jnp.minimum(1, radius / jnp.where(length == 0, 1, length)), bounds)
+    return within(x + delta * jnp.minimum(1, radius / jnp.where(length == 0, 1, length)), bounds)
 
 
-def _uniform_in_ball(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+def _uniform_in_box(key: jax.Array, support: jax.Array) -> jax.Array:
+    return jax.random.uniform(key, support.shape, support.dtype, -1, 1) * support
+
+
+def _uniform_in_ball(key: jax.Array, support: jax.Array) -> jax.Array:
     direction, radius = jax.random.split(key)
-    normal = jax.random.normal(direction, shape, dtype)
-    return normal / jnp.linalg.norm(normal.reshape(-1)) * jax.random.uniform(radius, (), dtype) ** (1 / np.prod(shape))
+    normal = jax.random.normal(direction, support.shape, support.dtype) * support
+    length = jax.random.uniform(radius, (), support.dtype) ** (1 / support.sum())
+    return normal / jnp.linalg.norm(normal.reshape(-1)) * length
 
 
 def _along_gradient(gradient: jax.Array) -> jax.Array:
@@ -81,6 +89,6 @@ def _along_gradient(gradient: jax.Array) -> jax.Array:
 
 
 BALLS: dict[str, Ball] = {
-    "linf": Ball(_project_linf, partial(jax.random.uniform, minval=-1, maxval=1), jnp.sign, float),
+    "linf": Ball(_project_linf, _uniform_in_box, jnp.sign, float),
     "l2": Ball(_project_l2, _uniform_in_ball, _along_gradient, math.sqrt),
 }

@@ -94,7 +94,7 @@ def without_constant_colours(setting: Setting) -> optax.GradientTransformation:
 
     def project(updates: Any, params: Any) -> Any:
         kernel = updates[layer]["kernel"]  # of a linear layer `[H, C * positions]`, of a convolution `[kh, kw, C, F]`
-        positions = kernel if convolution else kernel.reshape(len(kernel), setting.test.images.shape[-1], -1)
+        positions = kernel if convolution else kernel.reshape(len(kernel), setting.test.inputs.shape[-1], -1)
         off = positions - positions.mean((0, 1) if convolution else -1, keepdims=True)
         return updates | {layer: updates[layer] | {"kernel": off.reshape(kernel.shape)}}
 
@@ -117,7 +117,7 @@ def whiten(setting: Setting) -> Setting:
     Networks train on whitened images and are measured at them, in the whitened coordinates. Directions in which the
     training images vary less than `FLOOR` of the mean variance are divided by that.
     """
-    images = setting.dataset.train.images
+    images = setting.dataset.train.inputs
     rows = images.reshape(len(images), -1).astype(np.float32)
     mean = rows.mean(0)
     if not np.ptp(rows, axis=0).any():
@@ -129,8 +129,8 @@ def whiten(setting: Setting) -> Setting:
     zca = axes * scale @ axes.T
 
     def of(split: Split) -> Split:
-        flat = split.images.reshape(len(split.images), -1).astype(np.float32)
-        return split._replace(images=((flat - mean) @ zca).reshape(split.images.shape))
+        flat = split.inputs.reshape(len(split.inputs), -1).astype(np.float32)
+        return split._replace(inputs=((flat - mean) @ zca).reshape(split.inputs.shape))
 
     dataset = setting.dataset._replace(train=of(setting.dataset.train))
     return setting._replace(dataset=dataset, test=of(setting.test))
@@ -193,6 +193,7 @@ FIELDS: Mapping[str, fields.Field] = {
 
 def check(config: ConfigDict) -> None:
     """Check what no single field can say."""
+    fields.check_images(config)
     fields.check_one_model(config)
     if config.data.pixel_range != (0.0, 1.0):
         raise InputError(f"data.pixel_range: got {config.data.pixel_range}; the changes start from (0.0, 1.0)")
@@ -218,7 +219,10 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         curves[name] = trajectory.curves(arrays[name])
         print(f"{CHANGES[name].caption}: {population.num_networks} networks trained", flush=True)
     frames = {NAME: differences(arrays, config.steps), "curves": by_step(arrays, curves)}
-    summary = {"random": trajectory.random(test.images[0].size), "chance": 1 / len(dataset.class_names)}
+    summary = {
+        "random": trajectory.random(setup.dimensions(dataset, test, config.models)),
+        "chance": 1 / len(dataset.class_names),
+    }
     return Results(config, summary | setup.identity(dataset), frames, arrays)
 
 

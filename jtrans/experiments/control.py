@@ -60,12 +60,12 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         population = setup.population(config, dataset, test, keys, **options)
         path = workdir / f"{PART.format(optimizer, batch_size)}.npz"
         parts[optimizer, batch_size] = part(path, population, config, identity["data_sha256"])
-    random = trajectory.random(test.images[0].size)
-    table = settings_table(parts, config.learning_rates, random["dimension"], num_classes)
+    dimensions = setup.dimensions(dataset, test, config.models)
+    table = settings_table(parts, config.learning_rates, dimensions, num_classes)
     summary = {
         "num_settings": len(table),
         "num_networks": sum(len(run["model"]) for run in parts.values()),
-        "random": random,
+        "random": trajectory.random(dimensions),
         "chance": 1 / num_classes,
         "unlike": unlike_rates(parts, table, config.learning_rates, 1 / num_classes),
         **identity,
@@ -113,7 +113,9 @@ def length(leaves: Sequence[np.ndarray]) -> np.ndarray:
     return np.sqrt(sum(np.square(leaf, dtype=np.float64).reshape(len(leaf), -1).sum(1) for leaf in leaves))
 
 
-def settings_table(parts: Parts, learning_rates: Sequence[float], dimension: int, num_classes: int) -> pandas.DataFrame:
+def settings_table(
+    parts: Parts, learning_rates: Sequence[float], dimensions: np.ndarray, num_classes: int
+) -> pandas.DataFrame:
     """What each setting of optimizer, batch size and learning rate reaches.
 
     Columns: the setting; the `step` of the lowest mean angle before the accuracy leaves chance; there `angle` (degrees)
@@ -128,7 +130,7 @@ def settings_table(parts: Parts, learning_rates: Sequence[float], dimension: int
         by_rate = np.arange(len(run["model"])).reshape(len(learning_rates), -1)
         for rate, networks in zip(learning_rates, by_rate, strict=True):
             of_setting = trajectory.select(run, networks)
-            summary = trajectory.summarize(of_setting, trajectory.curves(of_setting), dimension, num_classes)
+            summary = trajectory.summarize(of_setting, trajectory.curves(of_setting), dimensions, num_classes)
             lowest, verdict = summary["lowest_at_chance"], summary["early_transferability"]
             selected = {bound: summary["selected"][bound] for bound in stats.Interval._fields}
             intervals = {"angle": lowest["angle"], "accuracy": lowest["accuracy"], "selected": selected}
@@ -224,7 +226,7 @@ def draw(results: Results) -> dict[str, Figure]:
         f"Lowest mean angle within {config['num_steps']} steps while the accuracy is within "
         f"{100 * trajectory.at_chance(results.summary['chance']):.2g} points of chance\n"
         f"{figures.networks(config)}, {config['num_networks']} networks a setting; "
-        f"{figures.data(config['data'])}, {config['num_examples']} test images",
+        f"{figures.data(config['data'])}, {config['num_examples']} test {figures.kind(results.summary)}",
         fontsize="medium",
     )
     return {"figure": figure}

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 
-from jtrans import stats
+from jtrans import models, stats
 from jtrans.errors import InputError
 from jtrans.harness import fields, figures, folder, setup, tables
 from jtrans.harness.experiment import Experiment, Results
@@ -35,7 +35,7 @@ CAPTIONS = {
     "signed_angle": "signed angle",
     "agreement": "of images, cosine above 0",
     "one_sign": "of pairs, one sign at all images",
-    "constant_share": "of a direction, constant colour",
+    "constant_share": "of a direction, the same everywhere",
     "accuracy": "accuracy",
     "auc": "AUC",
 }
@@ -44,7 +44,7 @@ FIELDS: Mapping[str, Field] = {
     **fields.TRAINING,
     "num_steps": whole(50),
     "measure_every": whole(1),
-    # FGSM from one network on the next, the largest change of a pixel in [0, 1]; 0: no attack.
+    # FGSM from one network on the next, as `fields.epsilon` says; 0: no attack.
     "attack.epsilon": fields.epsilon(0.0),
     "keep_examples": yes_no(False),  # the angle of each image, in trajectory.npz
     "save_networks": yes_no(False),  # the trained networks, as an Orbax checkpoint
@@ -58,6 +58,7 @@ def check(config: ConfigDict) -> None:
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise InputError("tensorboard: got True; it takes pip install jtrans[tensorboard]")
     fields.check_networks(config)
+    fields.check_epsilon(config.attack.epsilon, not set(config.models) & set(models.TEXT))
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
@@ -73,8 +74,8 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     run, networks = follow.run(population, plan, workdir)
     if config.save_networks:
         folder.write_networks(workdir, [network.variables for network in networks])
-    curves = trajectory.curves(run)
-    summary = trajectory.summarize(run, curves, test.images[0].size, len(dataset.class_names))
+    curves, num_classes = trajectory.curves(run), len(dataset.class_names)
+    summary = trajectory.summarize(run, curves, setup.dimensions(dataset, test, config.models), num_classes)
     summary |= {"steps_per_epoch": population.steps_per_epoch, "batch_overlap": engine.batch_overlap(population)}
     summary |= identity
     return Results(config, summary, {"trajectory": tables.of_trajectory(run, curves)}, {"trajectory": run})
@@ -93,7 +94,7 @@ def announce(config: ConfigDict, population: engine.Population) -> None:
 
 def tell(results: Results) -> str:
     """The findings as a table, what is left out of the means, and a sentence."""
-    summary, random = results.summary, results.summary["random"]
+    summary, random, kind = results.summary, results.summary["random"], figures.kind(results.summary)
     moments = {
         "before training": summary["before_training"],
         f"first below {random['quantile_angle']:.1f} deg *": summary["first_below_random"],
@@ -103,7 +104,7 @@ def tell(results: Results) -> str:
     measured = {name: 1 if "angle" in name else 3 for name in CAPTIONS if name in summary["lowest"]}  # and digits
     cells = lambda m: [m["step"], *(stats.interval_text(m[name], digits) for name, digits in measured.items())]
     columns = {said: cells(moment) if moment else ["never", *[""] * len(measured)] for said, moment in moments.items()}
-    named = [CAPTIONS[name] + ", degrees" * (digits == 1) for name, digits in measured.items()]
+    named = [figures.of_kind(CAPTIONS[name], kind) + ", degrees" * (digits == 1) for name, digits in measured.items()]
     below = f"* {random['quantile']:.0%} of random pairs have an angle below this"
     lines = [tables.text({"mean [95 %]": ["step", *named], **columns})]
     lines += [f"{below}; the mean of random pairs is {random['mean_angle']:.2f}"]
@@ -121,9 +122,9 @@ def tell(results: Results) -> str:
         lines.append(f"networks whose loss is not finite: {lost}")
     moment = summary["lowest_at_chance"]
     if all(name in moment for name in SUCCESS):
-        lines.append(f"share of the rightly classified images that FGSM changes at step {moment['step']}, by whose")
+        lines.append(f"share of the rightly classified {kind} that FGSM changes at step {moment['step']}, by whose")
         rates = (f"{attack} {stats.interval_text(moment[name], 2)}" for name, attack in SUCCESS.items())
-        lines.append(f"direction: {', '.join(rates)}")
+        lines.append(figures.of_kind(f"direction: {', '.join(rates)}", kind))
     return "\n".join([*lines, verdict(summary)])
 
 
@@ -152,7 +153,8 @@ def draw(results: Results) -> dict[str, Figure]:
     angles.set_title(title([results]), fontsize="medium")
     _draw_angles(angles, x, results)
     for name, colour in {"constant_share": "C1", "agreement": "C2"}.items():
-        figures.curve(shares, x, tables.interval(results.tables["trajectory"], name), colour, CAPTIONS[name])
+        caption = figures.of_kind(CAPTIONS[name], figures.kind(results.summary))
+        figures.curve(shares, x, tables.interval(results.tables["trajectory"], name), colour, caption)
     figures.band_entry(shares)
     shares.set(ylabel="share", ylim=(0, 1.02))
     _draw_accuracies(accuracies, x, results)
@@ -185,17 +187,20 @@ def _draw_accuracies(axes: Axes, x: np.ndarray, results: Results) -> None:
         figures.curve(axes, x, stats.share_ci(auc), colour, f"{name}, {CAPTIONS['auc']}", linestyle="--")
     figures.band_entry(axes)
     figures.chance_line(axes, results.summary["chance"])
-    axes.set_ylabel("test accuracy (share of\nimages), AUC")
+    axes.set_ylabel(f"test accuracy (share of\n{figures.kind(results.summary)}), AUC")
 
 
 def _draw_attacks(axes: Axes, x: np.ndarray, results: Results) -> None:
     """Success rates by FGSM along three directions."""
     for i, (name, attack) in enumerate(SUCCESS.items()):
-        whose = f"along {attack}" + " direction" * (i < 2)
+        whose = figures.of_kind(f"along {attack}" + " direction" * (i < 2), figures.kind(results.summary))
         figures.curve(axes, x, tables.interval(results.tables["trajectory"], name), f"C{i + 2}", whose)
     figures.band_entry(axes)
     epsilon = results.config["attack"]["epsilon"]
-    axes.set(ylabel=f"errors by FGSM, epsilon {epsilon:.3g}\n(share of images got right)", ylim=(0, 1))
+    axes.set(
+        ylabel=f"errors by FGSM, epsilon {epsilon:.3g}\n(share of {figures.kind(results.summary)} got right)",
+        ylim=(0, 1),
+    )
 
 
 def combine(runs: Mapping[str, Results]) -> tuple[pandas.DataFrame, dict[str, Any]]:
@@ -262,7 +267,7 @@ def title(runs: Sequence[Results]) -> str:
     return (
         "Adversarial directions of independently trained networks"
         + common(figures.networks, ": ")
-        + f"\n{data}{', ' * bool(data)}{num_examples} test images"
+        + f"\n{data}{', ' * bool(data)}{num_examples} test {figures.kind(runs[-1].summary)}"
         + common(lambda config: config["optimizer"]["name"], "; ")
         + common(lambda config: f"learning rate {config['optimizer']['learning_rate']:g}")
         + common(lambda config: f"batch size {config['batch_size']}")

@@ -47,6 +47,7 @@ FIELDS: Mapping[str, fields.Field] = {
 
 def check(config: ConfigDict) -> None:
     """Check what no single field can say."""
+    fields.check_images(config)
     fields.check_one_model(config)
     fields.check_running_statistics(config)
     fields.check_networks(config)
@@ -72,7 +73,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
             arrays[f"{optimizer}-{rate}"] = untrained | compared(steps)
             print(f"{optimizer}, learning rate {rate:g}: {population.num_networks} networks took a step", flush=True)
     table = pandas.DataFrame(itertools.starmap(row, arrays.items()))
-    summary = {"random": trajectory.random(test.images[0].size), **setup.identity(dataset)}
+    summary = {"random": trajectory.random(setup.dimensions(dataset, test, config.models)), **setup.identity(dataset)}
     return Results(config, summary, {NAME: table}, arrays)
 
 
@@ -124,7 +125,7 @@ def excess(population: Population) -> np.ndarray:
 
 
 def _excess(model: Model, variables: Variables, batch: jax.Array, train: Split, key: jax.Array) -> jax.Array:
-    logits, _ = model.train(variables, training.pixels(train.images[batch]), key)
+    logits, _ = model.train(variables, model.inputs.of(train.inputs[batch]), key)
     return (jax.nn.softmax(logits)[:, 1] - train.labels[batch]).mean()
 
 

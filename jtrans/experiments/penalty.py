@@ -1,8 +1,12 @@
 """Controlling transferability: networks trained to keep their adversarial directions away from a surrogate's.
 
-The code of Liang et al. (2021) adds to the loss a coefficient times the absolute cosine between the two networks' input
-gradients. The surrogate is frozen. It and the coefficient are part of a network's variables, beside its parameters, so
-that the networks of many coefficients train at once.
+As Liang et al. (2021) say, the loss gets a penalty: a coefficient times the absolute cosine between the two networks'
+input gradients. In their released code it has no effect on training: both gradients are those of the trained networks,
+and the term is detached by `.item()`. That code also adds 0.2 times the squared lengths of both gradients, which is
+left out here.
+
+The surrogate is frozen. It and the coefficient are part of a network's variables, beside its parameters, so that the
+networks of many coefficients train at once.
 """
 
 from collections.abc import Mapping
@@ -44,9 +48,9 @@ MEASURES = {
     "angle": "angle to the surrogate's directions (degrees)",
     "tau1": "tau1, virtual attack from the surrogate (0 to 1)",
     "tau2": "tau2, virtual attack from the surrogate (0 to 1)",
-    "success": "errors by FGSM from the surrogate (share of images got right)",
-    "success_own": "errors by FGSM from itself (share of images got right)",
-    "accuracy": "test accuracy (share of images)",
+    "success": "errors by FGSM from the surrogate (share of those got right)",
+    "success_own": "errors by FGSM from itself (share of those got right)",
+    "accuracy": "test accuracy (share)",
 }
 
 
@@ -62,7 +66,8 @@ def check(config: ConfigDict) -> None:
     fields.check_running_statistics(config)
     fields.check_one_model(config)
     fields.check_networks(config)
-    fields.check_size(config.surrogate, config.widths[config.surrogate], config.data.image_size, "data.image_size")
+    fields.check_model(config.surrogate, config, "data")
+    fields.check_epsilon(config.attack.epsilon, config.models[0] not in models.TEXT)
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
@@ -133,13 +138,14 @@ def absolute_cosine(first: jax.Array, second: jax.Array) -> jax.Array:
 def against(
     models: tuple[Model, Model], test: Split, surrogate: Variables, network: Variables, *, epsilon: float
 ) -> dict[str, jax.Array]:
-    """The `MEASURES` of a network, of `models[1]`, against its surrogate; epsilon is in units of pixels in [0, 1]."""
+    """The `MEASURES` of a network, of `models[1]`, against its surrogate; epsilon is in the norm of the inputs."""
     f, g = (partial(model.apply, v) for model, v in zip(models, (surrogate, network), strict=True))
-    x, labels = training.pixels(test.images), test.labels
+    x, labels = models[1].inputs.of(test.inputs), test.labels
     taus = metrics.transferability(f, g, x)
     angles = metrics.angles(directions.loss_gradient(f, x, labels), directions.loss_gradient(g, x, labels))
     right = attacks.right(g(x), labels)
-    attacked = lambda h: attacks.right(g(attacks.fgsm(epsilon)(h, x, labels, None)), labels)
+    fgsm = attacks.fgsm(epsilon, **models[1].inputs.options())
+    attacked = lambda h: attacks.right(g(fgsm(h, x, labels, None)), labels)
     return {
         "angle": jnp.nanmean(angles),
         "tau1": taus.tau1,
@@ -185,8 +191,9 @@ def draw(results: Results) -> dict[str, Figure]:
         axes.set_xticks(x, [f"{coefficient:g}" for coefficient in table["coefficient"]])
         axes.set_xlabel("coefficient of the penalty (nats)")
     names = f"({config['surrogate']}): {figures.networks(config)}"
-    data = f"{figures.data(config['data'])}, {config['num_examples']} test images, {config['num_steps']} steps"
-    attack = f"FGSM of epsilon {config['attack']['epsilon']:.3g} (pixels in [0, 1])"
+    kind = figures.kind(results.summary)
+    data = f"{figures.data(config['data'])}, {config['num_examples']} test {kind}, {config['num_steps']} steps"
+    attack = f"FGSM of epsilon {config['attack']['epsilon']:.3g} ({figures.UNITS[kind]})"
     figure.suptitle(f"Input gradients kept away from a frozen surrogate's {names}\n{data}; {attack}", fontsize="medium")
     return {"figure": figure}
 

@@ -19,7 +19,7 @@ import pandas
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from jtrans import directions, models, stats, training
+from jtrans import directions, models, stats
 from jtrans.data import Split
 from jtrans.errors import InputError
 from jtrans.harness import fields, figures, setup, tables
@@ -68,7 +68,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     frames = tabulate(steps)
     summary = {
         "table": frames[NAME].to_dict("records"),
-        "random": trajectory.random(test.images[0].size),
+        "random": trajectory.random(setup.dimensions(dataset, test, config.models)),
         "num_networks": count,
         **sizes(steps),
         **setup.identity(dataset),
@@ -83,7 +83,7 @@ def disjoint(key: jax.Array, train: Split, batch_size: int, count: int) -> list[
         what = f"{count} networks with batches of their own take {needed} images, and there are {num_images}"
         raise InputError(f"batch_size: got {batch_size}; {what}; take fewer networks or smaller batches")
     order = np.asarray(jax.random.permutation(key, num_images))[:needed].reshape(count, batch_size)
-    return [Split(train.images[batch], train.labels[batch]) for batch in order]
+    return [Split(train.inputs[batch], train.labels[batch]) for batch in order]
 
 
 class Angles(NamedTuple):
@@ -121,14 +121,14 @@ def one_step(model: models.Model, key: jax.Array, batch: Split, test: Split, *, 
     variables = model.init(key)
 
     def loss(params: models.Variables) -> jax.Array:
-        logits = model.apply({**variables, "params": params}, training.pixels(batch.images))
+        logits = model.apply({**variables, "params": params}, model.inputs.of(batch.inputs))
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
 
     update = jax.grad(loss)(variables["params"])
     vectors = directions.normalize(update[FIRST_LAYER]["kernel"])
     after = jax.tree.map(lambda p, g: p - learning_rate * g, variables["params"], update)
     f = partial(model.apply, {**variables, "params": after})
-    gradients = directions.loss_gradient(f, training.pixels(test.images), test.labels)
+    gradients = directions.loss_gradient(f, model.inputs.of(test.inputs), test.labels)
     # The kernel has its inputs as the network flattens them, channels first.
     adversarial = directions.normalize(jnp.moveaxis(gradients, -1, 1))
     size = lambda params: jnp.linalg.norm(params[FIRST_LAYER]["kernel"])

@@ -59,9 +59,11 @@ def positive(default: float) -> Field:
 
 
 def epsilon(default: float) -> Field:
-    """The largest change of a pixel in [0, 1]; 0, where that is the default, means no attack."""
-    takes = "a number from 0 to 1" if default == 0 else "a number above 0, 1 at most"
-    return Field(default, lambda v: is_number(v) and 0 <= v <= 1 and (v > 0 or default == 0), takes)
+    """The largest change of a pixel in [0, 1]; of a text the Euclidean length of the change of its embeddings, whose
+    values have a standard deviation of 1. 0, where that is the default, means no attack.
+    """
+    takes = "a number, 0 or more" if default == 0 else "a number above 0"
+    return Field(default, lambda v: is_number(v) and v >= 0 and (v > 0 or default == 0), takes)
 
 
 def yes_no(default: bool) -> Field:
@@ -107,8 +109,8 @@ def widths(default: tuple[int, ...], number: Callable[[tuple[int, ...]], bool] =
 WIDTHS = {f"widths.{name}": widths(sizes, partial(models.takes_widths, name)) for name, sizes in models.WIDTHS.items()}
 
 DATA: Mapping[str, Field] = {
-    "data.name": text("digits", f"{', '.join(data.SOURCES)} or the name of a TFDS image set", empty=False),
-    "data.dir": text("", "a directory, or '' for the default"),
+    "data.name": text("digits", f"{', '.join(data.NAMES)} or the name of a TFDS image or text set", empty=False),
+    "data.dir": text("", "a directory, of texts also a file, or '' for the default"),
     "data.classes": Field(
         (), lambda v: is_tuple(v, lambda c: isinstance(c, str), range(10**6)), "a tuple of class names, or () for all"
     ),
@@ -121,6 +123,12 @@ DATA: Mapping[str, Field] = {
     ),
     "data.shuffle_labels": yes_no(False),
     "data.subtract_mean": yes_no(False),  # the mean training image, from every image
+    "data.vocabulary": whole(10_000),  # words of texts that have a vector of their own
+    "data.max_length": whole(32, least=2),  # words of a text, its first
+    "data.embedding_size": whole(64, least=2),  # values in the vector of a word
+    "data.embeddings": text("", "a file of vectors (npz or as GloVe's), or '' for random ones"),
+    "data.embedding_mean": Field(0.0, is_number, "a number"),  # added to each value of the vectors
+    "data.embedding_seed": seed(),  # of the random vectors
     "data.num_train": whole(0, least=0),  # training images used, class-balanced; 0: all
 }
 
@@ -203,7 +211,7 @@ def check_networks(config: ConfigDict) -> None:
     if len(config.models) == 1 and config.num_networks < 2:
         raise InputError("num_networks: got 1; pairs of one architecture take 2 networks or more")
     for name in config.models:
-        check_size(name, config.widths[name], config.data.image_size, "data.image_size")
+        check_model(name, config, "data")
 
 
 def check_one_model(config: ConfigDict) -> None:
@@ -218,10 +226,31 @@ def check_running_statistics(config: ConfigDict) -> None:
         raise InputError("batch_statistics: got True; this experiment measures by running statistics, so False")
 
 
+def check_images(config: ConfigDict) -> None:
+    """Check that the networks are of images; else InputError."""
+    if texts := set(config.models) & set(models.TEXT):
+        raise InputError(f"models: got {texts.pop()}, a network of texts; this experiment takes networks of images")
+
+
+def check_epsilon(epsilon: float, of_images: bool) -> None:
+    """Check that pixels can change by that much; else InputError."""
+    if of_images and epsilon > 1:
+        raise InputError(f"attack.epsilon: got {epsilon}; of images it takes 1 at most, the range of a pixel")
+
+
 def check_pixels_squared(config: ConfigDict, what: str) -> None:
     """Check that matrices of all values of an image by all of them, which `what` says, fit in memory."""
     if (size := config.data.image_size) > LARGEST_SQUARED:
         raise InputError(f"data.image_size: got {size}; {what} with its 4th power: {LARGEST_SQUARED} at most")
+
+
+def check_model(name: str, config: ConfigDict, section: str, widths: tuple[int, ...] | None = None) -> None:
+    """Check that the architecture, of the config's widths or these, takes a section's inputs; else InputError."""
+    if name not in models.TEXT:
+        check_size(name, widths or config.widths[name], config[section].image_size, f"{section}.image_size")
+    for field in ("pixel_range", "subtract_mean"):
+        if name in models.TEXT and config[section][field] != (default := DATA[f"data.{field}"].default):
+            raise InputError(f"{section}.{field}: got {config[section][field]}; texts have no pixels, so {default}")
 
 
 def check_size(name: str, widths: tuple[int, ...], size: int, field: str) -> None:

@@ -1,6 +1,7 @@
 """What several figures share: interval bands, reference lines, and how networks and data are named."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from jtrans.models import WIDTHS
 from jtrans.stats import Interval
 
 INTERVAL = "95 % interval"
+UNITS = {"images": "pixels in [0, 1]", "texts": "Euclidean length over all embeddings"}  # of epsilon
 
 
 def band(axes: Axes, x: np.ndarray, interval: Interval, colour: str, label: str | None = INTERVAL) -> None:
@@ -48,10 +50,10 @@ def random_mean(axes: Axes, random: Mapping[str, Any], label: str | None = "rand
     axes.axhline(random["mean_angle"], color="0.3", linestyle="--", label=label)
 
 
-def chance_line(axes: Axes, chance: float) -> None:
-    """The accuracy of chance, on an axis of accuracies."""
+def chance_line(axes: Axes, chance: float, kind: str = "images") -> None:
+    """The accuracy of chance, on an axis of accuracies, of test examples of this kind."""
     axes.axhline(chance, color="0.3", linestyle="--", label=f"chance, {chance:.2f}")
-    axes.set(ylabel="test accuracy\n(share of images)", ylim=(0, 1))
+    axes.set(ylabel=f"test accuracy\n(share of {kind})", ylim=(0, 1))
 
 
 def networks(config: Mapping[str, Any]) -> str:
@@ -64,9 +66,20 @@ def networks(config: Mapping[str, Any]) -> str:
     return " and ".join(words)
 
 
+def kind(summary: Mapping[str, Any]) -> str:
+    """What a run's examples are, a key of `UNITS`."""
+    return "texts" if summary.get("lexicon_sha256") else "images"
+
+
+def of_kind(words: str, kind: str) -> str:
+    """The words of a figure or table, as they are for images, or for texts."""
+    return words if kind == "images" else words.replace("images", kind).replace("random signs", "a random direction")
+
+
 def data(section: Mapping[str, Any]) -> str:
     """A data set in words, from its section of the config."""
     classes = f" ({' / '.join(section['classes'])})" if 0 < len(section["classes"]) <= 3 else ""
     changes = ", shuffled labels" * section["shuffle_labels"] + ", mean image subtracted" * section["subtract_mean"]
-    few = f", {section['num_train']} training images" if section["num_train"] else ""
-    return f"{section['name']}{classes}{changes}{few}"
+    of_texts = section["name"] == "text"
+    few = f", {section['num_train']} training {'texts' if of_texts else 'images'}" if section["num_train"] else ""
+    return f"{Path(section['dir']).stem if of_texts else section['name']}{classes}{changes}{few}"

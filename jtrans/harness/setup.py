@@ -1,9 +1,11 @@
 """From a config to a data set, models and a population: the one place that reads those fields."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jtrans import data, models, training
@@ -13,6 +15,9 @@ from jtrans.models import Model
 from jtrans.population import engine
 from jtrans.population.engine import Keys, Population
 
+# The fields of a data section in the order of `data.Embedding`.
+EMBEDDING = ("vocabulary", "max_length", "embedding_size", "embeddings", "embedding_mean", "embedding_seed")
+
 
 def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Dataset, Split]:
     """The data set and the test images measured; InputError if it cannot be read, or is too small for the config."""
@@ -20,10 +25,10 @@ def load(config: ConfigDict, key: jax.Array, batch_size: int = 1) -> tuple[Datas
     test = data.balanced(dataset.test, config.num_examples, "num_examples")
     count = len(dataset.train.labels)
     if batch_size > count:
-        raise InputError(f"batch_size: got {batch_size}; the training images are {count}, so at most that")
-    if test.images[0].size < 2:
-        size = config.data.image_size
-        raise InputError(f"data.image_size: got {size}; directions take images of 2 values or more, so a larger one")
+        raise InputError(f"batch_size: got {batch_size}; the training examples are {count}, so at most that")
+    if (size := shape(dataset)) == (1, 1, 1):
+        what = "directions take images of 2 values or more, so a larger one"
+        raise InputError(f"data.image_size: got {size[0]}; {what}")
     _announce(config, dataset)
     return dataset, test
 
@@ -43,6 +48,7 @@ def _images(config: ConfigDict, key: jax.Array, section: str = "data", classes: 
         directory=fields.dir,
         classes=classes or fields.classes,
         image_size=fields.image_size,
+        embedding=data.Embedding(*(fields[name] for name in EMBEDDING)),
         shuffle_labels=fields.shuffle_labels,
     )
 
@@ -55,28 +61,63 @@ def few(config: ConfigDict, dataset: Dataset, section: str = "data") -> Dataset:
 
 def _announce(config: ConfigDict, dataset: Dataset, section: str = "data") -> None:
     count, classes_count = len(dataset.train.labels), len(dataset.class_names)
-    where = f"test images from {dataset.origin}"
-    print(f"{section}, {config[section].name}: {count} training images of {classes_count} classes; {where}", flush=True)
+    what = "images" if dataset.lexicon is None else "texts"
+    where = f"test {what} from {dataset.origin}"
+    print(f"{section}, {config[section].name}: {count} training {what} of {classes_count} classes; {where}", flush=True)
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
-    """What tells a data set from others, for the summary: its classes, the images' shape and their SHA-256."""
-    shape = dataset.test.images.shape[1:]
-    return {"class_names": dataset.class_names, "image_shape": shape, "data_sha256": data.digest(dataset)}
+    """What tells a data set from others, for the summary: its classes, the inputs' shape and their SHA-256."""
+    shape_of = {"class_names": dataset.class_names, "input_shape": shape(dataset)}
+    return {**shape_of, "lexicon_sha256": lexicon(dataset), "data_sha256": data.digest(dataset)}
+
+
+def lexicon(dataset: Dataset) -> str:
+    """The SHA-256 of the words of texts and their embeddings; empty for images."""
+    if dataset.lexicon is None:
+        return ""
+    words = repr(dataset.lexicon.words).encode()
+    return hashlib.sha256(words + dataset.lexicon.table.astype("<f4").tobytes()).hexdigest()
+
+
+def shape(dataset: Dataset) -> tuple[int, ...]:
+    """The shape of one input as networks take it: `(H, W, C)` of images, `(L, E)` of texts."""
+    return jax.eval_shape(dataset.inputs.of, dataset.test.inputs[:1]).shape[1:]
+
+
+def dimensions(dataset: Dataset, test: Split, names: Sequence[str]) -> np.ndarray:
+    """Of the adversarial directions of these architectures at each test example: `[N]`.
+
+    Padding has none; and where the gradient is the same at every word, as of `models.SAME_AT_WORDS`, all words together
+    have those of one.
+    """
+    if set(names) <= set(models.SAME_AT_WORDS):
+        return np.full(len(test.labels), shape(dataset)[-1])
+    support = jax.jit(lambda stored: dataset.inputs.support(dataset.inputs.of(stored)))(test.inputs)
+    count = len(test.labels)
+    return np.broadcast_to(support, (count, *shape(dataset))).reshape(count, -1).sum(1)
 
 
 def model(config: ConfigDict, name: str, dataset: Dataset, section: str = "data") -> Model:
     """The architecture of that name for the images of a section, as the config has it."""
-    train = dataset.train.images
+    check_kind(name, config[section].name, dataset, f"{section}.name")
     return models.build(
         name,
-        train.shape[1:],
+        shape(dataset),
         len(dataset.class_names),
         widths=config.widths[name],
         initializer=config.initializer,
         pixel_range=config[section].pixel_range,
-        mean_image=train.mean(0) / 255 if config[section].subtract_mean else None,
+        mean_image=dataset.train.inputs.mean(0) / 255 if config[section].subtract_mean else None,
+        inputs=dataset.inputs,
     )
+
+
+def check_kind(name: str, data_name: str, dataset: Dataset, field: str) -> None:
+    """Check that the architecture takes what the data set has, images or texts; else InputError."""
+    if (name in models.TEXT) != (dataset.lexicon is not None):
+        has, takes = ("images", "texts") if name in models.TEXT else ("texts", "images")
+        raise InputError(f"{field}: {data_name} has {has}, and {name} is a network of {takes}; name the same kind")
 
 
 def population(config: ConfigDict, dataset: Dataset, test: Split, keys: Keys, **options: Any) -> Population:

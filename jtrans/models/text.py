@@ -183,8 +183,6 @@ class TextTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         width, *hidden = self.widths
-        if width % HEADS:
-            raise ValueError(f"widths: got {width} first; attention of {HEADS} heads takes a multiple of {HEADS}")
         x = at_each_position(Dense(width, name="projection"), words_alone(x, mask))
         x = x + jnp.asarray(positions(x.shape[1], width), x.dtype)[None]
         for size in hidden:

@@ -45,7 +45,7 @@ class Population(NamedTuple):
       optimizer: of every network.
       placements: of each architecture, where its networks lie; all on the same devices.
       keys: all but `data` are used.
-      train, test: uint8 images `[N, H, W, C]` and labels `[N]`; the test images are those measured.
+      train, test: examples as they are stored, `[N, ...]`, and labels `[N]`; the test examples are those measured.
       batch_size: images in a training batch.
       pair: `[P, 2]`, the networks compared.
       objective: what training lowers.
@@ -87,9 +87,14 @@ class Population(NamedTuple):
         return len(self.train.labels) // self.batch_size
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape `[N, ...]` of the test examples as networks take them."""
+        return jax.eval_shape(self.models[0].inputs.of, self.test.inputs).shape
+
+    @property
     def block(self) -> int:
         """Test images measured at once."""
-        return observe.block_size(self.test.images.shape, self.num_networks * len(self.models), self.batch_statistics)
+        return observe.block_size(self.shape, self.num_networks * len(self.models), self.batch_statistics)
 
     def without_arrays(self) -> "Population":
         """Shapes in the place of arrays: hashable, and equal for populations that the same compiled programs serve."""
@@ -122,7 +127,7 @@ def build(num_networks: int, group_size: int = 0, on: Sequence[jax.Device] | Non
     if "pair" not in fields:
         fields["pair"], _ = observe.pairs(len(fields["models"]), num_networks)
     population = Population(placements=(), **fields)
-    shape, num_models = population.test.images.shape, len(population.models)
+    shape, num_models = population.shape, len(population.models)
     block = observe.block_size(shape, num_networks * num_models, population.batch_statistics)
     batch = jax.ShapeDtypeStruct((max(population.batch_size, block), *shape[1:]), jnp.float32)
     placements = [place(model, batch, num_networks, group_size, on) for model in population.models]
@@ -260,9 +265,9 @@ def _one_step(
     step, position = at
     batch = jax.lax.dynamic_slice(draws.order, (position,), (population.batch_size,))
     dropout_key, augment_key = (jax.random.fold_in(key, step) for key in (draws.dropout, draws.augment))
-    images, labels = train.images[batch], train.labels[batch]
-    images = images if population.augment is None else population.augment(augment_key, images)
-    return training.train_step(model, population.optimizer, network, images, labels, dropout_key, population.objective)
+    inputs, labels = train.inputs[batch], train.labels[batch]
+    inputs = inputs if population.augment is None else population.augment(augment_key, inputs)
+    return training.train_step(model, population.optimizer, network, inputs, labels, dropout_key, population.objective)
 
 
 def first_batches(population: Population) -> list[np.ndarray]:

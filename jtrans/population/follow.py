@@ -107,12 +107,15 @@ def _restore(
         return None
     state = checkpoints.load(step)
     data.check_digest(checkpoints.folder, bytes(state.get("data", b"")).hex(), plan.digest)
-    if missing := {*NETWORK_MEASURES, *PAIR_MEASURES} - {*state["history"]}:
+    history = state["history"]
+    if len(population.pair) == 0:  # of a single network: Orbax saves no empty arrays
+        history = {name: np.empty((0, len(history["step"]))) for name in PAIR_MEASURES} | history
+    if missing := {*NETWORK_MEASURES, *PAIR_MEASURES} - {*history}:
         another = "another version of jtrans; it takes a fresh --workdir"
         raise InputError(f"{checkpoints.folder}: has no {min(missing)}, so it was written by {another}")
     print(f"resuming from step {step}", flush=True)
     networks = [from_state_dict(network, state["networks"][str(i)]) for i, network in enumerate(shapes)]
-    measured = zip(state["history"]["step"].tolist(), trajectories.measurements(state["history"]), strict=True)
+    measured = zip(history["step"].tolist(), trajectories.measurements(history), strict=True)
     # A run that was to end earlier measured its last step too, where that is not one of these. Before the first step
     # there is nothing to resume from: the run measures step 0 again.
     kept = {t: m for t, m in measured if step > 0 and (t % plan.measure_every == 0 or t == plan.num_steps)}
@@ -125,7 +128,7 @@ def _restore(
 def _save(checkpoints: Checkpoints, plan: Plan, step: int, networks: Sequence[Network], trajectory: Trajectory) -> None:
     """Start to write a checkpoint; each image's angles are in files of their own, `Checkpoints.write_examples`."""
     devices.first_does(plan.begin)
-    history = {name: values for name, values in trajectory.items() if name != "angle_examples"}
+    history = {name: values for name, values in trajectory.items() if name != "angle_examples" and values.size}
     states = {str(i): to_state_dict(network) for i, network in enumerate(networks)}
     state = {"networks": states, "history": history, "data": np.frombuffer(bytes.fromhex(plan.digest), np.uint8)}
     checkpoints.save(step, state, trajectory["step"].tolist() if "angle_examples" in trajectory else ())

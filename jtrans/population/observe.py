@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtrans import attacks, directions, loops, stats, training
+from jtrans import attacks, directions, loops, stats
+from jtrans.attacks.balls import BALLS, within
 from jtrans.data import Split
 from jtrans.models import Model, Variables
 from jtrans.population import devices
@@ -37,12 +38,13 @@ MOST_PAIRS = 2**17  # of more pairs, a sample of so many is compared: all of 512
 
 
 class Seen(NamedTuple):
-    """What one network does at n test images of D values."""
+    """What one network does at n test examples of D values."""
 
     unit: jax.Array  # `[n, D]`, its adversarial directions at unit length; NaN where it has none
     logits: jax.Array  # `[n, K]`
     labels: jax.Array  # `[n]`
-    channels: int = 1  # C, the last axis of an image, of D / C positions
+    channels: int = 1  # C, the values at a position, the last axis of an input
+    positions: jax.Array | None = None  # `[n]`, those that are no padding; None: all of the D / C
 
 
 def mean(values: np.ndarray) -> np.ndarray:
@@ -93,9 +95,10 @@ def without_direction(seen: Seen) -> jax.Array:
 
 
 def constant_share(seen: Seen) -> jax.Array:
-    """The share of a direction's squared length in the span of the constant-colour images, one for each channel."""
-    colours = seen.unit.reshape(len(seen.unit), -1, seen.channels)
-    return jnp.minimum(jnp.square(colours.sum(1)).sum(-1) / colours.shape[1], 1.0)  # against rounding
+    """The share of a direction's squared length that is the same at every position: in images, a constant colour."""
+    each = seen.unit.reshape(len(seen.unit), -1, seen.channels)
+    count = each.shape[1] if seen.positions is None else seen.positions
+    return jnp.minimum(jnp.square(each.sum(1)).sum(-1) / count, 1.0)  # against rounding
 
 
 def labelled_odds(seen: Seen) -> jax.Array:
@@ -228,7 +231,7 @@ def attackers(num_models: int, num_networks: int) -> np.ndarray:
 
 
 def block_size(shape: tuple[int, ...], num_networks: int, batch_statistics: bool = False) -> int:
-    """How many test images are measured at once, of N of `shape` `[N, H, W, C]`; the last block may overlap another.
+    """How many test images are measured at once, of N of `shape` `[N, ...]`; the last block may overlap another.
 
     The directions of all architectures' networks on a block are held together on every device. With batch statistics,
     which are those of all test images, these are measured at once.
@@ -249,7 +252,7 @@ def observe(
     measures: Mapping[str, NetworkMeasure] = NETWORK_MEASURES,
     batch_statistics: bool = False,
 ) -> Observation:
-    """What networks `[M, ...]` do on test images (uint8 `[n, H, W, C]`, labels `[n]`).
+    """What networks `[M, ...]` do on test examples (inputs as they are stored `[n, ...]`, labels `[n]`).
 
     Args:
       measures: what is taken of each image.
@@ -257,10 +260,11 @@ def observe(
     """
 
     def one(variables: Variables, images: jax.Array) -> Observation:
-        x = training.pixels(images)
+        x = model.inputs.of(images)
         f = partial(model.apply, model.calibrate(variables, x) if batch_statistics else variables)
         unit = directions.normalize(directions.loss_gradient(f, x, labels))
-        seen = Seen(unit, f(x), labels, images.shape[-1])
+        positions = jnp.broadcast_to(model.inputs.support(x), (*x.shape[:-1], 1))
+        seen = Seen(unit, f(x), labels, x.shape[-1], positions.reshape(len(x), -1).sum(1))
         return Observation(unit, {name: measure.of_images(seen) for name, measure in measures.items()})
 
     # A copy of the images for each network: shared ones would turn the first layer into one wide product, whose
@@ -367,22 +371,24 @@ def _attack(
 ) -> jax.Array:
     """`[M, 3, n]`, what `attacks.right` gives of the first architecture's networks under FGSM (Goodfellow et al. 2015).
 
-    On every device; within a program of `devices`. The attacks, `ATTACKS`, are one step along the signs of the
-    directions `seen`. With batch statistics, these stay those of the clean images.
+    On every device; within a program of `devices`. The attacks, `ATTACKS`, are one step along the directions `seen`, as
+    long as the norm of the inputs has it: in L-inf along their signs. With batch statistics, these stay those of the
+    clean images.
     """
     model, placement = population.models[0], population.placements[0]
     images, labels = _block(test, start, population.block)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(population.block))
-    x = training.pixels(images)
+    inputs, x = model.inputs, model.inputs.of(images)
     (last,) = devices.gather([([group.unit for group in seen[-1]], population.placements[-1])])
     # A network without a direction at an image leaves it as it is.
-    step = lambda direction: population.epsilon * jnp.nan_to_num(jnp.sign(direction.reshape(x.shape)))
-    noise = directions.random(keys, x)
+    along = lambda direction: jnp.nan_to_num(BALLS[inputs.norm].along(direction.reshape(x.shape)))
+    moved = lambda direction: within(x + population.epsilon * along(direction), inputs.bounds)
+    noise = directions.random(keys, x) * inputs.support(x)
 
     def one(variables: Variables, own: jax.Array, other: jax.Array) -> jax.Array:
         variables = model.calibrate(variables, x) if population.batch_statistics else variables
-        attacked = [jnp.clip(x + step(direction), 0, 1) for direction in (other, own, noise)]
-        return jnp.stack([attacks.right(model.apply(variables, images), labels) for images in attacked])
+        attacked = map(moved, (other, own, noise))
+        return jnp.stack([attacks.right(model.apply(variables, adversarial), labels) for adversarial in attacked])
 
     right = []
     for networks, own, targets in zip(groups, seen[0], devices.slots(placement), strict=True):

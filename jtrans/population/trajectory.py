@@ -7,7 +7,7 @@ and N test images:
   or 1; `num_examples`, N;
 - each of `observe.NETWORK_MEASURES [M, T]`: `accuracy` (share of images; NaN where the loss is not finite), `loss`
   (nats), `undirected` (the number of images without a direction, which are in no mean), `constant_share` (the share of
-  a direction's squared length in the constant-colour images), `auc` (the area under the ROC curve);
+  a direction's squared length that is the same at every position), `auc` (the area under the ROC curve);
 - each of `observe.PAIR_MEASURES [P, T]`, means over images: `angle`, folded, 0 to 90 degrees; `signed_angle`, 0 to 180
   degrees; `agreement`, the share of images where the cosine is above 0;
 - where the networks were attacked `success [M, T, 3, 3]` of the first architecture's, as in `observe.Measurement`;
@@ -15,9 +15,11 @@ and N test images:
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy.optimize
 
 from jtrans import stats
 from jtrans.attacks import DENOMINATORS
@@ -102,17 +104,28 @@ def interval_over(name: str, values: np.ndarray, pair: np.ndarray, model: np.nda
     return estimate.share_interval() if is_share else estimate.interval()
 
 
-def random(dimension: int) -> dict[str, Any]:
-    """The exact law of the angle between random directions, ready for JSON: its mean and its low quantile, degrees."""
-    law = stats.random_angle(dimension)
-    quantile = {"quantile": QUANTILE, "quantile_angle": float(law.quantile(QUANTILE))}
-    return {"dimension": dimension, "mean_angle": law.mean(), **quantile}
+def random(dimensions: np.ndarray) -> dict[str, Any]:
+    """The exact law of the angle between random directions, ready for JSON: its mean and its low quantile, degrees.
+
+    `dimensions` `[N]` are those of each example's directions. Where they differ, the law is the mixture over examples,
+    and `dimension` their mean.
+    """
+    of_laws, counts = np.unique(dimensions, return_counts=True)
+    laws, average = list(map(stats.random_angle, of_laws.tolist())), partial(np.dot, counts / counts.sum())
+    low, high = (float(law.quantile(QUANTILE)) for law in (laws[0], laws[-1]))
+    excess = lambda angle: average([law.cdf(angle) for law in laws]) - QUANTILE
+    return {
+        "dimension": laws[0].dimension if len(laws) == 1 else float(average(of_laws)),
+        "mean_angle": float(average([law.mean() for law in laws])),
+        "quantile": QUANTILE,
+        "quantile_angle": low if low == high else scipy.optimize.brentq(excess, low, high),
+    }
 
 
 def summarize(
-    trajectory: Mapping[str, np.ndarray], over: Mapping[str, Interval], dimension: int, num_classes: int
+    trajectory: Mapping[str, np.ndarray], over: Mapping[str, Interval], dimensions: np.ndarray, num_classes: int
 ) -> dict[str, Any]:
-    """The run's findings, ready for JSON, from its `curves`, the number of input values, and that of classes, K.
+    """The run's findings, ready for JSON, from its `curves`, the `dimensions` of `random`, and the classes' number, K.
 
     A moment is `{step}` and each of the curves as `{mean, low, high}`.
 
@@ -127,7 +140,7 @@ def summarize(
       and the counts of what was left out: `undirected` directions (of `directions`) and `non_finite`: the networks
       whose loss stopped being finite, with the step where that was seen.
     """
-    law, angle = random(dimension), over["angle"].mean
+    law, angle = random(dimensions), over["angle"].mean
     below = np.flatnonzero(angle < law["quantile_angle"])
 
     def moment(index: int) -> dict[str, Any]:

@@ -39,6 +39,7 @@ FIELDS: Mapping[str, Field] = {
 
 def check(config: ConfigDict) -> None:
     """Check what no single field can say."""
+    fields.check_images(config)
     fields.check_running_statistics(config)
     fields.check_one_model(config)
     fields.check_pixels_squared(config, "subspaces take memory")
@@ -49,7 +50,8 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     """Fit subspaces on some of the networks, and measure the others without them."""
     keys = engine.keys(config.seed)
     dataset, test = setup.load(config, keys.data, config.batch_size)
-    dimension, most = test.images[0].size, config.ranks[-1]
+    dimension, most = test.inputs[0].size, config.ranks[-1]
+    setup.check_kind(config.models[0], config.data.name, dataset, "data.name")
     if most >= dimension:
         raise InputError(f"ranks: got {most}; the images have {dimension} values, so fewer than that")
     fit_images = data.balanced(dataset.train, config.fit_examples, "fit_examples")
@@ -65,7 +67,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         fit, measured = (Network(jax.tree.map(itemgetter(part), variables), None) for part in parts)
         kernel = fit.variables["params"][layer]["kernel"]
         start = kernel.copy() if step == 0 else start
-        updates = subspaces.updates(start, kernel, test.images.shape[1:], convolution, most)
+        updates = subspaces.updates(start, kernel, test.inputs.shape[1:], convolution, most)
         gradients = subspaces.leading(look(fit, fit_images).unit.reshape(-1, dimension), most)
         bases[step] = of_images | {"gradients": gradients, "updates": updates}
         # No more of the networks is held than is needed: neither here on the host while they are measured, nor on the

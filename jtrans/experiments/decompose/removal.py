@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jtrans import attacks, directions, loops, training
+from jtrans import attacks, directions, loops
 from jtrans.data import Split
 from jtrans.models import Model, Variables
 from jtrans.population import observe
@@ -56,7 +56,7 @@ def measure(
     angle = mean_angles(off)
 
     def batch(variables: Variables, images: jax.Array, labels: jax.Array, unit: jax.Array) -> tuple[None, jax.Array]:
-        x = training.pixels(images)
+        x = model.inputs.of(images)
         # An image without a direction stays as it is.
         moved = jnp.clip(x + epsilon * jnp.nan_to_num(unit).reshape(x.shape), 0, 1)
         return None, attacks.right(model.apply(variables, moved), labels)

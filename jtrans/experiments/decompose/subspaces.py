@@ -107,7 +107,7 @@ def of_images(train: Split, key: jax.Array, count: int, *, subtract_mean: bool) 
     Those of training images are of the images as networks see them: without their mean if `subtract_mean`. That holds
     for `random_images` too, since the update of a first layer is a mixture of images with their mean.
     """
-    rows = train.images.reshape(len(train.images), -1)
+    rows = train.inputs.reshape(len(train.inputs), -1)
     mean = rows.mean(0, keepdims=True, dtype=np.float32)
     center = mean if subtract_mean else 0.0  # networks see another scale, which changes no direction
     noise = directions.random(key, np.zeros((count, rows.shape[1]), np.float32))
@@ -116,7 +116,7 @@ def of_images(train: Split, key: jax.Array, count: int, *, subtract_mean: bool) 
         "random": leading(noise, count),
         "random_images": orthonormal(mixtures(rows, np.asarray(weights), center=center)),
         "mean_image": leading(mean, 1),
-        "constant_colours": constant_colours(train.images.shape[1:]),
+        "constant_colours": constant_colours(train.inputs.shape[1:]),
         "class_means": class_means(rows, train.labels),
         "training_images": leading(rows, count, center=center),
     }

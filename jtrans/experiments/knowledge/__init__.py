@@ -1,4 +1,4 @@
-"""Adversarial and knowledge transferability on images: do attacks transfer to where features transfer?
+"""Adversarial and knowledge transferability: do attacks transfer to where features transfer?
 
 Liang et al. (2021), both ways: sources that differ in their architecture, in the classes that they learn or in how well
 they are trained get new last layers for a target domain; they and references that were trained there are attacked.
@@ -63,11 +63,18 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"sources: got {len(labels)}; correlations take {sources.LEAST} or more")
     if repeated := [label for label in labels if labels.count(label) > 1]:
         raise InputError(f"sources: two of them would both be called {repeated[0]!r}; they must differ")
+    architectures = {config.reference, *(source.model for source in listed)}
+    if (of_texts := architectures & set(models.TEXT)) and of_texts != architectures:
+        other = min(architectures - of_texts)
+        raise InputError(f"sources: got {min(of_texts)} of texts and {other} of images; all take the same inputs")
+    if of_texts and config.augment:
+        raise InputError(f"augment: got True and {min(of_texts)}; texts are neither cropped nor flipped, so False")
+    fields.check_epsilon(config.attack.epsilon, not of_texts)
     if config.contrast and config.matrix:
         raise InputError("matrix: got True with a contrast, where networks tell other classes apart; it takes False")
     for section, names in (("source", {source.model for source in listed}), ("target", {config.reference})):
         for name in sorted(names):
-            fields.check_size(name, config.widths[name], config[section].image_size, f"{section}.image_size")
+            fields.check_model(name, config, section)
     if config.source.image_size != config.target.image_size:
         sizes = f"{config.target.image_size}; source.image_size is {config.source.image_size}"
         raise InputError(f"target.image_size: got {sizes}, and attacks transfer only at the same size")
@@ -101,7 +108,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     ]
     check_data(config, [*of_references, *of_sources])
     devices.first_does(lambda: folder.write_config(workdir, NAME, config))
-    study = Study(config, workdir, keys, {})
+    study = Study(config, workdir, keys, target.inputs, {})
     references = [stages.train(study, task, config.num_references) for task in of_references]
     targets = stages.targets(study, domains, references)
     with_heads, parts = [], []
@@ -123,8 +130,8 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     if config.matrix:
         tables["matrix"] = stages.success(study, targets[0], with_heads, references[0])
     summary = words.summarize(table, np.random.default_rng(config.seed))
-    counts = {of.domain.name: {"images": len(of.images), "references": of.accuracies()} for of in targets}
-    return Results(config, {"attacked": counts, **summary}, tables, {})
+    counts = {of.domain.name: {"images": len(of.x), "references": of.accuracies()} for of in targets}
+    return Results(config, {"attacked": counts, "lexicon_sha256": setup.lexicon(target), **summary}, tables, {})
 
 
 def contrast(config: ConfigDict, key: jax.Array, target: Dataset) -> Dataset:
@@ -135,14 +142,18 @@ def contrast(config: ConfigDict, key: jax.Array, target: Dataset) -> Dataset:
 
 
 def check_data(config: ConfigDict, tasks: Sequence[Task]) -> None:
-    """Check that all data sets have a batch of training images, and images of one number of channels."""
-    channels = [task.dataset.test.images.shape[-1] for task in tasks]
-    if different := set(channels) - {channels[0]}:
-        what = f"its images have {channels[0]} channels, and those of {config.source.name} {different.pop()}"
-        raise InputError(f"target.name: got {config.target.name}; {what}; attacks transfer only at the same number")
+    """Check that all data sets have a batch of training examples, inputs of one shape, and texts one lexicon."""
+    shapes = [setup.shape(task.dataset) for task in tasks]
+    if different := set(shapes) - {shapes[0]}:
+        what = f"its inputs have the shape {shapes[0]}, and those of {config.source.name} {different.pop()}"
+        raise InputError(f"target.name: got {config.target.name}; {what}; attacks transfer only at the same shape")
+    if len({setup.lexicon(task.dataset) for task in tasks}) > 1:
+        what = "its words have other embeddings than those of the sources"
+        same = "the same dir, vocabulary and embedding fields as in source"
+        raise InputError(f"target.dir: got {config.target.dir}; {what}; it takes {same}")
     for task in tasks:
         if (count := len(task.dataset.train.labels)) < config.batch_size:
-            raise InputError(f"batch_size: got {config.batch_size}; {task.label} has {count} training images")
+            raise InputError(f"batch_size: got {config.batch_size}; {task.label} has {count} training examples")
 
 
 EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check)

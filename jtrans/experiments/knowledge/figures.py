@@ -44,6 +44,7 @@ def draw(results: Results) -> dict[str, Figure]:
     if "matrix" in results.tables:
         seeds = results.summary["num_seeds"]
         labels = {"over": f"{seeds} seeds" * (seeds > 1), "note": "; sources with new last layers"}
+        labels["kind"] = figures.kind(results.summary)
         of_config = results.config["attack"]["epsilon"], results.config["target"]
         drawn["matrix"] = matrix.heat_maps(results.tables["matrix"], *of_config, **labels)
     return drawn
@@ -84,7 +85,8 @@ def _against_loss(results: Results) -> Figure:
     key.legend(handles=handles, loc="upper center", title=title, fontsize="small")
     figure.supxlabel(TAUS, fontsize="small")
     domains = f"{len(names)} sources, from {figures.data(config['source'])} to {figures.data(config['target'])}"
-    reference = f"reference {config['reference']}; PGD of epsilon {config['attack']['epsilon']:g} (pixels in [0, 1])"
+    unit = figures.UNITS[figures.kind(results.summary)]
+    reference = f"reference {config['reference']}; PGD of epsilon {config['attack']['epsilon']:g} ({unit})"
     figure.suptitle(f"Adversarial and knowledge transferability: {domains}; {reference}", fontsize="medium")
     return figure
 

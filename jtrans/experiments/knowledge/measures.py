@@ -1,6 +1,6 @@
 """How well a source network's features and attacks serve on a target domain (Liang et al. 2021): one seed of a source.
 
-The reference is a network trained on the target domain. Images are uint8 `[N, H, W, C]`.
+The reference is a network trained on the target domain.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import scipy.special
 
-from jtrans import attacks, directions, jacobian, loops, metrics, scores, training, transfer
+from jtrans import attacks, directions, jacobian, loops, metrics, scores, transfer
 from jtrans.attacks import Attack
 from jtrans.data import Split
 from jtrans.jacobian import Function
@@ -38,7 +38,7 @@ class Outputs(NamedTuple):
 
 def outputs(model: Model, variables: Variables, images: jax.Array) -> Outputs:
     """A network's outputs for images."""
-    x = training.pixels(images)
+    x = model.inputs.of(images)
     return Outputs(model.apply(variables, x), model.features(variables, x))
 
 
@@ -87,7 +87,7 @@ def head_step(
     model: Model, optimizer: optax.GradientTransformation, variables: Variables, head: Head, state: Any, batch: Split
 ) -> tuple[Head, Any]:
     """A new last layer and its optimizer's state after one step on a batch; the rest of the network stays as it is."""
-    features = model.features(variables, training.pixels(batch.images))
+    features = model.features(variables, model.inputs.of(batch.inputs))
 
     def loss(head: Head) -> jax.Array:
         logits = features @ head.weights + head.bias[None]
@@ -98,12 +98,12 @@ def head_step(
 
 
 class Perturbed(NamedTuple):
-    """N images attacked on one network.
+    """N examples attacked on one network.
 
     Attributes:
       clean: `[N, K]`, its outputs without an attack.
-      direction: `[N, H, W, C]`, the virtual attack.
-      adversarial: `[N, H, W, C]` by attacks of finite size, by name.
+      direction: `[N, ...]`, the virtual attack.
+      adversarial: `[N, ...]` by attacks of finite size, by name.
       change: `[N, K]`, how each attack changes the network's outputs; the virtual attack to first order.
     """
 
@@ -113,8 +113,8 @@ class Perturbed(NamedTuple):
     change: dict[str, jax.Array]
 
 
-def perturb(by_name: Mapping[str, Attack], network: Function, images: jax.Array, key: jax.Array) -> Perturbed:
-    """Attack a network at images, away from its own prediction as in the official code; `key` is of random starts."""
+def perturb(by_name: Mapping[str, Attack], network: Function, x: jax.Array, key: jax.Array) -> Perturbed:
+    """Attack a network at `x`, away from its own prediction as in the official code; `key` is of random starts."""
 
     def batch(x: jax.Array, keys: jax.Array) -> tuple[None, Perturbed]:
         clean, triple = network(x), jacobian.top_singular_triple(network, x)
@@ -123,13 +123,13 @@ def perturb(by_name: Mapping[str, Attack], network: Function, images: jax.Array,
         change = {name: network(attacked) - clean for name, attacked in adversarial.items()}
         return None, Perturbed(clean, triple.v, adversarial, {VIRTUAL: triple.s[:, None] * triple.u, **change})
 
-    x, keys = training.pixels(images), directions.example_keys(key, len(images))
+    keys = directions.example_keys(key, len(x))
     with jax.default_matmul_precision("highest"):
         return loops.in_batches(batch, BATCH, x, keys)[1]
 
 
 def transferability(
-    networks: tuple[Function, Function], perturbed: tuple[Perturbed, Perturbed], images: jax.Array, right: jax.Array
+    networks: tuple[Function, Function], perturbed: tuple[Perturbed, Perturbed], x: jax.Array, right: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """How attacks transfer between source and reference (Liang et al. 2021).
 
@@ -138,7 +138,6 @@ def transferability(
     the images that the reference gets `right [N]`; and for each attack of finite size the reference's outputs `[N, K]`
     under the attack on the source.
     """
-    x = training.pixels(images)
     across: dict[tuple[str, str], jax.Array] = {}
     under_attack: dict[str, jax.Array] = {}
     for way, (attacked, measured) in WAYS.items():

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from jtrans import attacks, data, loops, metrics, models, training, transfer
 from jtrans.attacks import Attack
-from jtrans.data import Dataset, Split
+from jtrans.data import Dataset, Inputs, Split
 from jtrans.errors import InputError
 from jtrans.experiments import matrix
 from jtrans.experiments.knowledge import measures
@@ -40,11 +40,14 @@ ATTACKS = ("fgsm_liang", "pgd_liang")  # those of finite size
 
 
 class Study(NamedTuple):
-    """What all stages take: the config, the work directory, the run's keys, and the models built so far."""
+    """What all stages take: the config, the work directory, the run's keys, how the networks take the target's inputs,
+    and the models built so far.
+    """
 
     config: ConfigDict
     workdir: Path
     keys: Keys
+    inputs: Inputs
     models: dict[Any, Model]
 
     def model(self, name: str, dataset: Dataset, section: str) -> Model:
@@ -112,7 +115,7 @@ class Target(NamedTuple):
 
     domain: Domain
     references: Sequence[Reference]
-    images: np.ndarray
+    x: np.ndarray
     labels: np.ndarray
 
     def healthy(self) -> list[Reference]:
@@ -213,23 +216,24 @@ def _head_step(model: Model, optimizer: Any) -> Callable:
 
 
 @lru_cache(devices.PROGRAMS)
-def _finite_attacks(epsilon: float, steps: int) -> dict[str, Attack]:
-    return {name: jax.jit(attacks.BY_NAME[name](epsilon, steps, 0)) for name in ATTACKS}
+def _finite_attacks(epsilon: float, steps: int, inputs: Inputs) -> dict[str, Attack]:
+    return {name: jax.jit(attacks.BY_NAME[name](epsilon, steps, 0, **inputs.options())) for name in ATTACKS}
 
 
 @lru_cache(devices.PROGRAMS)
-def _perturb(epsilon: float, steps: int) -> Callable:
-    return jax.jit(partial(measures.perturb, _finite_attacks(epsilon, steps)))
+def _perturb(epsilon: float, steps: int, inputs: Inputs) -> Callable:
+    return jax.jit(partial(measures.perturb, _finite_attacks(epsilon, steps, inputs)))
 
 
 _transferability = jax.jit(measures.transferability)
 _crop_and_flip = jax.jit(training.crop_and_flip)
 
 
-def perturb(study: Study, network: Function, images: np.ndarray, seed: int) -> Perturbed:
-    """A network attacked; the attacks of finite size as in the official code, epsilon in units of pixels in [0, 1]."""
+def perturb(study: Study, network: Function, x: np.ndarray, seed: int) -> Perturbed:
+    """A network attacked at `x`; the attacks of finite size as in the official code, in the norm of the inputs."""
     attack = study.config.attack
-    return _perturb(attack.epsilon, attack.steps)(network, images, jax.random.fold_in(study.keys.attack, seed))
+    program = _perturb(attack.epsilon, attack.steps, study.inputs)
+    return program(network, x, jax.random.fold_in(study.keys.attack, seed))
 
 
 def outputs(networks: Networks, images: np.ndarray) -> list[Outputs]:
@@ -246,7 +250,7 @@ def targets(study: Study, domains: Sequence[Domain], references: Sequence[Networ
     """
     chosen, of_domains = [], []
     for domain, networks in zip(domains, references, strict=True):
-        on_test = outputs(networks, domain.dataset.test.images)
+        on_test = outputs(networks, domain.dataset.test.inputs)
         right = [np.asarray(attacks.right(of_seed.logits, domain.dataset.test.labels)) for of_seed in on_test]
         healthy = [of_seed == 1 for of_seed, output in zip(right, on_test, strict=True) if not measures.lost(output)]
         chosen.append(np.flatnonzero(np.any(healthy, axis=0)) if healthy else np.array([], int))
@@ -259,7 +263,8 @@ def targets(study: Study, domains: Sequence[Domain], references: Sequence[Networ
     made = []
     for domain, networks, (on_test, right), among in zip(domains, references, of_domains, chosen, strict=True):
         among = among[np.linspace(0, len(among) - 1, count).astype(int)]  # classes may come in order
-        images, labels = domain.dataset.test.images[among], domain.dataset.test.labels[among]
+        test = domain.dataset.test
+        x, labels = np.asarray(domain.dataset.inputs.of(test.inputs[among])), test.labels[among]
         of_seeds = zip(networks.functions(), on_test, right, strict=True)
         attacked = [
             Reference(
@@ -268,14 +273,14 @@ def targets(study: Study, domains: Sequence[Domain], references: Sequence[Networ
                 float(correct.mean()),
                 measures.lost(output) or ("" if (correct[among] == 1).any() else "right at no image attacked"),
                 correct[among] == 1,
-                perturb(study, network, images, seed),
+                perturb(study, network, x, seed),
             )
             for seed, (network, output, correct) in enumerate(of_seeds)
         ]
         for seed, reference in enumerate(attacked):
             if reference.lost:
                 print(f"{domain.name}, reference {seed}: {reference.lost}; it is left out", flush=True)
-        made.append(Target(domain, attacked, images, labels))
+        made.append(Target(domain, attacked, x, labels))
     return made
 
 
@@ -296,7 +301,7 @@ def _refit(study: Study, source: Networks, target: Target) -> tuple[Variables, R
     """The variables with new heads, fitted to convergence; and what the source knows, a row for each seed."""
     config, dataset, label = study.config, target.domain.dataset, source.task.label
     labels, num_classes = (dataset.train.labels, dataset.test.labels), len(dataset.class_names)
-    on_train, on_test = (outputs(source, split.images) for split in (dataset.train, dataset.test))
+    on_train, on_test = (outputs(source, split.inputs) for split in (dataset.train, dataset.test))
     keys = study.keys.folded(len(config.sources) + 2)  # not those of a task
     by_sgd = sgd_heads(config, source, dataset.train, keys)
     references = [reference.outputs for reference in target.references]
@@ -331,7 +336,7 @@ def sgd_heads(config: ConfigDict, source: Networks, train: Split, keys: Keys) ->
             if batch == 0:
                 order = np.asarray(training.epoch_order(of_seed.order, epoch, count))
             chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
-            images, key = train.images[chosen], jax.random.fold_in(of_seed.augment, number)
+            images, key = train.inputs[chosen], jax.random.fold_in(of_seed.augment, number)
             images = _crop_and_flip(key, images) if config.augment else images
             head, state = step(variables, head, state, Split(images, train.labels[chosen]))
         yield Head(*map(np.asarray, head))
@@ -359,7 +364,7 @@ def _attack(study: Study, source: Networks, with_heads: Networks, target: Target
     """Means over the references that are not lost, a row for each seed of the source."""
     rows = []
     for seed, (network, with_head) in enumerate(zip(source.functions(), with_heads.functions(), strict=True)):
-        perturbed = perturb(study, network, target.images, seed)
+        perturbed = perturb(study, network, target.x, seed)
         of_references = [_against(network, with_head, perturbed, each, target) for each in target.healthy()]
         row = {name: np.mean([of[name] for of in of_references]) for name in of_references[0]}
         rows.append({"reference_accuracy": np.nanmean(target.accuracies()), **row})
@@ -371,9 +376,9 @@ def _against(
 ) -> dict[str, float]:
     """Every measure of one source, also with its new last layer, and one reference."""
     both = (network, reference.network), (perturbed, reference.perturbed)
-    taus, reference_logits = jax.device_get(_transferability(*both, target.images, reference.right))
+    taus, reference_logits = jax.device_get(_transferability(*both, target.x, reference.right))
     predict = lambda x: np.asarray(loops.in_batches(lambda x: (None, with_head(x)), BATCH, x)[1])
-    clean = predict(training.pixels(target.images)), np.asarray(reference.perturbed.clean)
+    clean = predict(target.x), np.asarray(reference.perturbed.clean)
     rates = {}
     for name, adversarial in reference.perturbed.adversarial.items():
         for way, logits in (("S_T", reference_logits[name]), ("T_S", predict(adversarial))):
@@ -389,11 +394,12 @@ def success(study: Study, target: Target, with_heads: Sequence[Networks], refere
     """
     networks = [*with_heads, references]
     test = few(study.config, target.domain.dataset.test)
-    x, matrices = np.asarray(training.pixels(test.images)), {}
+    x, matrices = np.asarray(target.domain.dataset.inputs.of(test.inputs)), {}
     seeds = enumerate(zip(*(n.functions() for n in networks), strict=False))
     key = partial(jax.random.fold_in, study.keys.attack)
     of_seeds = [partial(metrics.success_matrix, fs, fs, x, test.labels, key=key(seed)) for seed, fs in seeds]
-    for name, attack in _finite_attacks(study.config.attack.epsilon, study.config.attack.steps).items():
+    of_config = study.config.attack.epsilon, study.config.attack.steps
+    for name, attack in _finite_attacks(*of_config, study.inputs).items():
         of_attack = zip(*(of_seed(attack) for of_seed in of_seeds), strict=True)
         matrices[name] = SuccessMatrix(*map(np.stack, of_attack))
         print(f"{name}: every network attacked", flush=True)

@@ -10,7 +10,7 @@ import pandas
 
 from jtrans import stats
 from jtrans.experiments import matrix
-from jtrans.harness import tables
+from jtrans.harness import figures, tables
 from jtrans.harness.experiment import Results
 
 ATTACKS = {"virtual": "virtual attack", "fgsm_liang": "FGSM", "pgd_liang": "PGD"}
@@ -142,11 +142,11 @@ def _adjust(rows: Sequence[dict[str, Any]]) -> None:
 def tell(results: Results) -> str:
     """The sources, what goes with their transfer loss, and the success of attacks between all networks."""
     summary, config = results.summary, results.config
-    lines = []
+    kind, lines = figures.kind(summary), []
     for domain in [name for name in ("target", "contrast") if name in summary["sources"][0]]:
         images = summary["attacked"][domain]
         accuracies = ", ".join("lost" if a is None else f"{a:.2f}" for a in images["references"])
-        lines.append(f"{domain}: {images['images']} images attacked; accuracy of the references {accuracies}")
+        lines.append(f"{domain}: {images['images']} {kind} attacked; accuracy of the references {accuracies}")
         rows = summary["sources"]
         of_sources = {name: [stats.interval_text(row[domain][name], 3) for row in rows] for name in TOLD}
         lines += [tables.text({"source": [row["source"] for row in rows], **of_sources}), ""]

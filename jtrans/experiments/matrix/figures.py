@@ -23,16 +23,17 @@ def heat_maps(
     epsilon: float,
     data: Mapping[str, Any],
     *,
-    over: str = "images",
+    kind: str = "images",
+    over: str = "",
     note: str = "",
     success: str = "errors",
 ) -> Figure:
     """A heat map for each attack, of the success from each source on each target, as `table` has it.
 
     Each cell has its number and each network its name; more than `MOST_NUMBERED` networks are a heat map without
-    numbers, of one size, with a name every so many networks. `data` is the section of the config that the images are
-    from, `over` what the intervals are over, empty where there are none, `note` a further part of the title, and
-    `success` what is counted.
+    numbers, of one size, with a name every so many networks. `data` is the section of the config that the examples
+    are from, `kind` what these are, `over` what the intervals are over, empty where there are none, `note` a further
+    part of the title, and `success` what is counted.
     """
     attacked, sources, targets = (list(dict.fromkeys(table[column])) for column in ("attack", "source", "target"))
     numbered = len(targets) <= MOST_NUMBERED
@@ -50,11 +51,15 @@ def heat_maps(
         axes.set_title(attack)
     figure.supxlabel("attacked network (target)", fontsize="medium")
     figure.supylabel("network that the attack is made on (source)", fontsize="medium")
-    figure.colorbar(image, ax=panels, label=f"{success} (% of the images\nthat the target gets right)")
-    virtual = "; virtual: of the same length in L2" if "virtual" in attacked else ""
-    signs = f"; ±: 95 % interval over {over}" * bool(over) if numbered else "; white: the target gets no image right"
-    title = f"Attacks of epsilon {epsilon:.3g} (pixels in [0, 1]{virtual}){note}\n{figures.data(data)}"
-    figure.suptitle(f"{title}, {table['all_images_count'][0]:.0f} test images{signs}", fontsize="medium")
+    figure.colorbar(image, ax=panels, label=f"{success} (% of the {kind}\nthat the target gets right)")
+    virtual = "; virtual: of the same length in L2" if "virtual" in attacked and kind == "images" else ""
+    signs = (
+        f"; ±: 95 % interval over {over}" * bool(over)
+        if numbered
+        else f"; white: the target gets none of the {kind} right"
+    )
+    title = f"Attacks of epsilon {epsilon:.3g} ({figures.UNITS[kind]}{virtual}){note}\n{figures.data(data)}"
+    figure.suptitle(f"{title}, {table['all_images_count'][0]:.0f} test {kind}{signs}", fontsize="medium")
     return figure
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jtrans import files, loops, models
 from jtrans.data import Dataset
 from jtrans.errors import InputError, one_line
-from jtrans.harness import fields, folder
+from jtrans.harness import fields, folder, setup
 from jtrans.jacobian import Function
 from jtrans.models import Variables
 
@@ -116,7 +116,7 @@ def read(text: str, label: str, config: ConfigDict, dataset: Dataset) -> list[Ne
 
     Raises InputError if it cannot be read, or its networks are for other classes or images than the data set's.
     """
-    entry, shape = parse(text), dataset.test.images.shape[1:]
+    entry, shape = parse(text), setup.shape(dataset)
     try:
         if entry.origin == RUN:
             saved = from_run(entry.path, dataset)
@@ -128,7 +128,8 @@ def read(text: str, label: str, config: ConfigDict, dataset: Dataset) -> list[Ne
         raise InputError(f"networks: {error}") from error
     networks = []
     for architecture, options, variables_of in saved:
-        fields.check_size(architecture, options["widths"], shape[0], "data.image_size")
+        setup.check_kind(architecture, config.data.name, dataset, "networks")
+        fields.check_model(architecture, config, "data", options["widths"])
         apply, expected = compiled(architecture, shape, **options)
         kind, num_classes = f"{label}/{architecture}", options["num_classes"]
         for name, variables in variables_of.items():
@@ -193,7 +194,7 @@ def check_images(path: Path, dataset: Dataset) -> int:
     Where the data set names its classes, they must be the same, in the same order.
     """
     summary = folder.read_summary(path)
-    for name in ("class_names", "image_shape"):
+    for name in ("class_names", "input_shape", "lexicon_sha256"):
         if name not in summary:
             raise InputError(f"{path} has no {name} in its {folder.SUMMARY}: {EARLIER}")
     trained, attacked = summary["class_names"], dataset.class_names
@@ -202,9 +203,11 @@ def check_images(path: Path, dataset: Dataset) -> int:
         if of_run != of_images:
             what = f"its class {i} is {of_run!r}, where the images have {of_images!r}"
             raise InputError(f"{path}: {what}; name the classes that it was trained on, in order, in data.classes")
-    shape = list(dataset.test.images.shape[1:])
-    if summary["image_shape"] != shape:
-        what = f"images of shape {summary['image_shape']}; these have shape {shape}"
+    shape = list(setup.shape(dataset))
+    if summary["lexicon_sha256"] != setup.lexicon(dataset):
+        raise InputError(f"{path} was trained with other words or embeddings; name the same texts and data.* fields")
+    if summary["input_shape"] != shape:
+        what = f"images of shape {summary['input_shape']}; these have shape {shape}"
         raise InputError(f"{path} was trained on {what}; attacked images take the same, by data.image_size")
     return len(trained)
 
@@ -226,7 +229,7 @@ def from_code(entry: Entry, label: str, dataset: Dataset) -> Network:
 
     Raises InputError if it fails, whatever that code raises.
     """
-    x = jnp.full((2, *dataset.test.images.shape[1:]), 0.5)
+    x = jnp.full((2, *setup.shape(dataset)), 0.5)
     try:
         function = from_module(entry) if entry.origin == PYTHON else from_library(entry)
         outputs, pull_back = jax.vjp(function, x)

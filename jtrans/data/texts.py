@@ -1,4 +1,4 @@
-"""Texts by name, as `Corpus(train, test)`: strings with labels; their words as token ids; the table of embeddings.
+"""Data sets of texts: strings with labels; their words as token ids; the table of embeddings.
 
 A text becomes a row of int32 ids, and each id a row of one frozen table that all networks share. So the input of a
 network is an array `[N, L, E]`, where padding is zero.
@@ -17,12 +17,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jtrans import data, files
+from jtrans import files
+from jtrans.data import sets
+from jtrans.data.sets import Dataset, Lexicon, Split
 from jtrans.errors import InputError, listed, one_line
 
 TEXT = "text"  # in place of the name of a TensorFlow Datasets set
 FILES = {"train": "train.txt", "test": "test.txt"}  # of a folder
 CLASSES_FILE = "classes.txt"
+NOT_DOMAINS = (*FILES.values(), CLASSES_FILE)  # a folder with one of these is of one data set
 PADDING, UNKNOWN = 0, 1  # token ids
 SPECIAL = ("<pad>", "<unk>")  # in place of the words with these ids
 FORM = "a whole number, a space and the text"
@@ -77,46 +80,74 @@ class Embeddings(NamedTuple):
     missing: int
 
 
-def load(name: str, *, directory: str = "", classes: Sequence[str] = ()) -> Corpus:
-    """Load the named set of texts, with labels numbered in the order of `classes`.
+class Embedding(NamedTuple):
+    """How texts become arrays `[N, L, E]`.
 
-    The test texts are the split `test`, else `validation`, else a fixed fifth of each class of `train`. Left out and
-    counted are texts without a word, and in TensorFlow Datasets those whose label is not a class (-1 where labels are
-    withheld).
-
-    Files have a text a line: its label, a space, the text, in UTF-8. The labels are whole numbers. The classes are
-    named by their labels in `train.txt`, or by the lines of `classes.txt` beside it, the first of which names label 0.
-
-    Args:
-      name: `text` (files), or any text classification set of TensorFlow Datasets.
-      directory: a folder with `train.txt` and `test.txt`, or one file, which is all `train`; for TensorFlow Datasets
-        the data directory, or one prepared data set.
-      classes: names of the classes to keep; all if empty.
-
-    Raises:
-      InputError: a data set, directory or file is missing, unreadable or empty; a line is not UTF-8, has no text, or a
-        label that is no whole number or no class; a class is unknown, repeated or empty; there are fewer than two
-        classes.
+    Attributes:
+      vocabulary: how many words have a vector of their own, the most frequent of the training texts of all classes.
+      max_length: L, the words of a text that are kept, its first.
+      size: E.
+      path: a file of vectors, as in `embeddings`; empty: they are random.
+      mean: added to each value.
+      seed: of the random vectors, the same for all networks and runs unless another is given.
     """
+
+    vocabulary: int = 10_000
+    max_length: int = 32
+    size: int = 64
+    path: str = ""
+    mean: float = 0.0
+    seed: int = 0
+
+
+def has(name: str, directory: str) -> bool:
+    """Whether the named data set is one of texts; InputError if it is none at all."""
+    if name in sets.NAMES:
+        return name == TEXT
+    import tensorflow_datasets as tfds
+
+    features = sets.builder_of(name, directory).info.features
+    is_dict = isinstance(features, tfds.features.FeaturesDict)
+    return is_dict and "image" not in features and any(isinstance(f, tfds.features.Text) for f in features.values())
+
+
+def load(name: str, *, directory: str, classes: Sequence[str], embedding: Embedding) -> Dataset:
+    """Texts by name, as `data.load` says, as token ids."""
+    every = corpus(name, directory)
+    words = vocabulary(every.train.texts, embedding.vocabulary)
+    train, test = (encode(part.texts, words, embedding.max_length) for part in (every.train, every.test))
+    key = jax.random.key(embedding.seed)
+    table, missing = embeddings(words, embedding.size, key, path=embedding.path, mean=embedding.mean)
+    for part, encoded in (("training", train), ("test", test)):
+        total = np.count_nonzero(encoded.ids)
+        what = f"{encoded.unknown} of {total} words of the {part} texts are unknown"
+        print(f"note: {what}; {encoded.cut} words after the first {embedding.max_length} of a text are left out")
+    if embedding.path:
+        print(f"note: {missing} of {len(table) - len(SPECIAL)} words of the vocabulary are not in {embedding.path}")
+    lexicon = Lexicon(words.words, table)
+    splits = Split(train.ids, every.train.labels), Split(test.ids, every.test.labels)
+    whole = Dataset(*splits, every.class_names, every.origin, lexicon.inputs(), lexicon)
+    dataset = sets.of_classes(whole, classes, "data.classes")
+    for filled, labels in (("train", dataset.train.labels), (f"the test texts, {every.origin}", dataset.test.labels)):
+        if absent := [c for k, c in enumerate(dataset.class_names) if k not in labels]:
+            raise InputError(f"data.classes: class {absent[0]!r} has no text in {filled}; leave it out or add texts")
+    return dataset
+
+
+def corpus(name: str, directory: str = "") -> Corpus:
+    """The named set of texts, as `data.load` says."""
     read = _files if name == TEXT else partial(_tensorflow_datasets, name)
     class_names, parts = read(directory)
-    chosen = tuple(classes) or class_names
-    data.check_classes(chosen, class_names)
-    number = {class_names.index(c): k for k, c in enumerate(chosen)}
-    parts = {part: _renumbered(texts, number) for part, texts in parts.items()}
+    sets.check_classes(class_names, class_names)
     train = parts["train"]
+    if not train.texts:
+        raise InputError("data.dir: no training text has a word; a word is a run of two or more letters or digits")
     for part in ("test", "validation"):
         # A test split whose labels are withheld has no text of any class.
         if part in parts and parts[part].texts:
-            test, origin = parts[part], f"the split {part!r}"
-            break
-    else:
-        train, test = _held_out(train)
-        origin = f"a fixed 1/{data.TEST_SHARE} of each class of the split 'train'"
-    for filled, labels in (("train", train.labels), (f"the test texts, {origin}", test.labels)):
-        if absent := [c for k, c in enumerate(chosen) if k not in labels]:
-            raise InputError(f"data.classes: class {absent[0]!r} has no text in {filled}; leave it out or add texts")
-    return Corpus(train, test, chosen, origin)
+            return Corpus(train, parts[part], class_names, f"the split {part!r}")
+    train, test = _held_out(train)
+    return Corpus(train, test, class_names, f"a fixed 1/{sets.TEST_SHARE} of each class of the split 'train'")
 
 
 def vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
@@ -251,12 +282,6 @@ def _vectorizer():
     return CountVectorizer()
 
 
-def _renumbered(texts: Texts, number: Mapping[int, int]) -> Texts:
-    """The texts whose label is in `number`, with the label that stands there."""
-    kept = _taken(texts, np.isin(texts.labels, list(number)))
-    return kept._replace(labels=np.array([number[label] for label in kept.labels.tolist()], np.int32))
-
-
 def _taken(texts: Texts, chosen: np.ndarray) -> Texts:
     """The texts where `chosen` `[N]` is True."""
     return Texts(tuple(itertools.compress(texts.texts, chosen)), texts.labels[chosen])
@@ -265,7 +290,7 @@ def _taken(texts: Texts, chosen: np.ndarray) -> Texts:
 def _held_out(texts: Texts) -> tuple[Texts, Texts]:
     """All texts but a fixed share of each class, and that share: the same that `data.load` holds out of images."""
     members = [np.flatnonzero(texts.labels == k) for k in np.unique(texts.labels)]
-    held_out = np.isin(np.arange(len(texts.labels)), np.concatenate(data.held_out(members)[0]))
+    held_out = np.isin(np.arange(len(texts.labels)), np.concatenate(sets.held_out(members)[0]))
     return _taken(texts, ~held_out), _taken(texts, held_out)
 
 
@@ -285,9 +310,27 @@ def _files(directory: str) -> tuple[tuple[str, ...], dict[str, Texts]]:
     if not directory or not root.exists():
         what = f"no file or folder {directory!r}"
         raise InputError(f"data.dir: {what}; name a folder with {' and '.join(FILES.values())}, or one file of texts")
-    paths = {part: root / name for part, name in FILES.items()} if root.is_dir() else {"train": root}
+    if not root.is_dir():
+        return _numbered(root, {"train": root})
+    if (domains := sorted(root.glob("*.txt"))) and not any((root / name).exists() for name in NOT_DOMAINS):
+        return _domains(domains)
+    paths = {part: root / name for part, name in FILES.items()}
     if absent := [path for path in paths.values() if not path.exists()]:
         raise InputError(f"data.dir: no {absent[0]}; a folder takes {' and '.join(FILES.values())}")
+    return _numbered(root, paths)
+
+
+def _domains(paths: Sequence[Path]) -> tuple[tuple[str, ...], dict[str, Texts]]:
+    """As `_files`, of a folder of domains: their classes together, and no test texts."""
+    each = [(path.stem, *_numbered(path, {"train": path})) for path in paths]
+    names = [f"{domain}:{name}" for domain, of_domain, _ in each for name in of_domain]
+    labels = [names.index(f"{domain}:{of_domain[0]}") + parts["train"].labels for domain, of_domain, parts in each]
+    texts = tuple(itertools.chain.from_iterable(parts["train"].texts for _, _, parts in each))
+    return tuple(names), {"train": Texts(texts, np.concatenate(labels))}
+
+
+def _numbered(root: Path, paths: Mapping[str, Path]) -> tuple[tuple[str, ...], dict[str, Texts]]:
+    """As `_files`, of these files of each split, with the names of the classes in `root` if it has them."""
     rows = {part: _rows(path) for part, path in paths.items()}
     names = {label: str(label) for label, _ in sorted(rows["train"])}
     if (names_file := root / CLASSES_FILE).exists():
@@ -342,7 +385,7 @@ def _decoded(line: bytes, where: str, field: str = "data.dir") -> str:
 
 def _tensorflow_datasets(name: str, directory: str) -> tuple[tuple[str, ...], dict[str, Texts]]:
     """As `_files`, of a prepared data set."""
-    builder = data.builder_of(name, directory)
+    builder = sets.builder_of(name, directory)
     feature, class_names = _feature(builder.info, name)
 
     def read(part: str) -> Texts:

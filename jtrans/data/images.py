@@ -1,4 +1,4 @@
-"""Image data sets by name, as `Dataset(train, test)`: uint8 images, integer labels, class names.
+"""Data sets of images.
 
 A source lists its classes and splits and reads one image. Choosing classes, the test split, scaling and the cache are
 common to all sources. A `table` has no images to train on, only images to attack.
@@ -6,7 +6,6 @@ common to all sources. A `table` has no images to train on, only images to attac
 
 import csv
 import hashlib
-import importlib.util
 import io
 import os
 import stat
@@ -24,32 +23,16 @@ import PIL.ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from jtrans import files
+from jtrans.data.sets import TEST_SHARE, Dataset, Split, builder_of, check_classes, held_out
 from jtrans.errors import InputError, listed, one_line
 
 CACHE_VERSION = 2  # of decoded images: raised whenever decoding, scaling or the choice of test images changes
 CACHED = ("train_images", "train_labels", "test_images", "test_labels", "origin")
-TEST_SHARE = 5  # without a test split, one image in five of each class is held out
 NOISE_IMAGES = {"train": 10_000, "test": 2_000}  # as in two classes of CIFAR-10
 SPLIT_FOLDERS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 TABLE = "table"  # in place of a source's name
 TABLE_CSV, TABLE_IMAGES = "labels.csv", "images"
 TABLE_COLUMNS = ("filename", "label", "targeted_label")  # of the CSV
-
-
-class Split(NamedTuple):
-    """Images `[N, H, W, C]`, uint8, and their labels `[N]`, int32 in [0, K)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-class Dataset(NamedTuple):
-    """Disjoint images to train on and to measure on; `origin` says in words where the test images come from."""
-
-    train: Split
-    test: Split
-    class_names: tuple[str, ...]
-    origin: str
 
 
 class Table(NamedTuple):
@@ -86,75 +69,13 @@ class Source(NamedTuple):
     fingerprint: str = ""
 
 
-def load(
-    name: str,
-    key: jax.Array,
-    *,
-    directory: str = "",
-    classes: Sequence[str] = (),
-    image_size: int = 32,
-    shuffle_labels: bool = False,
-) -> Dataset:
-    """Load the named data set, with square images and with labels numbered in the order of `classes`.
-
-    The test images are the split `test`, else `validation`, else a fixed fifth of each class of `train`. Images whose
-    label is not a class (-1 where labels are withheld) are left out and counted.
-
-    Images are scaled to cover the square, then cropped at the centre; 16 bits per channel are scaled to 8, 65535 to
-    255. Transparency (a transparent pixel has the colour stored in its file) and rotations in the file's metadata are
-    ignored; of several frames the first is read. Decoded images are cached in `$JTRANS_CACHE` (`~/.cache/jtrans`).
-
-    In a folder of images, a folder named `train`, `test`, `validation` or `val` (the same as `validation`) is a split
-    if it holds folders, and a class if it holds images. Hidden files are ignored; files in formats that Pillow cannot
-    read are left out and counted.
-
-    Args:
-      name: `digits` (scikit-learn's handwritten digits), `noise` (uniform random pixels, arbitrary labels), `folder`
-        (folders of images named by class, optionally inside folders named by split), or any image classification set
-        of TensorFlow Datasets.
-      key: draws the noise and the shuffled labels; unused otherwise.
-      directory: the folder of images; for TensorFlow Datasets the data directory, or one prepared data set.
-      classes: names of the classes to keep; all if empty.
-      image_size: the images' height and width in pixels.
-      shuffle_labels: permute the labels within each split, so that they carry no information.
-
-    Raises:
-      InputError: a data set, directory or file is missing or unreadable; a class is unknown, repeated or empty; there
-        are fewer than two classes; an image cannot be decoded, or its range is unknown (floats, 32-bit integers).
-    """
-    if name == TABLE:
-        what = f"got {name!r}, which has images to attack and none to train on"
-        raise InputError(f"data.name: {what}; only the matrix experiment takes it")
-    noise_key, *label_keys = jax.random.split(key, 3)
+def load(name: str, key: jax.Array, *, directory: str, classes: Sequence[str], image_size: int) -> Dataset:
+    """Images by name, as `data.load` says; the key draws the noise."""
     read = SOURCES.get(name, partial(_tensorflow_datasets, name))
-    source = read(key=noise_key, directory=directory, classes=tuple(classes), image_size=image_size)
+    source = read(key=key, directory=directory, classes=tuple(classes), image_size=image_size)
     chosen = tuple(classes) or source.class_names
     check_classes(chosen, source.class_names)
-    dataset = _cached(source, chosen, image_size, name)
-    if shuffle_labels:
-        shuffled = lambda split, k: split._replace(labels=np.asarray(jax.random.permutation(k, split.labels)))
-        train, test = map(shuffled, (dataset.train, dataset.test), label_keys)
-        dataset = dataset._replace(train=train, test=test)
-    return dataset
-
-
-def of_classes(dataset: Dataset, classes: Sequence[str], field: str) -> Dataset:
-    """The images of some of a data set's classes, () for all, with labels numbered in the order of `classes`.
-
-    Raises:
-      InputError: a class is unknown or repeated, or it is one only; `field` names the config field at fault.
-    """
-    if not classes:
-        return dataset
-    check_classes(classes, dataset.class_names, field)
-    number = np.full(len(dataset.class_names), -1, np.int32)
-    number[[dataset.class_names.index(name) for name in classes]] = np.arange(len(classes))
-
-    def members(split: Split) -> Split:
-        labels = number[split.labels]
-        return Split(split.images[labels >= 0], labels[labels >= 0])
-
-    return dataset._replace(train=members(dataset.train), test=members(dataset.test), class_names=tuple(classes))
+    return _cached(source, chosen, image_size, name)
 
 
 def table(directory: str, num_examples: int, *, image_size: int = 32) -> Table:
@@ -234,49 +155,6 @@ def _table_row(path: Path, line: int, cells: Mapping[str, str | None]) -> _Row:
     return _Row(where, name, label, target_label)
 
 
-def balanced(split: Split, count: int, field: str) -> Split:
-    """The first `count` images, taking the classes in turn, so that class sizes differ by at most one.
-
-    Raises:
-      InputError: the split has fewer class-balanced images than `count`, which comes from the config field `field`.
-    """
-    of_class = [np.flatnonzero(split.labels == k) for k in range(split.labels.max() + 1)]
-    in_turn = np.transpose([indices[: min(map(len, of_class))] for indices in of_class]).ravel()
-    if count > (available := len(in_turn)):
-        raise InputError(f"{field}: got {count}; the class-balanced images are {available}, so at most {available}")
-    return Split(split.images[in_turn[:count]], split.labels[in_turn[:count]])
-
-
-def digest(dataset: Dataset) -> str:
-    """The SHA-256, as 64 hexadecimal digits, of the class names and of both splits' images and labels.
-
-    It depends on the arrays' values, shapes and data types, not on their memory layout or byte order.
-    """
-    sha = hashlib.sha256(repr(tuple(map(str, dataset.class_names))).encode())
-    for array in map(np.asarray, (*dataset.train, *dataset.test)):
-        sha.update(repr((array.dtype.name, array.shape)).encode())
-        sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
-    return sha.hexdigest()
-
-
-def check_digest(path: Path, there: str, here: str) -> None:
-    """Raises InputError if the digest of its data that the file at `path` records (`there`, or "") is not `here`."""
-    if there != here:
-        what = f"SHA-256 {there[:12]}... there, {here[:12]}... now" if there else "it does not record which"
-        what = f"was made from other images ({what}); restore those images, or use another directory"
-        raise InputError(f"--workdir: {path} {what}")
-
-
-def check_classes(chosen: Sequence[str], available: Sequence[str], field: str = "data.classes") -> None:
-    names = ", ".join(chosen)
-    if unknown := [c for c in chosen if c not in available]:
-        raise InputError(f"{field}: unknown class {unknown[0]!r}; the classes are {listed(available, 20)}")
-    if len(set(chosen)) < len(chosen):
-        raise InputError(f"{field}: got {names}; each class may be named once")
-    if len(chosen) < 2:
-        raise InputError(f"{field}: got only {names or 'none'}; a classifier takes two or more classes")
-
-
 def _cached(source: Source, classes: tuple[str, ...], image_size: int, name: str) -> Dataset:
     if not source.fingerprint:
         return _decode(source, classes, image_size)
@@ -319,13 +197,6 @@ def _decode(source: Source, classes: tuple[str, ...], image_size: int) -> Datase
                 raise InputError(f"data.classes: class {c!r} has no image in {filled}; leave it out or add images")
     train_split, test_split = _read(source, "train", train, image_size), _read(source, part, test, image_size)
     return Dataset(train_split, test_split, classes, origin)
-
-
-def held_out(members: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """A fixed share of each class's examples, given by their numbers, to test on; and the rest. Both in order."""
-    shares = [np.split(np.random.default_rng(0).permutation(m), [len(m) // TEST_SHARE]) for m in members]
-    test, train = (list(map(np.sort, parts)) for parts in zip(*shares, strict=True))
-    return test, train
 
 
 def _members(source: Source, part: str, classes: Sequence[str]) -> list[np.ndarray]:
@@ -502,42 +373,6 @@ def _tensorflow_datasets(name: str, directory: str, **_: Any) -> Source:
     folder = Path(builder.data_dir)
     fingerprint = _fingerprint(folder, list(filter(Path.is_file, folder.iterdir())))
     return Source(tuple(label.names), splits, "L" if image.shape[-1] == 1 else "RGB", fingerprint)
-
-
-def _newest(root: Path, name: str) -> Path | None:
-    """The folder of the newest prepared version of a data set, or `root` itself, if that is one."""
-    info = root / "dataset_info.json"
-    folders = [root] if info.is_file() else sorted(path.parent for path in (root / name).glob(f"*/{info.name}"))
-    return max(folders, key=lambda f: [int(n) if n.isdigit() else -1 for n in f.name.split(".")], default=None)
-
-
-def builder_of(name: str, directory: str):
-    """The builder of a prepared data set; to prepare one that is not takes TensorFlow and the internet."""
-    import tensorflow_datasets as tfds
-
-    if directory and not Path(directory).is_dir():
-        raise InputError(f"data.dir: no directory {directory!r}; name one that holds {name!r}, or leave it empty")
-    root = Path(directory or os.environ.get("TFDS_DATA_DIR", tfds.core.constants.DATA_DIR)).expanduser()
-    if path := _newest(root, name):
-        builder = tfds.builder_from_directory(path)
-        if builder.name != name.split("/")[0]:
-            raise InputError(f"data.name: got {name!r}, but {path} holds {builder.name!r}; use that name")
-        return builder
-    where = directory or "the default data directory"
-    try:
-        builder = tfds.builder(name, data_dir=directory or None, file_format="array_record")
-    except tfds.core.registered.DatasetNotFoundError as error:
-        what = f"{name!r} is none of {', '.join(SOURCES)}, nor prepared in {where}, nor known to TensorFlow Datasets"
-        raise InputError(f"data.name: {what}; see tensorflow.org/datasets/catalog") from error
-    if importlib.util.find_spec("tensorflow") is None:  # checked before a download that would be useless
-        what = f"{name!r} is not in {where}, and preparing it needs TensorFlow"
-        raise InputError(f"data.dir: {what}; install jtrans[prepare], or name a directory that holds it")
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # downloads may raise anything
-        what = f"{name!r} is not in {where} and could not be downloaded ({one_line(error)[:200]})"
-        raise InputError(f"data.dir: {what}; name a directory that holds it") from error
-    return builder
 
 
 # By name, of the keywords `key` (for the source alone), `directory`, `classes` and `image_size` of `load`. All other

@@ -1,0 +1,44 @@
+"""Do attacks transfer where knowledge transfers, on texts? Fifteen sources, each trained on two of six domains.
+
+    python experiments/knowledge.py --config=configs/text_knowledge.py \
+        --config.source.dir=DIRECTORY --config.target.dir=DIRECTORY
+
+DIRECTORY holds seven files of texts, a text a line, that Liang et al. (2021) and Hutto and Gilbert (2014) use: ag.txt
+(AG's News, four topics), and, with labels 0 and 1 for negative and positive, mr.txt, yelp.txt, tweets.txt, amazon.txt,
+nyt.txt and movies.txt. Every two of the first six are a source, which tells their classes apart; movies are the target.
+One table of random embeddings is shared by all networks. The strata are whether a source has learned topics.
+
+Cost: two seeds of each source, and 4 references.
+"""
+
+import itertools
+
+from ml_collections import ConfigDict
+
+from jtrans.experiments import knowledge
+from jtrans.experiments.knowledge.sources import Source
+from jtrans.harness.fields import defaults
+
+SENTIMENTS = {name: (f"{name}:0", f"{name}:1") for name in ("mr", "yelp", "tweets", "amazon", "nyt")}
+DOMAINS = {**SENTIMENTS, "ag": ("ag:0", "ag:1", "ag:2", "ag:3")}
+
+
+def get_config() -> ConfigDict:
+    """The settings; all other fields have their defaults (`jtrans/experiments/knowledge/`)."""
+    config = defaults(knowledge.FIELDS)
+    config.sources = tuple(
+        Source("text_cnn", DOMAINS[first] + DOMAINS[second], stratum=int(second == "ag"))
+        for first, second in itertools.combinations(DOMAINS, 2)
+    )
+    config.strata = "1 for topics among the classes of the source"
+    config.reference = "text_cnn"
+    config.num_networks, config.num_references = 2, 4
+    for domain in (config.source, config.target):
+        domain.name = "text"
+    config.source.num_train = 1_200
+    config.target.classes = ("movies:0", "movies:1")
+    config.num_epochs, config.reference_epochs, config.refit_epochs = 20, 10, 2
+    config.learning_rate, config.augment, config.matrix = 0.03, False, False
+    config.num_examples = 200
+    config.attack.epsilon, config.attack.steps = 3.0, 20
+    return config

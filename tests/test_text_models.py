@@ -208,6 +208,7 @@ def test_networks_at_once_equal_one_after_another(name):
                 np.testing.assert_allclose(ours[m], want, atol=2e-6)
 
 
+@pytest.mark.slow
 @every_network
 def test_forward_reverse_and_second_derivatives_agree(name):
     with jax.enable_x64(True):

@@ -354,6 +354,7 @@ def test_attacks_on_words_are_refused_for_images(tmp_path, capsys):
     assert "attacks: got hotflip, which takes texts; digits has images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_knowledge_takes_texts(texts, tmp_path):
     sources = "(('text_mean', ()), ('text_cnn', ()), ('text_lstm', ()))"
     domains = [

@@ -93,9 +93,8 @@ def dimensions(dataset: Dataset, test: Split, names: Sequence[str]) -> np.ndarra
     """
     if set(names) <= set(models.SAME_AT_WORDS):
         return np.full(len(test.labels), shape(dataset)[-1])
-    support = jax.jit(lambda stored: dataset.inputs.support(dataset.inputs.of(stored)))(test.inputs)
-    count = len(test.labels)
-    return np.broadcast_to(support, (count, *shape(dataset))).reshape(count, -1).sum(1)
+    x = dataset.inputs.of(test.inputs)
+    return np.broadcast_to(dataset.inputs.support(x), x.shape).reshape(len(x), -1).sum(1)
 
 
 def model(config: ConfigDict, name: str, dataset: Dataset, section: str = "data") -> Model:

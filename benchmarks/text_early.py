@@ -19,15 +19,15 @@ import pandas
 from jtrans import stats
 from jtrans.experiments.reproduce import page
 from jtrans.harness import experiment
+from jtrans.population.trajectory import FALL
 
 ROOT = Path(__file__).parent.parent
 MEANS = (0.0, 1.0)
 NETWORKS = (("text_mean",), ("text_cnn",), ("text_lstm",), ("text_transformer",), ("text_mean", "text_cnn"))
 STEPS = (0, 1, 2, 5, 10, 20, 40, 60)
 MEASURES = {"angle": 1, "signed_angle": 1, "agreement": 2, "one_sign": 2, "constant_share": 2, "auc": 2, "accuracy": 2}
-FIGURES = (("text_cnn",), MEANS)  # of the first set, these networks
+IN_FIGURES = ("text_cnn",)  # of the first set
 NEAR = 5.0  # degrees
-FALL = 15.0  # degrees
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
             workdir = arguments.workdir / f"{file.stem}-{mean:g}-{'-'.join(names)}"
             run(file, mean, names, workdir)
             frames.append(moments(workdir).assign(texts=file.stem, embedding_mean=mean, networks=" and ".join(names)))
-            if file == arguments.files[0] and names == FIGURES[0]:
+            if file == arguments.files[0] and names == IN_FIGURES:
                 arguments.docs.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(workdir / "figure.png", arguments.docs / f"mean-{mean:g}.png")
         pandas.concat(frames).to_csv(arguments.docs / "early.csv", index=False)
@@ -65,7 +65,7 @@ def moments(workdir: Path) -> pandas.DataFrame:
     table = results.tables["trajectory"]
     columns = [f"{name}{bound}" for name in MEASURES for bound in ("", "_low", "_high")]
     random = results.summary["random"]["mean_angle"]
-    return table[table["step"].isin(STEPS)][["step", *columns]].assign(random=random, chance=results.summary["chance"])
+    return table[table["step"].isin(STEPS)][["step", *columns]].assign(random=random)
 
 
 def at(results: pandas.DataFrame, texts: str, mean: float, networks: str, step: int) -> pandas.Series:

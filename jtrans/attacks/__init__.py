@@ -300,7 +300,7 @@ def _composed(**parts: Any) -> Callable[..., Attack]:
 
 
 def _virtual(
-    epsilon: float, dimension: int, *, norm: str = "linf", bounds: Bounds = (0, 1), support: Support = None
+    epsilon: float, steps: int, dimension: int, *, norm: str = "linf", bounds: Bounds = (0, 1), support: Support = None
 ) -> Attack:
     """The virtual attack, as long as the longest change in the ball; outside of the support it has no component."""
     return virtual(epsilon * math.sqrt(dimension) if norm == "linf" else epsilon, bounds=bounds)
@@ -316,7 +316,7 @@ BY_NAME: dict[str, Callable[..., Attack]] = {
     "pgd": lambda epsilon, steps, dimension, **options: pgd(epsilon, steps, 2.5 * epsilon / steps, **options),
     "fgsm_liang": lambda epsilon, steps, dimension, **options: fgsm(epsilon, random_start=True, **options),
     "pgd_liang": lambda epsilon, steps, dimension, **options: pgd(epsilon, steps, 5 * epsilon / steps, **options),
-    "virtual": lambda epsilon, steps, dimension, **options: _virtual(epsilon, dimension, **options),
+    "virtual": _virtual,
     "mi_fgsm": _composed(accumulator=momentum()),
     "di_fgsm": _composed(accumulator=momentum(), transforms=(diverse_inputs(),)),
     "ti_fgsm": _composed(accumulator=momentum(), smoothing=gaussian_smoothing()),

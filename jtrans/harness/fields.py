@@ -123,11 +123,11 @@ DATA: Mapping[str, Field] = {
     ),
     "data.shuffle_labels": yes_no(False),
     "data.subtract_mean": yes_no(False),  # the mean training image, from every image
-    "data.vocabulary": whole(10_000),  # words of texts that have a vector of their own
-    "data.max_length": whole(32, least=2),  # words of a text, its first
-    "data.embedding_size": whole(64, least=2),  # values in the vector of a word
+    "data.vocabulary": whole(data.EMBEDDING.vocabulary),  # words of texts that have a vector of their own
+    "data.max_length": whole(data.EMBEDDING.max_length, least=2),  # words of a text, its first
+    "data.embedding_size": whole(data.EMBEDDING.size, least=2),  # values in the vector of a word
     "data.embeddings": text("", "a file of vectors (npz or as GloVe's), or '' for random ones"),
-    "data.embedding_mean": Field(0.0, is_number, "a number"),  # added to each value of the vectors
+    "data.embedding_mean": Field(data.EMBEDDING.mean, is_number, "a number"),  # added to each value of the vectors
     "data.embedding_seed": seed(),  # of the random vectors
     "data.num_train": whole(0, least=0),  # training images used, class-balanced; 0: all
 }

@@ -50,10 +50,10 @@ def random_mean(axes: Axes, random: Mapping[str, Any], label: str | None = "rand
     axes.axhline(random["mean_angle"], color="0.3", linestyle="--", label=label)
 
 
-def chance_line(axes: Axes, chance: float, kind: str = "images") -> None:
-    """The accuracy of chance, on an axis of accuracies, of test examples of this kind."""
+def chance_line(axes: Axes, chance: float) -> None:
+    """The accuracy of chance, on an axis of accuracies."""
     axes.axhline(chance, color="0.3", linestyle="--", label=f"chance, {chance:.2f}")
-    axes.set(ylabel=f"test accuracy\n(share of {kind})", ylim=(0, 1))
+    axes.set(ylabel="test accuracy\n(share of images)", ylim=(0, 1))
 
 
 def networks(config: Mapping[str, Any]) -> str:

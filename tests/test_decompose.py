@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from jtrans import directions, models, stats
-from jtrans.data import Split
+from jtrans.data import Dataset, Split
 from jtrans.experiments import decompose, early
 from jtrans.experiments.decompose import comparisons, figures, findings, removal, subspaces
 from jtrans.harness import cli, experiment
@@ -20,6 +20,7 @@ from jtrans.training import Network
 
 SHAPE = (6, 5, 3)
 DIMENSION = 90
+RANDOM = trajectory.random(np.array([DIMENSION]))
 
 
 def orthonormal(count, seed):
@@ -76,8 +77,9 @@ def assert_leading(basis, rows):
 
 @pytest.mark.parametrize("layer", [Convolution(3, 1, 1), Convolution(5, 2, 1), Convolution(3, 2, 0)])
 @pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
-def test_updates_of_a_convolution_lead_along_what_it_sees(layer, scale):
+def test_updates_of_a_convolution_lead_along_what_it_sees(monkeypatch, layer, scale):
     """As the Jacobian of the convolution with every network's filters does."""
+    monkeypatch.setitem(models.CONVOLUTIONAL, "lenet", (layer,))
     rng = np.random.default_rng(0)
     moved = rng.normal(size=(2, layer.kernel, layer.kernel, 3, 20)).astype(np.float32)
     see = lambda x, kernel: layers.convolve(x[None], kernel, stride=layer.stride, padding=layer.padding).ravel()
@@ -85,8 +87,8 @@ def test_updates_of_a_convolution_lead_along_what_it_sees(layer, scale):
     after[0, ..., 7], moved[0, ..., 7] = np.nan, 0  # a filter that is not finite is left out
     jacobian_of = jax.jit(jax.jacrev(see))
     jacobian = np.concatenate([jacobian_of(jnp.zeros(SHAPE), k).reshape(-1, DIMENSION) for k in moved])
-    assert_leading(subspaces.updates(np.zeros_like(after), after, SHAPE, layer, 6), np.float64(jacobian))
-    nothing = subspaces.updates(moved, moved, SHAPE, layer, 6)
+    assert_leading(subspaces.updates("lenet", SHAPE, [0 * moved], [after], 6), np.float64(jacobian))
+    nothing = subspaces.updates("lenet", SHAPE, [moved], [moved], 6)
     assert nothing.shape == (0, DIMENSION)
 
 
@@ -94,13 +96,36 @@ def test_updates_of_a_fully_connected_layer_are_in_the_order_of_the_images():
     model = models.build("mlp_shallow", SHAPE, 2, widths=(4,))
     before, after = (model.init(jax.random.key(i)) for i in range(2))
     kernels = [np.asarray(v["params"]["Dense_0"]["kernel"])[None] for v in (before, after)]
-    basis = subspaces.updates(*kernels, SHAPE, None, 4)
+    basis = subspaces.updates("mlp_shallow", SHAPE, *[[kernel] for kernel in kernels], 4)
     # The images that the hidden units have moved to, by what they do to each image of a single value.
     pixels = np.eye(DIMENSION, dtype=np.float32).reshape(DIMENSION, *SHAPE)
     hidden = lambda kernel: np.moveaxis(pixels, -1, 1).reshape(DIMENSION, -1) @ kernel[0].T
     rows = np.float64(hidden(kernels[1]) - hidden(kernels[0])).T
     np.testing.assert_allclose(basis @ basis.T, np.eye(4), atol=1e-5)
     np.testing.assert_allclose(rows @ basis.T @ basis, rows, atol=1e-5)
+
+
+OF_WORDS = {  # what comes before the first layer's biases, of a text [L, E]
+    "text_mean": lambda x, params: params["MLP_0"]["Dense_0"]["kernel"] @ x.mean(0),
+    "text_cnn": lambda x, params: [
+        layers.convolve(jnp.pad(x, ((k - 1, k - 1), (0, 0)))[None, :, None], params[f"Conv1d_{i}"]["kernel"][:, None])
+        for i, k in enumerate((3, 4, 5))
+    ],
+    "text_lstm": lambda x, params: x @ params["LSTM_0"]["word_kernel"].T,
+    "text_transformer": lambda x, params: x @ params["projection"]["kernel"].T,
+}
+
+
+@pytest.mark.parametrize("name", models.TEXT)
+def test_updates_of_networks_of_texts_lead_along_what_their_first_layers_see(name):
+    shape = (6, 15)
+    model = models.build(name, shape, 2)
+    before, after = (jax.vmap(model.init)(jax.random.split(jax.random.key(i), 2)) for i in range(2))
+    kernels = [subspaces.first_kernels(name, shape, variables) for variables in (before, after)]
+    moved = jax.tree.map(lambda b, a: a - b, before["params"], after["params"])
+    jacobian_of = jax.jit(jax.vmap(jax.jacrev(OF_WORDS[name]), (None, 0)))
+    rows = [np.reshape(leaf, (-1, DIMENSION)) for leaf in jax.tree.leaves(jacobian_of(jnp.zeros(shape), moved))]
+    assert_leading(subspaces.updates(name, shape, *kernels, 6), np.float64(np.concatenate(rows)))
 
 
 @pytest.mark.parametrize("center", [0.0, 100.0])
@@ -127,7 +152,8 @@ def test_subspaces_of_images_are_what_their_names_say():
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(30, *SHAPE), dtype=np.uint8)
     labels = rng.permutation(np.arange(30) % 5)
-    bases = subspaces.of_images(Split(images, labels), jax.random.key(0), 40, subtract_mean=False)
+    dataset = Dataset(Split(images, labels), Split(images, labels), tuple("abcde"), "")
+    bases = subspaces.of_examples(dataset, jax.random.key(0), 40, subtract_mean=False)
     assert {name: len(basis) for name, basis in bases.items()} == {
         "random": 40,
         "random_images": 30,  # all that 30 images span
@@ -143,7 +169,7 @@ def test_subspaces_of_images_are_what_their_names_say():
     np.testing.assert_allclose(off(rows, "constant_colours"), without_colours.reshape(30, -1), atol=1e-3)
     means = off(np.stack([rows[labels == k].mean(0) for k in range(5)]), "class_means")
     np.testing.assert_allclose(means, np.broadcast_to(means.mean(0), means.shape), atol=1e-3)
-    centred = subspaces.of_images(Split(images, labels), jax.random.key(0), 40, subtract_mean=True)
+    centred = subspaces.of_examples(dataset, jax.random.key(0), 40, subtract_mean=True)
     assert len(centred["random_images"]) == 29
     mixed = centred["random_images"]  # of differences from the mean: inside their span
     differences = np.linalg.svd(rows - rows.mean(0))[2][:29]
@@ -164,10 +190,11 @@ def test_many_rows_take_the_memory_of_blocks_of_them():
     assert peak(lambda: subspaces.leading(rows, 5)) < rows.size  # a quarter of them in float32
 
 
-def test_updates_of_a_convolution_take_the_memory_of_a_gram_matrix():
-    kernels = np.random.default_rng(0).normal(size=(2, 3, 3, 3, 3, 16)).astype(np.float32)
+def test_updates_of_a_convolution_take_the_memory_of_a_gram_matrix(monkeypatch):
+    kernels = list(np.random.default_rng(0).normal(size=(2, 3, 3, 3, 3, 16)).astype(np.float32))
     shape = (20, 20, 3)
-    taken = peak(lambda: subspaces.updates(*kernels, shape, Convolution(3, 1, 1), 10))
+    monkeypatch.setitem(models.CONVOLUTIONAL, "lenet", (Convolution(3, 1, 1),))
+    taken = peak(lambda: subspaces.updates("lenet", shape, kernels[:1], kernels[1:], 10))
     assert taken < 4 * 4 * np.prod(shape) ** 2  # the filters at all positions would take 9 of them
 
 
@@ -453,8 +480,7 @@ def measurement(angle):
 
 
 def test_enough_is_the_rank_from_which_on_every_mean_angle_is_near_random():
-    random = stats.random_angle(DIMENSION).mean()
-    near, far = random - findings.NEAR + 0.1, random - findings.NEAR - 0.1
+    near, far = RANDOM["mean_angle"] - findings.NEAR + 0.1, RANDOM["mean_angle"] - findings.NEAR - 0.1
     found = {(1, "nothing", 0): measurement(near)}
     angles = {
         "random": (far, near, far, near),
@@ -464,7 +490,7 @@ def test_enough_is_the_rank_from_which_on_every_mean_angle_is_near_random():
     for name, by_rank in angles.items():
         found |= {(1, name, rank): measurement(angle) for rank, angle in zip((1, 2, 5, 7), by_rank, strict=True)}
     found |= {(2, name, rank): measurement(np.nan) for (_, name, rank) in list(found)}  # no network has a direction
-    summary = findings.summarize(findings.tabulate(found), DIMENSION, 10)
+    summary = findings.summarize(findings.tabulate(found), RANDOM, 10)
     assert [(row["step"], row["subspace"], row["mean"]) for row in summary["enough"]] == [
         (1, "random", 7),
         (1, "updates", 0),
@@ -476,7 +502,7 @@ def test_a_single_pair_has_counts_and_a_figure_without_intervals():
     pair = lambda angle: removal.Measured(np.array([angle]), *np.full((4, 2), 0.5))
     found = {(s, "nothing", 0): pair(20.0) for s in (0, 1)} | {(s, "updates", 1): pair(80.0 + 9 * s) for s in (0, 1)}
     table = findings.tabulate(found)
-    summary = findings.summarize(table, DIMENSION, 10)
+    summary = findings.summarize(table, RANDOM, 10)
     ends = [(row["mean"], row["low"], row["high"]) for row in summary["enough"]]
     assert ends == [(None, None, None), (1, 1, 1)]
     config = defaults(decompose.FIELDS).to_dict()
@@ -509,7 +535,7 @@ def test_convolutional_networks(shorten, tmp_path):
             "models: got ('mlp_deep', 'mlp_shallow'); this experiment takes",
         ),
         ("--config.ranks=(4,1)", "ranks: got (4, 1); it takes a tuple of whole numbers"),
-        ("--config.ranks=(64,)", "ranks: got 64; the images have 64 values"),
+        ("--config.ranks=(64,)", "ranks: got 64; the inputs have 64 values"),
         ("--config.steps=(0,)", "steps: got (0,); it takes"),
         ("--config.data.image_size=224", "data.image_size: got 224; subspaces take memory"),
         ("--config.batch_statistics", "batch_statistics: got True; this experiment measures by running statistics"),

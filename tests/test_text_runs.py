@@ -146,6 +146,18 @@ def test_random_starts_leave_padding_alone_and_fill_the_ball_of_the_words(norm):
     assert np.mean((sizes / 0.5) ** 6) == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attacks_with_a_look_ahead_do_not_depend_on_padding(norm):
+    x = jax.random.normal(KEY, (20, 4, 3))
+    padded = jnp.pad(x, ((0, 0), (0, 5), (0, 0)))
+    of_words = lambda x: jnp.where(data.sets.at_words(x), x, 0).sum(1)
+    f = lambda x: jnp.tanh(of_words(x)) @ jnp.array([[3.0, -1.0], [-2.0, 0.5], [1.0, 1.0]])
+    options = {"norm": norm, "bounds": None, "support": data.sets.at_words}
+    attack = attacks.iterative(0.5, 4, 0.2, accumulator=attacks.nesterov(), **options)
+    labels = f(x).argmax(1)
+    np.testing.assert_allclose(attack(f, padded, labels)[:, :4], attack(f, x, labels), atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def finished(texts, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
@@ -243,7 +255,30 @@ def test_bad_settings_for_texts_are_one_line(texts, tmp_path, capsys, flag, mess
     assert message in line
 
 
-@pytest.mark.parametrize("name", ["decompose", "first_step", "causes"])
+def test_decompose_takes_texts_of_full_length(texts, tmp_path, capsys):
+    """All directions of `text_mean` are the same vector at all words, and so are the updates of its first layer."""
+    config = f"--config={ROOT / 'configs' / 'decompose.py'}"
+    settings = ["--config.data.name=text", "--config.data.classes=()", "--config.models=('text_mean',)"]
+    settings += ["--config.steps=(0, 1)", "--config.ranks=(1, 5)", "--config.num_fit=2", "--config.fit_examples=20"]
+    settings += [f"--config.data.dir={texts}", *(flag for flag in SMALL if "num_steps" not in flag), *WIDTHS]
+    decompose = lambda *flags: cli.run(experiment.load("decompose"), ["main.py", config, *settings, *flags])
+    assert decompose(f"--workdir={tmp_path / 'run'}", "--config.num_examples=16") == 0
+    said = capsys.readouterr().out
+    full = [int((split.inputs != 0).all(1).sum()) for split in load(texts)[:2]]
+    assert f"{full[0]} and {full[1]} of the training and test texts have 6 words or more" in said
+    assert "the same vector at all words" in said
+    results = experiment.read(tmp_path / "run")
+    assert results.summary["random"]["dimension"] == 5
+    share = results.tables["decompose"].set_index(["step", "subspace", "rank"])["share"]
+    for step in (0, 1):
+        assert share[step, "constant_colours", 5] == pytest.approx(1, abs=1e-5)
+        assert 0 < share[step, "random", 5] < 0.6
+    assert share[1, "updates", 5] == pytest.approx(1, abs=1e-5)
+    assert decompose(f"--workdir={tmp_path / 'few'}", "--config.num_examples=60") == 2
+    assert "num_examples: got 60; the class-balanced examples are 16, so at most 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["first_step", "causes"])
 def test_experiments_on_pixels_refuse_texts(texts, tmp_path, capsys, name):
     settings = ["--config.data.name=text", f"--config.data.dir={texts}", "--config.models=('text_mean',)"]
     command = ["main.py", f"--config={ROOT / 'configs' / f'{name}.py'}", f"--workdir={tmp_path / 'run'}", *settings]

@@ -1,6 +1,5 @@
 """Balls around inputs: projection onto them, random points in them, and steps, in L-inf and in L2."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,18 +21,22 @@ class Ball(NamedTuple):
       offset: `(key, support)`: a uniformly random point of the unit ball around 0, shaped like the support, which is 1
         at the values that change and 0 at the others.
       along: the step of length 1 along each of the vectors `[N, ...]`.
-      flat: of `along` over its argument, for D values of equal size whose L1 norm is 1.
+      flat: of `along` over its argument, for D values of equal size whose L1 norm is 1, from D.
     """
 
     project: Callable[[jax.Array, jax.Array, float, Bounds], jax.Array]
     offset: Callable[..., jax.Array]
     along: Callable[[jax.Array], jax.Array]
-    flat: Callable[[int], float]
+    flat: Callable[[jax.Array], jax.Array]
 
     def offsets(self, keys: jax.Array | None, x: jax.Array, support: Support = None) -> jax.Array:
         """Random points of the unit ball, one for each example's key, shaped like `x`; ValueError without keys."""
-        of_values = jnp.ones_like(x) if support is None else jnp.broadcast_to(support(x), x.shape).astype(x.dtype)
-        return jax.vmap(self.offset)(directions.example_keys(keys, len(x)), of_values)
+        return jax.vmap(self.offset)(directions.example_keys(keys, len(x)), values(x, support))
+
+
+def values(x: jax.Array, support: Support) -> jax.Array:
+    """1 at the values of the support, and 0 at the others, shaped like `x`."""
+    return jnp.ones_like(x) if support is None else jnp.broadcast_to(support(x), x.shape).astype(x.dtype)
 
 
 def sums(x: jax.Array) -> jax.Array:
@@ -89,6 +92,6 @@ def _along_gradient(gradient: jax.Array) -> jax.Array:
 
 
 BALLS: dict[str, Ball] = {
-    "linf": Ball(_project_linf, _uniform_in_box, jnp.sign, float),
-    "l2": Ball(_project_l2, _uniform_in_ball, _along_gradient, math.sqrt),
+    "linf": Ball(_project_linf, _uniform_in_box, jnp.sign, lambda count: count),
+    "l2": Ball(_project_l2, _uniform_in_ball, _along_gradient, jnp.sqrt),
 }

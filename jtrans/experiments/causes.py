@@ -200,7 +200,7 @@ def check(config: ConfigDict) -> None:
     if config.data.subtract_mean:
         raise InputError("data.subtract_mean: got True; the changes start from images with their mean, so False")
     if "whitened" in config.changes:
-        fields.check_pixels_squared(config, "whitening (without it, leave 'whitened' out of changes) takes memory")
+        fields.check_values_squared(config, "whitening (without it, leave 'whitened' out of changes) takes memory")
     if PLAIN not in config.changes:
         raise InputError(f"changes: got {config.changes}; it takes {PLAIN}, with which the others are compared")
     fields.check_networks(config)

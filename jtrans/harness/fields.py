@@ -238,8 +238,14 @@ def check_epsilon(epsilon: float, of_images: bool) -> None:
         raise InputError(f"attack.epsilon: got {epsilon}; of images it takes 1 at most, the range of a pixel")
 
 
-def check_pixels_squared(config: ConfigDict, what: str) -> None:
-    """Check that matrices of all values of an image by all of them, which `what` says, fit in memory."""
+def check_values_squared(config: ConfigDict, what: str) -> None:
+    """Check that matrices of all values of an input by all of them, which `what` says, fit in memory."""
+    if set(config.models) <= set(models.TEXT):
+        length, most = config.data.max_length, 3 * LARGEST_SQUARED**2 // config.data.embedding_size
+        if length > most:
+            of_size = f"{what} with the square of its product with data.embedding_size"
+            raise InputError(f"data.max_length: got {length}; {of_size}: {most} at most")
+        return
     if (size := config.data.image_size) > LARGEST_SQUARED:
         raise InputError(f"data.image_size: got {size}; {what} with its 4th power: {LARGEST_SQUARED} at most")
 

@@ -66,6 +66,16 @@ def _announce(config: ConfigDict, dataset: Dataset, section: str = "data") -> No
     print(f"{section}, {config[section].name}: {count} training {what} of {classes_count} classes; {where}", flush=True)
 
 
+def without_padding(dataset: Dataset) -> Dataset:
+    """The texts that fill the length to which they are cut; images as they are."""
+    if dataset.lexicon is None:
+        return dataset
+    full = [Split(*(values[(of.inputs != 0).all(1)] for values in of)) for of in (dataset.train, dataset.test)]
+    counts = " and ".join(str(len(of.labels)) for of in full)
+    print(f"{counts} of the training and test texts have {shape(dataset)[0]} words or more; others are not measured")
+    return dataset._replace(train=full[0], test=full[1])
+
+
 def identity(dataset: Dataset) -> dict[str, Any]:
     """What tells a data set from others, for the summary: its classes, the inputs' shape and their SHA-256."""
     shape_of = {"class_names": dataset.class_names, "input_shape": shape(dataset)}

@@ -5,6 +5,7 @@ other networks' gradients and updates are refitted at every step; the table `las
 taken out of the directions at every other.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -13,13 +14,14 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from jtrans import data, models, stats
+from jtrans import data, stats
 from jtrans.errors import InputError
 from jtrans.experiments.decompose import figures, findings, removal, subspaces
 from jtrans.harness import fields, setup
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_tuple, is_whole, whole
-from jtrans.population import devices, engine, observe
+from jtrans.models import Variables
+from jtrans.population import devices, engine, observe, trajectory
 from jtrans.training import Network
 
 FIELDS: Mapping[str, Field] = {
@@ -39,41 +41,41 @@ FIELDS: Mapping[str, Field] = {
 
 def check(config: ConfigDict) -> None:
     """Check what no single field can say."""
-    fields.check_images(config)
     fields.check_running_statistics(config)
     fields.check_one_model(config)
-    fields.check_pixels_squared(config, "subspaces take memory")
+    fields.check_values_squared(config, "subspaces take memory")
     fields.check_networks(config)
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
     """Fit subspaces on some of the networks, and measure the others without them."""
     keys = engine.keys(config.seed)
-    dataset, test = setup.load(config, keys.data, config.batch_size)
-    dimension, most = test.inputs[0].size, config.ranks[-1]
+    dataset, _ = setup.load(config, keys.data, config.batch_size)
+    shape, most = setup.shape(dataset), config.ranks[-1]
     setup.check_kind(config.models[0], config.data.name, dataset, "data.name")
-    if most >= dimension:
-        raise InputError(f"ranks: got {most}; the images have {dimension} values, so fewer than that")
-    fit_images = data.balanced(dataset.train, config.fit_examples, "fit_examples")
+    if most >= math.prod(shape):
+        raise InputError(f"ranks: got {most}; the inputs have {math.prod(shape)} values, so fewer than that")
+    full = setup.without_padding(dataset)  # a subspace has components everywhere, and directions have none at padding
+    test = data.balanced(full.test, config.num_examples, "num_examples")
+    fit_examples = data.balanced(full.train, config.fit_examples, "fit_examples")
     population = setup.population(config, dataset, test, keys, num_networks=config.num_fit + config.num_networks)
     (model,) = population.models
     look = jax.jit(partial(observe.observe_singly, model, measures=removal.ACCURACY))
     without = jax.jit(partial(removal.measure, model, epsilon=config.attack.epsilon))
-    of_images = subspaces.of_images(dataset.train, keys.attack, most, subtract_mean=config.data.subtract_mean)
-    layer, convolution = models.first_layer(*config.models)
+    of_examples = subspaces.of_examples(dataset, keys.attack, most, subtract_mean=config.data.subtract_mean)
     parts = slice(config.num_fit), slice(config.num_fit, None)
     rows, bases, directions, start = {}, {}, {}, None
     for step, variables in trained(population, config.steps):
         fit, measured = (Network(jax.tree.map(itemgetter(part), variables), None) for part in parts)
-        kernel = fit.variables["params"][layer]["kernel"]
-        start = kernel.copy() if step == 0 else start
-        updates = subspaces.updates(start, kernel, test.inputs.shape[1:], convolution, most)
-        gradients = subspaces.leading(look(fit, fit_images).unit.reshape(-1, dimension), most)
-        bases[step] = of_images | {"gradients": gradients, "updates": updates}
+        kernels = subspaces.first_kernels(config.models[0], shape, fit.variables)
+        start = kernels if step == 0 else start
+        updates = subspaces.updates(config.models[0], shape, start, kernels, most)
+        gradients = subspaces.leading(look(fit, fit_examples).unit.reshape(-1, math.prod(shape)), most)
+        bases[step] = of_examples | {"gradients": gradients, "updates": updates}
         # No more of the networks is held than is needed: neither here on the host while they are measured, nor on the
         # device while they train on. Bases and directions are kept on the host, for fits and directions of two steps.
         measured = jax.device_put(measured)
-        del variables, fit, kernel
+        del variables, fit, kernels
         seen = look(measured, test)
         for subspace, rank, basis in subspaces.ranked(bases[step], config.ranks):
             rows[step, subspace, rank] = jax.device_get(without(measured, seen, test, basis))
@@ -82,11 +84,12 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         print(f"step {step}: accuracy {accuracy:.3f}, {len(bases[step])} subspaces measured", flush=True)
         del measured, seen
     frames = findings.tables_of(rows, directions, bases, findings.shown_rank(config.ranks))
-    summary = findings.summarize(frames["decompose"], dimension, len(dataset.class_names)) | setup.identity(dataset)
+    random = trajectory.random(setup.dimensions(dataset, test, config.models))
+    summary = findings.summarize(frames["decompose"], random, len(dataset.class_names)) | setup.identity(dataset)
     return Results(config, summary, frames, {})
 
 
-def trained(population: engine.Population, steps: Sequence[int]) -> Iterator[tuple[int, models.Variables]]:
+def trained(population: engine.Population, steps: Sequence[int]) -> Iterator[tuple[int, Variables]]:
     """The variables `[M, ...]` of the networks, on the host, at each of the steps."""
     networks = engine.initialize(population)
     for step, (groups,), _ in engine.trajectory(population, networks, steps[-1], measure_every=steps[-1]):

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from jtrans.experiments.decompose import findings
-from jtrans.experiments.decompose.findings import CAPTIONS
+from jtrans.experiments.decompose.findings import captions
 from jtrans.experiments.decompose.subspaces import NOTHING, WHOLE
 from jtrans.harness import figures, tables
 from jtrans.harness.experiment import Results
@@ -30,7 +30,7 @@ def draw_all(results: Results) -> Figure:
     for axes in (angle, share, enough, attack):
         _over_steps(axes, results)
     figure.legend(*angle.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=3)
-    refitted = " and ".join(CAPTIONS[name] for name in findings.REFITTED)
+    refitted = " and ".join(captions(results)[name] for name in findings.REFITTED)
     figure.suptitle(f"{_title(results)}\n{refitted} are refitted at every step", fontsize="medium")
     return figure
 
@@ -64,12 +64,12 @@ def _places(results: Results, steps: pandas.Series) -> np.ndarray:
 
 def _draw_curves(angle: Axes, share: Axes, attack: Axes, results: Results) -> None:
     """Angles without each subspace, shares that it takes out, and attacks along either component."""
-    config, table = results.config, results.tables["decompose"]
+    config, table, kind = results.config, results.tables["decompose"], figures.kind(results.summary)
     shown = findings.shown_rank(config["ranks"])
     drawn = table[(table["rank"] == shown) | table["subspace"].isin((NOTHING, *WHOLE))]
     for (name, rank), rows in drawn.groupby(["subspace", "rank"], sort=False):
         x, colour = _places(results, rows["step"]), _colours(results)[name]
-        label = f"off {CAPTIONS[name]}" + f", {rank} of them" * (rank > 1) if rank else "whole directions"
+        label = f"off {captions(results)[name]}" + f", {rank} of them" * (rank > 1) if rank else "whole directions"
         figures.curve(angle, x, tables.interval(rows, "angle"), colour, label)
         figures.curve(attack, x, tables.interval(rows, "off"), colour, None if rank else label)
         if rank:
@@ -83,8 +83,14 @@ def _draw_curves(angle: Axes, share: Axes, attack: Axes, results: Results) -> No
     share.set_title("how much was taken out", fontsize="medium")
     attack.plot([], [], color="0.4", label="along what is left")
     attack.plot([], [], color="0.4", linestyle=":", label="along what was taken out")
-    attack.set(ylabel="errors by another network's direction\n(share of images got right)", ylim=(0, 1))
-    attack.set_title(f"attacks of L2 length {config['attack']['epsilon']:g} (pixels in [0, 1])", fontsize="medium")
+    attack.set(
+        ylabel=f"errors by another network's direction\n(share of {kind} got right)",
+        ylim=(0, 1),
+    )
+    attack.set_title(
+        f"attacks of L2 length {config['attack']['epsilon']:g} ({figures.UNITS[kind]})",
+        fontsize="medium",
+    )
     attack.legend(fontsize="x-small", loc="upper left")
 
 
@@ -97,7 +103,7 @@ def _draw_counts(axes: Axes, results: Results) -> None:
         x = _places(results, [row["step"] for row in rows]) + 0.1 * (i - (len(counted) - 1) / 2)
         middle, low, high = (np.array([grid.index(row[end]) for row in rows]) for end in ("mean", "low", "high"))
         reach = [middle - low, high - middle]
-        axes.errorbar(x, middle, reach, color=colours[name], marker="o", capsize=3, label=CAPTIONS[name])
+        axes.errorbar(x, middle, reach, color=colours[name], marker="o", capsize=3, label=captions(results)[name])
     axes.set_yticks(range(len(grid)), [*grid[:-1], f"over {grid[-2]}"])
     axes.set(ylabel=f"directions to take out for a mean angle\nwithin {summary['near']:.0f} degrees of random ones")
     axes.set_title("how many directions are enough (bars: 95 % interval)", fontsize="medium")
@@ -110,7 +116,7 @@ def draw_matched(results: Results) -> Figure:
     angle, share, rank = figure.subplots(1, 3)
     for name, rows in results.tables["matched"].groupby("subspace", sort=False):
         x, colour = _places(results, rows["step"]), _colours(results)[name]
-        label = "whole directions" if name == NOTHING else f"off {CAPTIONS[name]}"
+        label = "whole directions" if name == NOTHING else f"off {captions(results)[name]}"
         figures.curve(angle, x, tables.interval(rows, "angle"), colour, label)
         if name != NOTHING:
             figures.curve(share, x, tables.interval(rows, "share"), colour)
@@ -135,7 +141,7 @@ def draw_matched(results: Results) -> Figure:
 def draw_lasting(results: Results) -> Figure:
     """Updates fitted at each step (rows), taken out of the directions at each step (columns)."""
     table = results.tables["lasting"]
-    labels = findings.fits(table) + np.where(table["rank"] > 1, ", " + table["rank"].astype(str) + " of them", "")
+    labels = findings.fits(results) + np.where(table["rank"] > 1, ", " + table["rank"].astype(str) + " of them", "")
     size = 5 + 1.25 * table["step"].nunique(), 2.2 + 0.5 * labels.nunique()
     figure = Figure(figsize=size, layout="constrained")
     angle, share = figure.subplots(1, 2, sharey=True)

@@ -11,7 +11,7 @@ from jtrans.experiments.decompose import comparisons
 from jtrans.experiments.decompose.comparisons import Bases, Directions
 from jtrans.experiments.decompose.removal import Left, Measured
 from jtrans.experiments.decompose.subspaces import NOTHING
-from jtrans.harness import tables
+from jtrans.harness import figures, tables
 from jtrans.harness.experiment import Results
 from jtrans.population import observe
 
@@ -29,6 +29,17 @@ CAPTIONS = {
     "gradients": "other networks' gradients",
     "updates": "other networks' updates",
 }
+OF_TEXTS = {
+    "random_images": "random mixtures of training texts",
+    "mean_image": "the mean text",
+    "constant_colours": "the same vector at all words",
+    "training_images": "training texts",
+}
+
+
+def captions(results: Results) -> Mapping[str, str]:
+    """What the subspaces are called, of images or of texts."""
+    return CAPTIONS | OF_TEXTS if figures.kind(results.summary) == "texts" else CAPTIONS
 
 
 def shown_rank(ranks: Sequence[int]) -> int:
@@ -72,7 +83,7 @@ def tabulate(rows: Mapping[tuple[Hashable, ...], Measured | Left], *before: str)
     return table
 
 
-def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict[str, Any]:
+def summarize(table: pandas.DataFrame, random: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     """How many directions are enough, ready for JSON.
 
     In `enough` for each step and subspace the smallest measured number of directions from which on the mean angle is
@@ -80,18 +91,16 @@ def summarize(table: pandas.DataFrame, dimension: int, num_classes: int) -> dict
     low, high}`; None where that is more than was measured. Steps at which no network has a direction are left out. The
     subspaces in `refitted_at_every_step` are other ones at each step.
     """
-    random = stats.random_angle(dimension).mean()
     # The upper end of the angle gives the fewest directions.
     ends = {"mean": "angle", "low": "angle_high", "high": "angle_low"}
-    enough = []
+    enough, least = [], random["mean_angle"] - NEAR
     for (step, subspace), rows in table[table["subspace"] != NOTHING].groupby(["step", "subspace"], sort=False):
         if rows["angle"].notna().any():
             whole = table[(table["step"] == step) & (table["subspace"] == NOTHING)]
             angle = pandas.concat([whole, rows]).set_index("rank")
-            counts = {end: fewest(angle[name].fillna(angle["angle"]), random - NEAR) for end, name in ends.items()}
+            counts = {end: fewest(angle[name].fillna(angle["angle"]), least) for end, name in ends.items()}
             enough.append({"step": int(step), "subspace": subspace, **counts})
-    law = {"dimension": dimension, "mean_angle": random}
-    known = {"random": law, "chance": 1 / num_classes, "near": NEAR, "refitted_at_every_step": list(REFITTED)}
+    known = {"random": random, "chance": 1 / num_classes, "near": NEAR, "refitted_at_every_step": list(REFITTED)}
     return known | {"enough": enough}
 
 
@@ -104,20 +113,21 @@ def fewest(angle: pandas.Series, least: float) -> int | None:
 def tell(results: Results) -> str:
     """The mean angles left with the shares removed: of every subspace, at equal shares, and of fits at other steps."""
     whole, matched, lasting = (results.tables[name] for name in ("decompose", "matched", "lasting"))
+    called = captions(results)
     equal = {
         "step": matched["step"],
-        "off the span of": matched["subspace"].map(CAPTIONS),
+        "off the span of": matched["subspace"].map(called),
         "rank": matched["rank"],
         "share removed [95 %]": tables.cells(matched, "share", 3),
         "angle [95 %]": tables.cells(matched, "angle", 1),
     }
     return (
         "mean angles in degrees, and the share of the directions' squared length that was taken out;\n"
-        f"{' and '.join(CAPTIONS[name] for name in REFITTED)} are refitted at every step\n"
-        f"{_by_step(whole, whole['subspace'].map(CAPTIONS))}\n\n"
+        f"{' and '.join(called[name] for name in REFITTED)} are refitted at every step\n"
+        f"{_by_step(whole, whole['subspace'].map(called))}\n\n"
         "so many directions of each that the share is nearest to that of the updates\n"
         f"{tables.text(equal)}\n\n"
-        f"updates fitted at one step, taken out of the directions at each step\n{_by_step(lasting, fits(lasting))}"
+        f"updates fitted at one step, taken out of the directions at each step\n{_by_step(lasting, fits(results))}"
     )
 
 
@@ -131,7 +141,8 @@ def _by_step(table: pandas.DataFrame, labels: pandas.Series) -> str:
     return tables.text(columns | {f"step {step}": grid[step] for step in grid})
 
 
-def fits(lasting: pandas.DataFrame) -> pandas.Series:
+def fits(results: Results) -> pandas.Series:
     """In words which subspace is taken out in each row of the table `lasting`."""
+    lasting = results.tables["lasting"]
     updates = "updates from step 0 to " + lasting["fit_step"].astype(str)
-    return lasting["subspace"].map(CAPTIONS).where(lasting["subspace"] != "updates", updates)
+    return lasting["subspace"].map(captions(results)).where(lasting["subspace"] != "updates", updates)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jtrans import attacks, directions, loops
+from jtrans.attacks.balls import within
 from jtrans.data import Split
 from jtrans.models import Model, Variables
 from jtrans.population import observe
@@ -48,8 +49,8 @@ def measure(
 
     Args:
       networks: `[M, ...]` of one architecture.
-      seen: what `observe.observe_singly` gives of them on these test images, uint8 `[n, H, W, C]` with labels `[n]`.
-      epsilon: the attacks' Euclidean length, in units of pixels in [0, 1].
+      seen: what `observe.observe_singly` gives of them on these test examples, as they are stored, with labels `[n]`.
+      epsilon: the attacks' Euclidean length, in units of pixels in [0, 1] or of embeddings.
     """
     (off, inside, share), correct = split(seen.unit, basis), seen.values["accuracy"]
     _, source = observe.attackers(1, len(correct)).T
@@ -58,7 +59,7 @@ def measure(
     def batch(variables: Variables, images: jax.Array, labels: jax.Array, unit: jax.Array) -> tuple[None, jax.Array]:
         x = model.inputs.of(images)
         # An image without a direction stays as it is.
-        moved = jnp.clip(x + epsilon * jnp.nan_to_num(unit).reshape(x.shape), 0, 1)
+        moved = within(x + epsilon * jnp.nan_to_num(unit).reshape(x.shape), model.inputs.bounds)
         return None, attacks.right(model.apply(variables, moved), labels)
 
     def success(unit: jax.Array) -> jax.Array:

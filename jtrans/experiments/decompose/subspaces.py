@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 import scipy.linalg
+from flax.traverse_util import flatten_dict
 
-from jtrans import directions
-from jtrans.data import Split
-from jtrans.models.modules import Convolution
+from jtrans import directions, models
+from jtrans.data import Dataset
+from jtrans.models import Variables
+from jtrans.models.text import KERNELS
 
 NOTHING = "nothing"  # the subspace of no directions
 WHOLE = ("mean_image", "constant_colours", "class_means")  # subspaces that are taken out whole, at no other rank
@@ -66,48 +68,88 @@ def _leading_of_gram(gram: np.ndarray, count: int) -> np.ndarray:
 
 
 def updates(
-    before: np.ndarray, after: np.ndarray, shape: Sequence[int], layer: Convolution | None, count: int
+    name: str, shape: Sequence[int], before: Sequence[np.ndarray], after: Sequence[np.ndarray], count: int
 ) -> np.ndarray:
-    """The directions among images `[K, D]` in which networks' first layers have moved most: `leading` of the rows.
+    """The directions among inputs `[K, D]` in which networks' first layers have moved most: `leading` of the rows.
 
-    The rows of a fully-connected layer's update are images already. A convolution's update is a set of small filters,
-    each of which acts at every position: the rows are the filters at each of these, with zeros around them.
+    The rows are the filters' updates, a row for each place where a filter acts, with zeros at all values that it does
+    not see there.
 
     Args:
-      before, after: the layer's kernels of M networks, `[M, H, D]`, whose columns are the inputs, channels first; or of
-        a convolution `[M, kh, kw, C, F]`.
-      shape: `(height, width, channels)` of the images.
-      layer: the convolution; None where the layer is fully connected.
+      name: the architecture.
+      shape: that of an input, `(height, width, channels)` or `(length, embedding)`.
+      before, after: `first_kernels` of M networks.
     """
-    height, width, channels = shape
-    dimension = math.prod(shape)
-    if layer is None:
-        basis = leading(after.reshape(-1, dimension), count, center=before.reshape(-1, dimension))
-        return basis.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(basis.shape)
-    side, padding = layer.kernel, layer.padding
-    filters = _usable(*(np.moveaxis(kernels, -1, 1).reshape(-1, side**2 * channels) for kernels in (after, before)))
-    if len(filters) == 0:
+    seen, dimension = list(_seen(name, shape).values()), math.prod(shape)
+    if len(seen[0]) == 1:  # the filters act once, on all values or on their mean over words
+        (values,) = seen[0]
+        basis = leading(_rows(after)[0], count, center=_rows(before)[0])
+        repeats = dimension // basis.shape[1]
+        return np.tile(basis, repeats)[:, values.argsort()] / np.float32(math.sqrt(repeats))
+    filters = [_usable(*both) for both in zip(_rows(after), _rows(before), strict=True)]
+    if (scale := max(np.abs(rows).max(initial=0) for rows in filters)) == 0:
         return np.zeros((0, dimension), np.float32)
-    filters /= np.abs(filters).max()  # products of very long or very short ones leave float32
-    of_filters = filters.T @ filters
-    # Where each value that a filter sees stands among the values of the image; -1 in the padding.
-    inner = np.arange(dimension).reshape(shape)
-    padded = np.pad(inner, ((padding, padding), (padding, padding), (0, 0)), constant_values=-1)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side, channels))[:: layer.stride, :: layer.stride]
     gram = np.zeros((dimension, dimension), np.float32)
-    for values in windows.reshape(-1, side**2 * channels):
-        seen = values >= 0
-        gram[np.ix_(values[seen], values[seen])] += of_filters[np.ix_(seen, seen)]
+    for rows, places in zip(filters, seen, strict=True):
+        rows = rows / scale  # products of very long or very short ones leave float32
+        of_filters = rows.T @ rows
+        for values in places:
+            inside = values >= 0
+            gram[np.ix_(values[inside], values[inside])] += of_filters[np.ix_(inside, inside)]
     return _leading_of_gram(gram, min(count, dimension))
 
 
-def of_images(train: Split, key: jax.Array, count: int, *, subtract_mean: bool) -> dict[str, np.ndarray]:
+def first_kernels(name: str, shape: Sequence[int], variables: Variables) -> list[np.ndarray]:
+    """The kernels of the first layer of M networks, on the host: linear `[M, F, V]`, convolutions `[M, ..., C, F]`."""
+    flat = flatten_dict(variables["params"])
+    return [np.array(flat[path]) for path in _seen(name, shape)]
+
+
+def _rows(kernels: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The filters `[M * F, V]` of each of the kernels."""
+    filters_first = [k if k.ndim == 3 else np.moveaxis(k, -1, 1) for k in kernels]
+    return [k.reshape(k.shape[0] * k.shape[1], -1) for k in filters_first]
+
+
+def _seen(name: str, shape: Sequence[int]) -> dict[tuple[str, ...], np.ndarray]:
+    """Which values of an input the filters of the named network's first layer see, by the paths of their kernels.
+
+    `[P, V]` for filters that act at P places: the values' numbers in the flattened input, in the order of a filter's
+    weights; -1 in the padding. Weights that act on the mean of all words are repeated for each.
+    """
+    inner = np.arange(math.prod(shape)).reshape(shape)
+    if name == "text_mean":
+        return {("MLP_0", "Dense_0", "kernel"): inner.reshape(1, -1)}
+    if name == "text_cnn":
+        return {(f"Conv1d_{i}", "kernel"): _windows(inner, (k,), k - 1, 1) for i, k in enumerate(KERNELS)}
+    if name in models.TEXT:
+        return {("LSTM_0", "word_kernel") if name == "text_lstm" else ("projection", "kernel"): inner}
+    layer, convolution = models.first_layer(name)
+    if convolution is None:
+        return {(layer, "kernel"): np.moveaxis(inner, -1, 0).reshape(1, -1)}
+    side = convolution.kernel
+    return {(layer, "kernel"): _windows(inner, (side, side), convolution.padding, convolution.stride)}
+
+
+def _windows(inner: np.ndarray, kernel: tuple[int, ...], padding: int, stride: int) -> np.ndarray:
+    """What a kernel sees of `inner` `[..., C]` at each place, `[P, V]`; -1 in the padding."""
+    padded = np.pad(inner, [(padding, padding)] * len(kernel) + [(0, 0)], constant_values=-1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (*kernel, inner.shape[-1]))
+    windows = windows[(slice(None, None, stride),) * len(kernel)]
+    return windows.reshape(-1, math.prod(kernel) * inner.shape[-1])
+
+
+def of_examples(dataset: Dataset, key: jax.Array, count: int, *, subtract_mean: bool) -> dict[str, np.ndarray]:
     """The subspaces that need no network, by name; of `count` directions at most, but for those of `WHOLE`.
 
-    Those of training images are of the images as networks see them: without their mean if `subtract_mean`. That holds
-    for `random_images` too, since the update of a first layer is a mixture of images with their mean.
+    Those of training examples are of these as networks see them, texts embedded, images without their mean if
+    `subtract_mean`. That holds for `random_images` too, since the update of a first layer is a mixture of images with
+    their mean.
     """
-    rows = train.inputs.reshape(len(train.inputs), -1)
+    inputs, labels = dataset.train
+    if dataset.lexicon:  # images stay uint8, in a quarter of the memory: their scale changes no direction
+        inputs = dataset.lexicon.table[inputs]
+    rows = inputs.reshape(len(inputs), -1)
     mean = rows.mean(0, keepdims=True, dtype=np.float32)
     center = mean if subtract_mean else 0.0  # networks see another scale, which changes no direction
     noise = directions.random(key, np.zeros((count, rows.shape[1]), np.float32))
@@ -116,8 +158,8 @@ def of_images(train: Split, key: jax.Array, count: int, *, subtract_mean: bool) 
         "random": leading(noise, count),
         "random_images": orthonormal(mixtures(rows, np.asarray(weights), center=center)),
         "mean_image": leading(mean, 1),
-        "constant_colours": constant_colours(train.inputs.shape[1:]),
-        "class_means": class_means(rows, train.labels),
+        "constant_colours": constant_colours(inputs.shape[1:]),
+        "class_means": class_means(rows, labels),
         "training_images": leading(rows, count, center=center),
     }
 
@@ -145,9 +187,9 @@ def orthonormal(rows: np.ndarray) -> np.ndarray:
 
 
 def constant_colours(shape: Sequence[int]) -> np.ndarray:
-    """The image of each channel that has one value everywhere, `[C, D]`, of images `(height, width, channels)`."""
-    height, width, channels = shape
-    return np.tile(np.eye(channels, dtype=np.float32), height * width) / np.float32(math.sqrt(height * width))
+    """The input of each channel that has one value everywhere, `[C, D]`, of inputs of a shape `(..., C)`."""
+    positions = math.prod(shape[:-1])
+    return np.tile(np.eye(shape[-1], dtype=np.float32), positions) / np.float32(math.sqrt(positions))
 
 
 def class_means(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:

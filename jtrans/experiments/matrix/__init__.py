@@ -278,7 +278,7 @@ def draw(results: Results) -> dict[str, Figure]:
     attack, section = results.config["attack"], results.config["data"]
     note = ", 8-bit pixels" * attack["round_8bit"]
     kind = figures.kind(results.summary)
-    labels = {"kind": kind, "note": note, "success": counted_as(results)}
+    labels = {"kind": kind, "words": attack.get("words", 0), "note": note, "success": counted_as(results)}
     of_table = lambda table, over: heat_maps(table, attack["epsilon"], section, over=over, **labels)
     drawn = {"figure": of_table(results.tables["matrix"], over=kind)}
     if "kinds" in results.tables:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from jtrans import attacks
 from jtrans.harness import figures, tables
 from jtrans.stats import Interval
 
@@ -25,6 +26,7 @@ def heat_maps(
     *,
     kind: str = "images",
     over: str = "",
+    words: int = 0,
     note: str = "",
     success: str = "errors",
 ) -> Figure:
@@ -32,8 +34,8 @@ def heat_maps(
 
     Each cell has its number and each network its name; more than `MOST_NUMBERED` networks are a heat map without
     numbers, of one size, with a name every so many networks. `data` is the section of the config that the examples
-    are from, `kind` what these are, `over` what the intervals are over, empty where there are none, `note` a further
-    part of the title, and `success` what is counted.
+    are from, `kind` what these are, `over` what the intervals are over, empty where there are none, `words` how many
+    of a text attacks on words substitute at most, `note` a further part of the title, and `success` what is counted.
     """
     attacked, sources, targets = (list(dict.fromkeys(table[column])) for column in ("attack", "source", "target"))
     numbered = len(targets) <= MOST_NUMBERED
@@ -58,7 +60,9 @@ def heat_maps(
         if numbered
         else f"; white: the target gets none of the {kind} right"
     )
-    title = f"Attacks of epsilon {epsilon:.3g} ({figures.UNITS[kind]}{virtual}){note}\n{figures.data(data)}"
+    sizes = {"on words": f"at most {words} words", "": f"epsilon {epsilon:.3g} ({figures.UNITS[kind]}{virtual})"}
+    of_sizes = dict.fromkeys(sizes["on words" * (attack in attacks.ON_WORDS)] for attack in attacked)
+    title = f"Attacks of {' or '.join(of_sizes)}{note}\n{figures.data(data)}"
     figure.suptitle(f"{title}, {table['all_images_count'][0]:.0f} test {kind}{signs}", fontsize="medium")
     return figure
 

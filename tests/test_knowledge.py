@@ -109,7 +109,7 @@ def contrasted(tmp_path_factory):
     return workdir
 
 
-def told(change, seeds=3, sources=5, contrast=False):
+def told(change, seeds=3, sources=5, contrast=False, references=4):
     """Random measures of sources, changed; and of each its summary, line and panel's title; and all figures."""
     rng = np.random.default_rng(0)
     domains = ("target", "contrast")[: 1 + contrast]
@@ -124,6 +124,7 @@ def told(change, seeds=3, sources=5, contrast=False):
     frames = {"knowledge": table, "matrix": matrix.table({"fgsm_liang": attacked}, ["source 0"])}
     summary = words.summarize(table, rng) | {"attacked": {d: {"images": 4, "references": [0.5]} for d in domains}}
     config, summary = fields.defaults(knowledge.FIELDS).to_dict(), folder.plain(summary)
+    config |= {"strata": "parity", "num_references": references}
     results = experiment.Results(config, summary, frames, {})
     lines, figures = knowledge.tell(results).splitlines(), knowledge.draw(results)
     panels = figures["figure"].axes[:-1]
@@ -185,6 +186,16 @@ def test_intervals_are_shown_where_there_are_several_seeds(seeds):
     assert figures["matrix"].get_suptitle().endswith("test images" + "; ±: 95 % interval over 2 seeds" * (seeds > 1))
     labels = [text.get_text() for text in figures["figure"].axes[-1].get_legend().get_texts()]
     assert ("95 % interval, 2 seeds,\nspread pooled over sources" in labels) == (seeds > 1)
+
+
+def test_the_matrix_has_as_many_seeds_as_there_are_references():
+    _, figures, _ = told(lambda table: None, seeds=3, references=2)
+    assert figures["matrix"].get_suptitle().endswith("; ±: 95 % interval over 2 seeds")
+
+
+def test_sources_without_strata_have_no_panel_of_them(finished):
+    shown = knowledge.draw(experiment.read(finished))["figure"].axes
+    assert [axes.get_xlabel() for axes in shown[-2:]] == ["accuracy of the source", ""]  # the last has the legend
 
 
 def test_lost_sources_have_rows_that_say_so_and_the_others_go_on(finished, tmp_path, capsys):

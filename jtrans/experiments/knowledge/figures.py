@@ -42,7 +42,7 @@ def draw(results: Results) -> dict[str, Figure]:
     """Every measure against the transfer loss; where measured, the matrix of the sources with new last layers."""
     drawn = {"figure": _against_loss(results)}
     if "matrix" in results.tables:
-        seeds = results.summary["num_seeds"]
+        seeds = min(results.summary["num_seeds"], results.config["num_references"])
         labels = {"over": f"{seeds} seeds" * (seeds > 1), "note": "; sources with new last layers"}
         labels["kind"] = figures.kind(results.summary)
         of_config = results.config["attack"]["epsilon"], results.config["target"]
@@ -56,7 +56,8 @@ def _against_loss(results: Results) -> Figure:
     correlations = {row["measure"]: row for row in summary["correlations"]}
     figure = Figure(figsize=(15, 13), layout="constrained")
     *panels, key = figure.subplots(4, 4).flat
-    loss, *measured = (stats.pooled_ci(words.compared(table, name)) for name in ("transfer_loss", *SHOWN))
+    shown = [name for name in SHOWN if name != "stratum" or config["strata"]]
+    loss, *measured = (stats.pooled_ci(words.compared(table, name)) for name in ("transfer_loss", *shown))
     names = [row["source"] for row in summary["sources"]]
     strata = words.by_source(table, "stratum")[:, 0].astype(int)
     # Many sources are told apart by their strata alone.
@@ -66,10 +67,12 @@ def _against_loss(results: Results) -> Figure:
     shades = np.linspace(0, 0.9, len(legend)) if len(names) > MANY else np.arange(len(legend))
     colour = dict(zip(legend, map(colours, shades), strict=True))
     contrast = words.has_contrast(table)
-    for axes, name, values in zip(panels, SHOWN, measured, strict=True):
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    for axes, name, values in zip(panels, shown, measured, strict=False):
         _scatter(axes, values, loss, correlations[name], [colour[group] for group in groups])
         difference = contrast and name in words.OF_TARGET
-        caption = config["strata"] if name == "stratum" and config["strata"] else words.CAPTIONS[name]
+        caption = config["strata"] if name == "stratum" else words.CAPTIONS[name]
         axes.set_xlabel(caption.replace(", ", "\n", 1) + "\n(target less contrast)" * difference, fontsize="small")
         axes.set_ylabel("transfer loss (nats)" + ",\ntarget less contrast" * contrast, fontsize="small")
     key.axis("off")
@@ -102,4 +105,5 @@ def _scatter(axes: Axes, values: stats.Interval, loss: stats.Interval, row: Mapp
     rank = row["spearman"]
     title = row["undefined"] or f"rank correlation {stats.interval_text(rank, 2)}, p {words.p_text(rank['p_value'])}"
     axes.set_title(f"{title}\n{words.missing(row)}".rstrip(), fontsize="small")
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(alpha=0.25)

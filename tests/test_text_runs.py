@@ -2,18 +2,21 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
 from conftest import ROOT, xla_flags
 
 from jtrans import attacks, data, models, stats
 from jtrans.errors import InputError
 from jtrans.experiments import control, early, knowledge, matrix, penalty
+from jtrans.experiments.reproduce import page
 from jtrans.harness import cli, experiment, folder
 from jtrans.population import observe, trajectory
 from jtrans.training import Network
@@ -424,3 +427,13 @@ def test_knowledge_takes_texts(texts, tmp_path):
     assert cli.run(knowledge.EXPERIMENT, [*command, *domains, *settings, *small, *pixels, *WIDTHS]) == 0
     table = folder.read_table(tmp_path / "run" / "knowledge.csv")
     assert table["pgd_liang_tau1_S_T"].between(0, 1.5).all()
+
+
+def test_the_tables_of_the_page_are_those_of_its_results():
+    results = ROOT / "docs" / "text" / "early.csv"
+    if not results.exists():
+        pytest.skip("nothing is measured yet")
+    script, text = runpy.run_path(str(ROOT / "benchmarks" / "text_early.py")), (ROOT / "docs" / "text.md").read_text()
+    table = pandas.read_csv(results)
+    for rows in (script["shown"], script["predicted"]):
+        assert page.markdown(rows(table)) in text

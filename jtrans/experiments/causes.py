@@ -81,7 +81,7 @@ def matched_sgd(setting: Setting) -> optax.GradientTransformation:
         return jnp.zeros(())
 
     def update(gradient: optax.Updates, rate: jax.Array, params: optax.Params | None = None) -> tuple[Any, jax.Array]:
-        ratio = optax.global_norm(jax.tree.map(jnp.sign, gradient)) / optax.global_norm(gradient)
+        ratio = optax.tree.norm(jax.tree.map(jnp.sign, gradient)) / optax.tree.norm(gradient)
         rate = jnp.where(rate == 0, setting.config.learning_rate * ratio, rate)
         return jax.tree.map(lambda g: -rate * g, gradient), rate
 

@@ -73,7 +73,8 @@ def updates(
     """The directions among inputs `[K, D]` in which networks' first layers have moved most: `leading` of the rows.
 
     The rows are the filters' updates, a row for each place where a filter acts, with zeros at all values that it does
-    not see there.
+    not see there. Those of filters that act on each word alone are the same at all words: a direction of a word comes
+    as often as there are words, in any mixture.
 
     Args:
       name: the architecture.

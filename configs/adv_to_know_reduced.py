@@ -5,7 +5,7 @@
 
 DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet, of which the
 twelve vehicles are used; `--config.target.name` and `--config.target.classes` select another set. Three seeds, two
-epochs on 5,000 images, a ResNet18 with an eighth of its widths as a source and as the reference, of which there are
+epochs on 4,000 images, a ResNet18 with an eighth of its widths as a source and as the reference, of which there are
 three, attacks with 20 steps.
 """
 
@@ -25,8 +25,8 @@ def get_config() -> ConfigDict:
     config.source.name, config.target.name = "cifar10", "tiny_imagenet22"
     config.target.classes = sources.VEHICLES
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
-    config.source.num_train = 5_000
+    config.source.num_train = 4_000
     config.num_epochs, config.reference_epochs, config.refit_epochs = 2, 3, 1
-    config.num_examples = 100
+    config.num_examples, config.matrix = 100, False
     config.attack.steps = 20
     return config

@@ -5,7 +5,7 @@
 
 DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet, of which the
 twelve vehicles are used; any other set can be named. Three seeds, ResNet18 with an eighth of its widths, one epoch on
-5,000 images of each mixture, three references, attacks with 20 steps.
+4,000 images of each mixture, three references, attacks with 20 steps.
 """
 
 from ml_collections import ConfigDict
@@ -32,8 +32,8 @@ def get_config() -> ConfigDict:
     config.source.name, config.target.name = "cifar10", "tiny_imagenet22"
     config.target.classes = sources.VEHICLES
     config.source.pixel_range = config.target.pixel_range = (-1.0, 1.0)
-    config.source.num_train = 5_000
+    config.source.num_train = 4_000
     config.num_epochs, config.reference_epochs, config.refit_epochs = 1, 3, 1
-    config.num_examples = 100
+    config.num_examples, config.matrix = 100, False
     config.attack.steps = 20
     return config

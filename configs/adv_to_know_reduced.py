@@ -7,6 +7,8 @@ DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 cl
 twelve vehicles are used; `--config.target.name` and `--config.target.classes` select another set. Three seeds, two
 epochs on 4,000 images, a ResNet18 with an eighth of its widths as a source and as the reference, of which there are
 three, attacks with 20 steps.
+
+Cost: about 12 minutes on 2 cores.
 """
 
 from ml_collections import ConfigDict

@@ -6,6 +6,8 @@
 DIRECTORY is a TFDS data directory that holds cifar10 and tiny_imagenet22, 22 classes of Tiny ImageNet, of which the
 twelve vehicles are used; any other set can be named. Three seeds, ResNet18 with an eighth of its widths, one epoch on
 4,000 images of each mixture, three references, attacks with 20 steps.
+
+Cost: about 11 minutes on 2 cores.
 """
 
 from ml_collections import ConfigDict

@@ -262,21 +262,34 @@ def test_decompose_takes_texts_of_full_length(texts, tmp_path, capsys):
     """All directions of `text_mean` are the same vector at all words, and so are the updates of its first layer."""
     config = f"--config={ROOT / 'configs' / 'decompose.py'}"
     settings = ["--config.data.name=text", "--config.data.classes=()", "--config.models=('text_mean',)"]
-    settings += ["--config.steps=(0, 1)", "--config.ranks=(1, 5)", "--config.num_fit=2", "--config.fit_examples=20"]
+    settings += ["--config.steps=(0, 1)", "--config.ranks=(1, 4)", "--config.num_fit=2", "--config.fit_examples=20"]
     settings += [f"--config.data.dir={texts}", *(flag for flag in SMALL if "num_steps" not in flag), *WIDTHS]
-    decompose = lambda *flags: cli.run(experiment.load("decompose"), ["main.py", config, *settings, *flags])
+
+    def decompose(*flags):
+        last = {flag.partition("=")[0]: flag for flag in (config, *settings, *flags)}  # a tuple twice would be added up
+        return cli.run(experiment.load("decompose"), ["main.py", *last.values()])
+
     assert decompose(f"--workdir={tmp_path / 'run'}", "--config.num_examples=16") == 0
     said = capsys.readouterr().out
     full = [int((split.inputs != 0).all(1).sum()) for split in load(texts)[:2]]
     assert f"{full[0]} and {full[1]} of the training and test texts have 6 words or more" in said
-    assert "the same vector at all words" in said
+    assert "vectors that are the same at all words" in said
     results = experiment.read(tmp_path / "run")
     assert results.summary["random"]["dimension"] == 5
     share = results.tables["decompose"].set_index(["step", "subspace", "rank"])["share"]
     for step in (0, 1):
         assert share[step, "constant_colours", 5] == pytest.approx(1, abs=1e-5)
-        assert 0 < share[step, "random", 5] < 0.6
-    assert share[1, "updates", 5] == pytest.approx(1, abs=1e-5)
+        assert 0 < share[step, "random", 4] < 0.6
+        assert 0.8 < share[step, "gradients", 4] < 1  # of 5 dimensions
+    enough = {row["subspace"] for row in results.summary["enough"]}
+    assert "constant_colours" not in enough  # it leaves nothing
+    assert enough > {"random", "gradients"}
+    assert decompose(f"--workdir={tmp_path / 'all'}", "--config.num_examples=16", "--config.ranks=(1, 5)") == 2
+    assert "ranks: got 5; the directions have 5 dimensions" in capsys.readouterr().err
+    assert decompose(f"--workdir={tmp_path / 'long'}", "--config.data.max_length=5000") == 2
+    assert "data.max_length: got 5000, with data.embedding_size 5; subspaces take" in capsys.readouterr().err
+    assert decompose(f"--workdir={tmp_path / 'none'}", "--config.data.max_length=12") == 2
+    assert "data.max_length: got 12; no train text of the class '0' has so many words" in capsys.readouterr().err
     assert decompose(f"--workdir={tmp_path / 'few'}", "--config.num_examples=60") == 2
     assert "num_examples: got 60; the class-balanced examples are 16, so at most 16" in capsys.readouterr().err
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtrans import directions, loops
-from jtrans.attacks.balls import BALLS, Bounds, Support, sums, values
+from jtrans.attacks.balls import BALLS, Bounds, Support, sums, support_of
 from jtrans.attacks.parts import (
     LAST_GRADIENT,
     Accumulator,
@@ -180,7 +180,7 @@ def iterative(
     def attack(f: Function, x: jax.Array, y: jax.Array, key: jax.Array | None = None) -> jax.Array:
         keys = None if key is None else directions.example_keys(key, len(x))
         start = ball.project(x + epsilon * ball.offsets(keys, x, support), x, epsilon, bounds) if random_start else x
-        reach = step_size * ball.flat(sums(values(x, support)))
+        reach = step_size * ball.flat(sums(support_of(x, support)))
 
         def gradient(point: jax.Array, keys: jax.Array | None) -> Scaled:
             vector, log_scale = _loss_gradient(f, point, y, transforms, keys)

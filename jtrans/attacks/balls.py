@@ -21,7 +21,7 @@ class Ball(NamedTuple):
       offset: `(key, support)`: a uniformly random point of the unit ball around 0, shaped like the support, which is 1
         at the values that change and 0 at the others.
       along: the step of length 1 along each of the vectors `[N, ...]`.
-      flat: of `along` over its argument, for D values of equal size whose L1 norm is 1, from D.
+      flat: how much longer `along` makes a vector of D equal values whose L1 norm is 1, from D.
     """
 
     project: Callable[[jax.Array, jax.Array, float, Bounds], jax.Array]
@@ -31,10 +31,10 @@ class Ball(NamedTuple):
 
     def offsets(self, keys: jax.Array | None, x: jax.Array, support: Support = None) -> jax.Array:
         """Random points of the unit ball, one for each example's key, shaped like `x`; ValueError without keys."""
-        return jax.vmap(self.offset)(directions.example_keys(keys, len(x)), values(x, support))
+        return jax.vmap(self.offset)(directions.example_keys(keys, len(x)), support_of(x, support))
 
 
-def values(x: jax.Array, support: Support) -> jax.Array:
+def support_of(x: jax.Array, support: Support) -> jax.Array:
     """1 at the values of the support, and 0 at the others, shaped like `x`."""
     return jnp.ones_like(x) if support is None else jnp.broadcast_to(support(x), x.shape).astype(x.dtype)
 

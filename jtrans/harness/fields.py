@@ -241,10 +241,10 @@ def check_epsilon(epsilon: float, of_images: bool) -> None:
 def check_values_squared(config: ConfigDict, what: str) -> None:
     """Check that matrices of all values of an input by all of them, which `what` says, fit in memory."""
     if set(config.models) <= set(models.TEXT):
-        length, most = config.data.max_length, 3 * LARGEST_SQUARED**2 // config.data.embedding_size
-        if length > most:
-            of_size = f"{what} with the square of its product with data.embedding_size"
-            raise InputError(f"data.max_length: got {length}; {of_size}: {most} at most")
+        length, size, most = config.data.max_length, config.data.embedding_size, 3 * LARGEST_SQUARED**2
+        if length * size > most:
+            of_size = f"{what} with the square of max_length times embedding_size, which are {most} at most together"
+            raise InputError(f"data.max_length: got {length}, with data.embedding_size {size}; {of_size}")
         return
     if (size := config.data.image_size) > LARGEST_SQUARED:
         raise InputError(f"data.image_size: got {size}; {what} with its 4th power: {LARGEST_SQUARED} at most")

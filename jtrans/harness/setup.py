@@ -67,13 +67,23 @@ def _announce(config: ConfigDict, dataset: Dataset, section: str = "data") -> No
 
 
 def without_padding(dataset: Dataset) -> Dataset:
-    """The texts that fill the length to which they are cut; images as they are."""
+    """The texts that fill the length to which they are cut; images as they are.
+
+    InputError if a class has no such text to train or to test on.
+    """
     if dataset.lexicon is None:
         return dataset
-    full = [Split(*(values[(of.inputs != 0).all(1)] for values in of)) for of in (dataset.train, dataset.test)]
-    counts = " and ".join(str(len(of.labels)) for of in full)
-    print(f"{counts} of the training and test texts have {shape(dataset)[0]} words or more; others are not measured")
-    return dataset._replace(train=full[0], test=full[1])
+    length, full = shape(dataset)[0], {}
+    for name in ("train", "test"):
+        split = getattr(dataset, name)
+        full[name] = Split(*(array[(split.inputs != 0).all(1)] for array in split))
+        for label, class_name in enumerate(dataset.class_names):
+            if label not in full[name].labels:
+                what = f"no {name} text of the class {class_name!r} has so many words; choose fewer"
+                raise InputError(f"data.max_length: got {length}; {what}")
+    counts = " and ".join(str(len(split.labels)) for split in full.values())
+    print(f"{counts} of the training and test texts have {length} words or more; only these are looked at", flush=True)
+    return dataset._replace(**full)
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:

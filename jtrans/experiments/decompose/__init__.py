@@ -28,14 +28,14 @@ FIELDS: Mapping[str, Field] = {
     **fields.NETWORKS,  # so many networks are measured
     **fields.TRAINING,
     "num_fit": whole(8),  # further networks, from which subspaces are fitted
-    "fit_examples": whole(100),  # training images at which their directions are taken
+    "fit_examples": whole(100),  # training examples at which their directions are taken
     "steps": Field(
         (0, 1, 2, 3, 5, 10, 20, 50),
         lambda v: is_tuple(v, is_whole, range(2, 10**6)) and sorted(set(v)) == list(v) and v[0] == 0,
         "a tuple of whole numbers, 0 first and each larger than the one before, as (0, 1, 5)",
     ),
     "ranks": fields.counts((1, 2, 5, 10, 20, 50, 100)),
-    "attack.epsilon": fields.positive(2.0),  # the Euclidean length of an attack, in units of pixels in [0, 1]
+    "attack.epsilon": fields.positive(2.0),  # the Euclidean length of an attack, as `fields.epsilon`
 }
 
 
@@ -53,22 +53,23 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     dataset, _ = setup.load(config, keys.data, config.batch_size)
     shape, most = setup.shape(dataset), config.ranks[-1]
     setup.check_kind(config.models[0], config.data.name, dataset, "data.name")
-    if most >= math.prod(shape):
-        raise InputError(f"ranks: got {most}; the inputs have {math.prod(shape)} values, so fewer than that")
     full = setup.without_padding(dataset)  # a subspace has components everywhere, and directions have none at padding
     test = data.balanced(full.test, config.num_examples, "num_examples")
     fit_examples = data.balanced(full.train, config.fit_examples, "fit_examples")
+    dimensions = setup.dimensions(dataset, test, config.models)
+    if most >= dimensions.min():
+        raise InputError(f"ranks: got {most}; the directions have {dimensions.min()} dimensions, so fewer than that")
     population = setup.population(config, dataset, test, keys, num_networks=config.num_fit + config.num_networks)
     (model,) = population.models
     look = jax.jit(partial(observe.observe_singly, model, measures=removal.ACCURACY))
     without = jax.jit(partial(removal.measure, model, epsilon=config.attack.epsilon))
-    of_examples = subspaces.of_examples(dataset, keys.attack, most, subtract_mean=config.data.subtract_mean)
+    of_examples = subspaces.of_examples(full, keys.attack, most, subtract_mean=config.data.subtract_mean)
     parts = slice(config.num_fit), slice(config.num_fit, None)
     rows, bases, directions, start = {}, {}, {}, None
     for step, variables in trained(population, config.steps):
         fit, measured = (Network(jax.tree.map(itemgetter(part), variables), None) for part in parts)
         kernels = subspaces.first_kernels(config.models[0], shape, fit.variables)
-        start = kernels if step == 0 else start
+        start = [kernel.copy() for kernel in kernels] if step == 0 else start
         updates = subspaces.updates(config.models[0], shape, start, kernels, most)
         gradients = subspaces.leading(look(fit, fit_examples).unit.reshape(-1, math.prod(shape)), most)
         bases[step] = of_examples | {"gradients": gradients, "updates": updates}
@@ -84,7 +85,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
         print(f"step {step}: accuracy {accuracy:.3f}, {len(bases[step])} subspaces measured", flush=True)
         del measured, seen
     frames = findings.tables_of(rows, directions, bases, findings.shown_rank(config.ranks))
-    random = trajectory.random(setup.dimensions(dataset, test, config.models))
+    random = trajectory.random(dimensions)
     summary = findings.summarize(frames["decompose"], random, len(dataset.class_names)) | setup.identity(dataset)
     return Results(config, summary, frames, {})
 

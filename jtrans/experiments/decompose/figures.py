@@ -161,8 +161,9 @@ def _draw_map(axes: Axes, table: pandas.DataFrame, name: str, most: float) -> No
     mean, reach = grid[name], (grid[f"{name}_high"] - grid[name]).to_numpy()
     axes.imshow(mean, vmin=0, vmax=most, cmap="viridis", aspect="auto")
     for (row, column), value in np.ndenumerate(mean):
-        text = f"{value:.1f}" + (f"\n±{reach[row, column]:.1f}" if np.isfinite(reach[row, column]) else "")
-        colour = "k" if value > 0.55 * most else "w"
+        text = "-" if np.isnan(value) else f"{value:.1f}"
+        text += f"\n±{reach[row, column]:.1f}" if np.isfinite(reach[row, column]) else ""
+        colour = "w" if value <= 0.55 * most else "k"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     for _, same in table[(table["subspace"] == "updates") & (table["fit_step"] == table["step"])].iterrows():
         corner = mean.columns.get_loc(same["step"]) - 0.5, mean.index.get_loc(same["label"]) - 0.5

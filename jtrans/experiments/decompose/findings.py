@@ -32,7 +32,7 @@ CAPTIONS = {
 OF_TEXTS = {
     "random_images": "random mixtures of training texts",
     "mean_image": "the mean text",
-    "constant_colours": "the same vector at all words",
+    "constant_colours": "vectors that are the same at all words",
     "training_images": "training texts",
 }
 
@@ -88,25 +88,30 @@ def summarize(table: pandas.DataFrame, random: Mapping[str, Any], num_classes: i
 
     In `enough` for each step and subspace the smallest measured number of directions from which on the mean angle is
     within `NEAR` degrees of the random mean, by the mean and by both ends of its interval, where there is one: `{mean,
-    low, high}`; None where that is more than was measured. Steps at which no network has a direction are left out. The
-    subspaces in `refitted_at_every_step` are other ones at each step.
+    low, high}`; None where that is more than was measured. Left out are steps at which no network has a direction, and
+    subspaces that leave nothing of any. The subspaces in `refitted_at_every_step` are other ones at each step.
     """
     # The upper end of the angle gives the fewest directions.
     ends = {"mean": "angle", "low": "angle_high", "high": "angle_low"}
-    enough, least = [], random["mean_angle"] - NEAR
+    enough, dimension = [], random["dimension"]
     for (step, subspace), rows in table[table["subspace"] != NOTHING].groupby(["step", "subspace"], sort=False):
         if rows["angle"].notna().any():
             whole = table[(table["step"] == step) & (table["subspace"] == NOTHING)]
             angle = pandas.concat([whole, rows]).set_index("rank")
-            counts = {end: fewest(angle[name].fillna(angle["angle"]), least) for end, name in ends.items()}
+            counts = {end: fewest(angle[name].fillna(angle["angle"]), dimension) for end, name in ends.items()}
             enough.append({"step": int(step), "subspace": subspace, **counts})
     known = {"random": random, "chance": 1 / num_classes, "near": NEAR, "refitted_at_every_step": list(REFITTED)}
     return known | {"enough": enough}
 
 
-def fewest(angle: pandas.Series, least: float) -> int | None:
-    """The smallest rank, the index, from which on every angle is `least` or more; None where there is none."""
-    after = np.flatnonzero(~(angle >= least)).max(initial=-1) + 1
+def fewest(angle: pandas.Series, dimension: float) -> int | None:
+    """The smallest rank, the index, from which on every angle is near that of random directions; None if there is none.
+
+    Random directions have so many dimensions less the rank. A rank at which nothing is left, NaN, is left out.
+    """
+    angle = angle.dropna()
+    least = [stats.random_angle(max(round(dimension) - rank, 2)).mean() - NEAR for rank in angle.index]
+    after = np.flatnonzero(angle < least).max(initial=-1) + 1
     return int(angle.index[after]) if after < len(angle) else None
 
 
@@ -133,7 +138,8 @@ def tell(results: Results) -> str:
 
 def _by_step(table: pandas.DataFrame, labels: pandas.Series) -> str:
     """Angles and shares as text: a line for each label, those of the table's rows, and rank; a column for each step."""
-    words = [f"{angle:.1f} {share:4.0%}" for angle, share in zip(table["angle"], table["share"], strict=True)]
+    left = table["angle"].map("{:.1f}".format).where(table["angle"].notna(), "-")
+    words = [f"{angle} {share:4.0%}" for angle, share in zip(left, table["share"], strict=True)]
     grid = pandas.DataFrame({"label": labels, "rank": table["rank"], "step": table["step"], "words": words})
     grid = grid.set_index(["label", "rank", "step"])["words"].unstack(sort=False).fillna("")
     names, ranks = zip(*grid.index, strict=True)

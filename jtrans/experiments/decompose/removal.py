@@ -30,8 +30,8 @@ class Measured(NamedTuple):
       angle: `[P]`, the mean folded angle between what is left of the directions, in degrees.
       share: `[M]`, the mean share of a direction's squared length that was taken out.
       off, inside: `[M]`, the success of attacks along the component left, and along the one taken out, from the next
-        network round a ring: the share of the images that the attacked network classifies rightly which it then
-        classifies wrongly; NaN where there is none.
+        network round a ring: the share of the examples that the attacked network classifies rightly which it then
+        classifies wrongly; NaN where there is none. An example without such a component stays as it is.
       accuracy: `[M]`, without an attack; NaN where a loss is not finite.
     """
 
@@ -58,7 +58,7 @@ def measure(
 
     def batch(variables: Variables, images: jax.Array, labels: jax.Array, unit: jax.Array) -> tuple[None, jax.Array]:
         x = model.inputs.of(images)
-        # An image without a direction stays as it is.
+        # An example without a direction stays as it is.
         moved = within(x + epsilon * jnp.nan_to_num(unit).reshape(x.shape), model.inputs.bounds)
         return None, attacks.right(model.apply(variables, moved), labels)
 

@@ -1,7 +1,7 @@
-"""Small subspaces of the images' space: which they are, and how they are fitted to rows of numbers.
+"""Small subspaces of the inputs' space: which they are, and how they are fitted to rows of numbers.
 
 A subspace is an orthonormal basis `[K, D]`, its most important directions first. It is fitted on other networks and
-other images than those measured.
+other examples than those measured.
 """
 
 import itertools
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+import scipy.fft
 import scipy.linalg
 from flax.traverse_util import flatten_dict
 
@@ -73,8 +74,8 @@ def updates(
     """The directions among inputs `[K, D]` in which networks' first layers have moved most: `leading` of the rows.
 
     The rows are the filters' updates, a row for each place where a filter acts, with zeros at all values that it does
-    not see there. Those of filters that act on each word alone are the same at all words: a direction of a word comes
-    as often as there are words, in any mixture.
+    not see there. Where the filters act on each word alone, every direction among a word's values comes as often as
+    there are words, equally long: first the same at all words, then with its size a cosine over the words.
 
     Args:
       name: the architecture.
@@ -82,11 +83,13 @@ def updates(
       before, after: `first_kernels` of M networks.
     """
     seen, dimension = list(_seen(name, shape).values()), math.prod(shape)
-    if len(seen[0]) == 1:  # the filters act once, on all values or on their mean over words
-        (values,) = seen[0]
-        basis = leading(_rows(after)[0], count, center=_rows(before)[0])
-        repeats = dimension // basis.shape[1]
-        return np.tile(basis, repeats)[:, values.argsort()] / np.float32(math.sqrt(repeats))
+    if np.array_equal(np.sort(seen[0], axis=None), np.arange(dimension)):  # each value is seen at one place
+        (places,) = seen
+        over_places = scipy.fft.dct(np.eye(len(places)), axis=0, norm="ortho")  # the first is constant
+        over_places = over_places[: 1 if name in models.SAME_AT_WORDS else count]
+        of_filters = leading(_rows(after)[0], math.ceil(count / len(over_places)), center=_rows(before)[0])
+        basis = np.einsum("jp,iv->ijpv", over_places.astype(np.float32), of_filters).reshape(-1, dimension)
+        return basis[:count, places.ravel().argsort()]
     filters = [_usable(*both) for both in zip(_rows(after), _rows(before), strict=True)]
     if (scale := max(np.abs(rows).max(initial=0) for rows in filters)) == 0:
         return np.zeros((0, dimension), np.float32)
@@ -94,16 +97,16 @@ def updates(
     for rows, places in zip(filters, seen, strict=True):
         rows = rows / scale  # products of very long or very short ones leave float32
         of_filters = rows.T @ rows
-        for values in places:
-            inside = values >= 0
-            gram[np.ix_(values[inside], values[inside])] += of_filters[np.ix_(inside, inside)]
+        for numbers in places:
+            inside = numbers >= 0
+            gram[np.ix_(numbers[inside], numbers[inside])] += of_filters[np.ix_(inside, inside)]
     return _leading_of_gram(gram, min(count, dimension))
 
 
 def first_kernels(name: str, shape: Sequence[int], variables: Variables) -> list[np.ndarray]:
     """The kernels of the first layer of M networks, on the host: linear `[M, F, V]`, convolutions `[M, ..., C, F]`."""
     flat = flatten_dict(variables["params"])
-    return [np.array(flat[path]) for path in _seen(name, shape)]
+    return [np.asarray(flat[path]) for path in _seen(name, shape)]
 
 
 def _rows(kernels: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -115,12 +118,12 @@ def _rows(kernels: Sequence[np.ndarray]) -> list[np.ndarray]:
 def _seen(name: str, shape: Sequence[int]) -> dict[tuple[str, ...], np.ndarray]:
     """Which values of an input the filters of the named network's first layer see, by the paths of their kernels.
 
-    `[P, V]` for filters that act at P places: the values' numbers in the flattened input, in the order of a filter's
-    weights; -1 in the padding. Weights that act on the mean of all words are repeated for each.
+    `[P, V]` for filters of V weights that act at P places: the values' numbers in the flattened input, in the order of
+    a filter's weights; -1 in the padding. Filters that act on the mean of all words act at each with the same weights.
     """
     inner = np.arange(math.prod(shape)).reshape(shape)
     if name == "text_mean":
-        return {("MLP_0", "Dense_0", "kernel"): inner.reshape(1, -1)}
+        return {("MLP_0", "Dense_0", "kernel"): inner}
     if name == "text_cnn":
         return {(f"Conv1d_{i}", "kernel"): _windows(inner, (k,), k - 1, 1) for i, k in enumerate(KERNELS)}
     if name in models.TEXT:
@@ -144,8 +147,8 @@ def of_examples(dataset: Dataset, key: jax.Array, count: int, *, subtract_mean: 
     """The subspaces that need no network, by name; of `count` directions at most, but for those of `WHOLE`.
 
     Those of training examples are of these as networks see them, texts embedded, images without their mean if
-    `subtract_mean`. That holds for `random_images` too, since the update of a first layer is a mixture of images with
-    their mean.
+    `subtract_mean`. That holds for `random_images` too, since the update of a fully-connected first layer is a mixture
+    of images with their mean.
     """
     inputs, labels = dataset.train
     if dataset.lexicon:  # images stay uint8, in a quarter of the memory: their scale changes no direction

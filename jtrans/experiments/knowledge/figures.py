@@ -69,7 +69,7 @@ def _against_loss(results: Results) -> Figure:
     contrast = words.has_contrast(table)
     for axes in panels[len(shown) :]:
         axes.remove()
-    for axes, name, values in zip(panels, shown, measured, strict=False):
+    for axes, name, values in zip(panels[: len(shown)], shown, measured, strict=True):
         _scatter(axes, values, loss, correlations[name], [colour[group] for group in groups])
         difference = contrast and name in words.OF_TARGET
         caption = config["strata"] if name == "stratum" else words.CAPTIONS[name]

@@ -60,9 +60,11 @@ def heat_maps(
         if numbered
         else f"; white: the target gets none of the {kind} right"
     )
-    sizes = {"on words": f"at most {words} words", "": f"epsilon {epsilon:.3g} ({figures.UNITS[kind]}{virtual})"}
-    of_sizes = dict.fromkeys(sizes["on words" * (attack in attacks.ON_WORDS)] for attack in attacked)
-    title = f"Attacks of {' or '.join(of_sizes)}{note}\n{figures.data(data)}"
+    on_words = set(attacked) & set(attacks.ON_WORDS)
+    sizes = [f"at most {words} word{'s' * (words != 1)}"] if on_words else []
+    if on_words != set(attacked):
+        sizes.insert(0, f"epsilon {epsilon:.3g} ({figures.UNITS[kind]}{virtual})")
+    title = f"Attacks of {' or of '.join(sizes)}{note}\n{figures.data(data)}"
     figure.suptitle(f"{title}, {table['all_images_count'][0]:.0f} test {kind}{signs}", fontsize="medium")
     return figure
 

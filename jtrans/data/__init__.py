@@ -107,7 +107,7 @@ def balanced(split: Split, count: int, field: str) -> Split:
     Raises:
       InputError: the split has fewer class-balanced examples than `count`, which comes from the config field `field`.
     """
-    of_class = [np.flatnonzero(split.labels == k) for k in range(split.labels.max(initial=-1) + 1)]
+    of_class = [np.flatnonzero(split.labels == k) for k in range(split.labels.max() + 1)]
     in_turn = np.transpose([indices[: min(map(len, of_class))] for indices in of_class]).ravel()
     if count > (available := len(in_turn)):
         raise InputError(f"{field}: got {count}; the class-balanced examples are {available}, so at most {available}")

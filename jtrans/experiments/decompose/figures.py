@@ -83,14 +83,8 @@ def _draw_curves(angle: Axes, share: Axes, attack: Axes, results: Results) -> No
     share.set_title("how much was taken out", fontsize="medium")
     attack.plot([], [], color="0.4", label="along what is left")
     attack.plot([], [], color="0.4", linestyle=":", label="along what was taken out")
-    attack.set(
-        ylabel=f"errors by another network's direction\n(share of {kind} got right)",
-        ylim=(0, 1),
-    )
-    attack.set_title(
-        f"attacks of L2 length {config['attack']['epsilon']:g} ({figures.UNITS[kind]})",
-        fontsize="medium",
-    )
+    attack.set(ylabel=f"errors by another network's direction\n(share of {kind} got right)", ylim=(0, 1))
+    attack.set_title(f"attacks of L2 length {config['attack']['epsilon']:g} ({figures.UNITS[kind]})", fontsize="medium")
     attack.legend(fontsize="x-small", loc="upper left")
 
 

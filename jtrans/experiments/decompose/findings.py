@@ -29,17 +29,14 @@ CAPTIONS = {
     "gradients": "other networks' gradients",
     "updates": "other networks' updates",
 }
-OF_TEXTS = {
-    "random_images": "random mixtures of training texts",
-    "mean_image": "the mean text",
-    "constant_colours": "vectors that are the same at all words",
-    "training_images": "training texts",
-}
+OF_TEXTS = {"mean_image": "the mean text", "constant_colours": "vectors that are the same at all words"}
 
 
 def captions(results: Results) -> Mapping[str, str]:
     """What the subspaces are called, of images or of texts."""
-    return CAPTIONS | OF_TEXTS if figures.kind(results.summary) == "texts" else CAPTIONS
+    kind = figures.kind(results.summary)
+    called = {name: figures.of_kind(words, kind) for name, words in CAPTIONS.items()}
+    return called | OF_TEXTS if kind == "texts" else called
 
 
 def shown_rank(ranks: Sequence[int]) -> int:

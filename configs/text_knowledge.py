@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.num_networks, config.num_references = 2, 4
     for domain in (config.source, config.target):
         domain.name = "text"
-    config.source.num_train = 1_200
+    config.source.num_train = 1_080
     config.target.classes = ("movies:0", "movies:1")
     config.num_epochs, config.reference_epochs, config.refit_epochs = 20, 10, 2
     config.learning_rate, config.augment, config.matrix = 0.03, False, False

@@ -5,10 +5,12 @@
 
 DIRECTORY holds seven files of texts, a text a line, that Liang et al. (2021) and Hutto and Gilbert (2014) use: ag.txt
 (AG's News, four topics), and, with labels 0 and 1 for negative and positive, mr.txt, yelp.txt, tweets.txt, amazon.txt,
-nyt.txt and movies.txt. Every two of the first six are a source, which tells their classes apart; movies are the target.
-One table of random embeddings is shared by all networks. The strata are whether a source has learned topics.
+nyt.txt and movies.txt. Every two of all but amazon are a source, which tells their classes apart; amazon is the
+target. It cannot be movies: 575 of the 1,000 texts of mr.txt are in movies.txt too, word for word, and a source would
+have learned the target's own texts. One table of random embeddings is shared by all networks. The strata are whether a
+source has learned topics.
 
-Cost: two seeds of each source, and 4 references.
+Cost: four seeds of each source, and 4 references.
 """
 
 import itertools
@@ -19,7 +21,7 @@ from jtrans.experiments import knowledge
 from jtrans.experiments.knowledge.sources import Source
 from jtrans.harness.fields import defaults
 
-SENTIMENTS = {name: (f"{name}:0", f"{name}:1") for name in ("mr", "yelp", "tweets", "amazon", "nyt")}
+SENTIMENTS = {name: (f"{name}:0", f"{name}:1") for name in ("mr", "yelp", "tweets", "nyt", "movies")}
 DOMAINS = {**SENTIMENTS, "ag": ("ag:0", "ag:1", "ag:2", "ag:3")}
 
 
@@ -32,11 +34,11 @@ def get_config() -> ConfigDict:
     )
     config.strata = "1 for topics among the classes of the source"
     config.reference = "text_cnn"
-    config.num_networks, config.num_references = 2, 4
+    config.num_networks, config.num_references = 4, 4
     for domain in (config.source, config.target):
         domain.name = "text"
     config.source.num_train = 1_080
-    config.target.classes = ("movies:0", "movies:1")
+    config.target.classes = ("amazon:0", "amazon:1")
     config.num_epochs, config.reference_epochs, config.refit_epochs = 20, 10, 2
     config.learning_rate, config.augment, config.matrix = 0.03, False, False
     config.num_examples = 200

@@ -459,6 +459,16 @@ def test_a_set_that_is_absent_asks_for_tensorflow_where_there_is_none(tmp_path):
         data.load("stl10", KEY, directory=str(tmp_path))
 
 
+def test_common_examples_are_equal_in_every_value_whatever_their_labels():
+    inputs = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
+    changed = inputs[1] + np.uint8([[0, 0], [0, 1]])
+    train = data.Split(inputs[:3], np.array([0, 1, 0]))
+    test = data.Split(np.stack([inputs[2], changed, inputs[4], inputs[2]]), np.ones(4))
+    assert data.common(train, test) == 2
+    assert data.common(train, train) == 3
+    assert data.common(train, data.Split(inputs[3:], np.zeros(3))) == 0
+
+
 def test_balanced_takes_the_classes_in_turn():
     labels = np.array([0, 0, 0, 1, 2, 2, 1], np.int32)
     split = data.Split(np.arange(7, dtype=np.uint8)[:, None, None, None], labels)

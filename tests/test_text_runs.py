@@ -406,7 +406,7 @@ def test_attacks_on_words_are_refused_for_images(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_knowledge_takes_texts(texts, tmp_path):
+def test_knowledge_takes_texts(texts, tmp_path, capsys):
     sources = "(('text_mean', ()), ('text_cnn', ()), ('text_lstm', ()))"
     domains = [
         f"--config.{section}.{name}"
@@ -440,6 +440,14 @@ def test_knowledge_takes_texts(texts, tmp_path):
     assert cli.run(knowledge.EXPERIMENT, [*command, *domains, *settings, *small, *pixels, *WIDTHS]) == 0
     table = folder.read_table(tmp_path / "run" / "knowledge.csv")
     assert table["pgd_liang_tau1_S_T"].between(0, 1.5).all()
+    train, test = ([line.split()[1:7] for line in (texts / f"{name}.txt").open()] for name in ("train", "test"))
+    repeated = sum(words in train for words in test)
+    assert 0 < repeated < len(test)
+    told = capsys.readouterr().out
+    assert f"note: {repeated} of the 60 test texts are training texts too" in told
+    labels = list(table["source"].unique())
+    assert folder.read_summary(tmp_path / "run")["test_in_training"] == dict.fromkeys(labels, repeated)
+    assert ", by source: " + ", ".join(f"{label} {repeated}" for label in labels) in told
 
 
 def test_the_tables_of_the_page_are_those_of_its_results():

@@ -33,6 +33,7 @@ __all__ = [
     "check_classes",
     "check_digest",
     "check_labels",
+    "common",
     "digest",
     "load",
     "of_classes",
@@ -112,6 +113,12 @@ def balanced(split: Split, count: int, field: str) -> Split:
     if count > (available := len(in_turn)):
         raise InputError(f"{field}: got {count}; the class-balanced examples are {available}, so at most {available}")
     return Split(split.inputs[in_turn[:count]], split.labels[in_turn[:count]])
+
+
+def common(train: Split, test: Split) -> int:
+    """How many of the test examples are also training examples: equal in every value, whatever their labels."""
+    known = {example.tobytes() for example in train.inputs}
+    return sum(example.tobytes() in known for example in test.inputs)
 
 
 def digest(dataset: Dataset) -> str:

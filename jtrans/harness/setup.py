@@ -64,6 +64,8 @@ def _announce(config: ConfigDict, dataset: Dataset, section: str = "data") -> No
     what = "images" if dataset.lexicon is None else "texts"
     where = f"test {what} from {dataset.origin}"
     print(f"{section}, {config[section].name}: {count} training {what} of {classes_count} classes; {where}", flush=True)
+    if repeated := data.common(dataset.train, dataset.test):
+        print(f"note: {repeated} of the {len(dataset.test.labels)} test {what} are training {what} too", flush=True)
 
 
 def without_padding(dataset: Dataset) -> Dataset:

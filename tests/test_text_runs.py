@@ -1,5 +1,6 @@
 """Experiments on texts, as a user runs them on files, with the networks and measures that images have."""
 
+import json
 import os
 import re
 import runpy
@@ -458,3 +459,14 @@ def test_the_tables_of_the_page_are_those_of_its_results():
     table = pandas.read_csv(results)
     for rows in (script["shown"], script["predicted"]):
         assert page.markdown(rows(table)) in text
+
+
+@pytest.mark.parametrize("target", ["amazon", "movies"])
+def test_what_the_page_says_of_knowledge_is_that_of_its_results(target):
+    script, text = (
+        runpy.run_path(str(ROOT / "benchmarks" / "text_knowledge.py")),
+        (ROOT / "docs" / "text.md").read_text(),
+    )
+    results = json.loads((ROOT / "docs" / "text" / f"knowledge-{target}.json").read_text())
+    assert page.markdown(script["shown"](results)) in text
+    assert script["leaked"](results) in text

@@ -86,7 +86,7 @@ def _against_loss(results: Results) -> Figure:
         )
     title = "sources" if len(names) <= MANY else config["strata"] or "stratum"
     key.legend(handles=handles, loc="upper center", title=title, fontsize="small")
-    figure.supxlabel(TAUS, fontsize="small")
+    figure.supxlabel(figures.of_kind(TAUS, figures.kind(summary)), fontsize="small")
     domains = f"{len(names)} sources, from {figures.data(config['source'])} to {figures.data(config['target'])}"
     unit = figures.UNITS[figures.kind(results.summary)]
     reference = f"reference {config['reference']}; PGD of epsilon {config['attack']['epsilon']:g} ({unit})"

@@ -154,8 +154,8 @@ def tell(results: Results) -> str:
         listed = (f"{row['source']}, seed {row['seed']} ({row['lost']})" for row in summary["lost"])
         lines += [f"left out: {'; '.join(listed)}", ""]
     if known := summary.get("test_in_training"):  # absent from summaries of 0.1
-        listed = ", ".join(f"{label} {count}" for label, count in known.items())
-        lines += [f"test {kind} of the target that a source has trained on, by source: {listed}", ""]
+        counted = ", ".join(f"{label} {count}" for label, count in known.items())
+        lines += [f"test {kind} of the target that a source has trained on, by source: {counted}", ""]
     differences = "; measures and loss are differences, target less contrast" * ("contrast" in summary["sources"][0])
     lines.append(f"correlations with the transfer loss over {len(summary['sources'])} sources{differences}")
     lines += [tables.text(columns(summary["correlations"])), NOTE]

@@ -8,6 +8,7 @@ docs/text.md shows of them is written to early.csv and two figures in `--docs`; 
 
 import argparse
 import itertools
+import math
 import shutil
 import subprocess
 import sys
@@ -60,12 +61,16 @@ def run(file: Path, mean: float, names: tuple[str, ...], workdir: Path) -> None:
 
 
 def moments(workdir: Path) -> pandas.DataFrame:
-    """Of a run, the measures at `STEPS` with their intervals, and the mean of random angles."""
+    """Of a run, the measures at `STEPS` with their intervals, the mean of random angles, and by how much the signed
+    angle is above the folded one at most, of all steps at which that is `NEAR` degrees below random.
+    """
     results = experiment.read(workdir)
     table = results.tables["trajectory"]
     columns = [f"{name}{bound}" for name in MEASURES for bound in ("", "_low", "_high")]
     random = results.summary["random"]["mean_angle"]
-    return table[table["step"].isin(STEPS)][["step", *columns]].assign(random=random)
+    fallen = table[table["angle"] <= random - NEAR]
+    apart = (fallen["signed_angle"] - fallen["angle"]).max()
+    return table[table["step"].isin(STEPS)][["step", *columns]].assign(random=random, apart=apart)
 
 
 def at(results: pandas.DataFrame, texts: str, mean: float, networks: str, step: int) -> pandas.Series:
@@ -112,8 +117,16 @@ def side(low: float, high: float, bound: float, below: bool) -> str:
     return "yes" if (high < bound) == below else "no"
 
 
+def overlap(row: pandas.Series, other: pandas.Series, one: str, two: str) -> str:
+    """`one` where the intervals of two folded angles overlap, else `two`."""
+    return one if max(row["angle_low"], other["angle_low"]) <= min(row["angle_high"], other["angle_high"]) else two
+
+
 def predicted(results: pandas.DataFrame) -> Iterator[dict[str, str]]:
-    """Each prediction that is a number, where it was measured, and whether it came."""
+    """Each prediction of angles, where it was measured, and whether it came.
+
+    Predictions 4 of the transformer and 5 name no bound: the intervals of the angles decide.
+    """
     for texts, mean, networks in cases(results):
         row = lambda step, case=(texts, mean, networks): at(results, *case, step)
         first = row(1)
@@ -122,14 +135,9 @@ def predicted(results: pandas.DataFrame) -> Iterator[dict[str, str]]:
         text = f"step 1: folded angle {cell(first, 'angle')}"
         if mean == 0:
             yield {"prediction": "1", **place, "measured": text, "came": side(*falls, below=False)}
-            apart = [
-                at_step["signed_angle"] - at_step["angle"]
-                for at_step in map(row, STEPS)
-                if at_step["angle"] <= at_step["random"] - NEAR
-            ]
-            if apart:
-                came = "yes" if max(apart) <= NEAR else "no"
-                text = f"signed less folded, at most {max(apart):.1f} degrees"
+            if not math.isnan(first["apart"]):
+                came = "yes" if first["apart"] <= NEAR else "no"
+                text = f"signed less folded, at most {first['apart']:.1f} degrees"
                 yield {"prediction": "1", **place, "measured": text, "came": came}
             if step := {"text_mean": 10, "text_cnn": 40}.get(networks):
                 then = row(step)
@@ -139,11 +147,19 @@ def predicted(results: pandas.DataFrame) -> Iterator[dict[str, str]]:
                 came = side(then["auc_low"], then["auc_high"], 0.5, below=False)
                 yield {"prediction": "2", **place, "measured": f"step {step}: AUC {cell(then, 'auc')}", "came": came}
             continue
+        words = [at(results, texts, mean, name, 1) for name in ("text_mean", "text_cnn")]
+        weaker = max(words, key=lambda of: of["angle"])
         number = {"text_mean": "3", "text_cnn": "3", "text_mean and text_cnn": "5"}.get(networks, "4")
-        yield {"prediction": number, **place, "measured": text, "came": side(*falls, below=True)}
+        came = side(*falls, below=True)
+        if networks == "text_transformer":  # less than those
+            came = overlap(first, weaker, "open", "yes" if first["angle"] > weaker["angle"] else "no")
+        if number == "5":
+            came = overlap(first, weaker, "yes", "no")
+        yield {"prediction": number, **place, "measured": text, "came": came}
         if number == "3":
-            signed = first["signed_angle"]
-            came = "yes" if abs(signed - 90) <= 2 * NEAR else "no"
+            low, high = first["signed_angle_low"], first["signed_angle_high"]
+            inside, outside = low >= 80 and high <= 100, high < 80 or low > 100
+            came = "yes" if inside else "no" if outside else "open"
             text = f"step 1: signed angle {cell(first, 'signed_angle')}"
             yield {"prediction": "3", **place, "measured": text, "came": came}
             text = f"step 1: {cell(first, 'one_sign')} of pairs of one sign"

@@ -7,7 +7,8 @@ text_mean, text_cnn, text_lstm and text_transformer; two of them make mixed pair
 both phases; embeddings are random and have mean 0, or `--config.data.embedding_mean`.
 
 Expect: with mean 0 no sudden fall, but learning: the folded and the signed angle fall together, while the area under
-the ROC curve rises. With mean 1 the folded angle falls at the first step, and half of all pairs point opposite ways.
+the ROC curve rises. With mean 1 the folded angle falls at the first step, and where classes are balanced half of all
+pairs point opposite ways.
 See docs/text.md.
 """
 

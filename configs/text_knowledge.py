@@ -19,6 +19,7 @@ import itertools
 
 from ml_collections import ConfigDict
 
+from jtrans.errors import InputError
 from jtrans.experiments import knowledge
 from jtrans.experiments.knowledge.sources import Source
 from jtrans.harness.fields import defaults
@@ -28,7 +29,13 @@ CLASSES = {**{name: (f"{name}:0", f"{name}:1") for name in SENTIMENTS}, "ag": ("
 
 
 def get_config(target: str = "amazon") -> ConfigDict:
-    """The settings; all other fields have their defaults (`jtrans/experiments/knowledge/`)."""
+    """The settings; all other fields have their defaults (`jtrans/experiments/knowledge/`).
+
+    Raises:
+      InputError: there is no such target.
+    """
+    if target not in CLASSES:
+        raise InputError(f"--config: no target {target!r}; the targets are {', '.join(CLASSES)}")
     config = defaults(knowledge.FIELDS)
     config.sources = tuple(
         Source("text_cnn", CLASSES[first] + CLASSES[second], stratum=int(second == "ag"))

@@ -467,3 +467,4 @@ def test_what_the_page_says_of_knowledge_is_that_of_its_results(target):
     results = json.loads((ROOT / "docs" / "text" / f"knowledge-{target}.json").read_text())
     assert page.markdown(script["shown"](results)) in text
     assert script["leaked"](results) in text
+    assert script["transferred"](results) in text

@@ -117,8 +117,10 @@ def balanced(split: Split, count: int, field: str) -> Split:
 
 def common(train: Split, test: Split) -> int:
     """How many of the test examples are also training examples: equal in every value, whatever their labels."""
-    known = {example.tobytes() for example in train.inputs}
-    return sum(example.tobytes() in known for example in test.inputs)
+    of_test = [example.tobytes() for example in test.inputs]
+    wanted = set(of_test)
+    repeated = {known for example in train.inputs if (known := example.tobytes()) in wanted}
+    return sum(example in repeated for example in of_test)
 
 
 def digest(dataset: Dataset) -> str:

@@ -130,7 +130,8 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     if config.matrix:
         tables["matrix"] = stages.success(study, targets[0], with_heads, references[0])
     summary = words.summarize(table, np.random.default_rng(config.seed))
-    known = {task.label: data.common(task.dataset.train, target.test) for task in of_sources}
+    tests = [domain.dataset.test for domain in domains]
+    known = {task.label: sum(data.common(task.dataset.train, test) for test in tests) for task in of_sources}
     summary["test_in_training"] = {label: count for label, count in known.items() if count}
     counts = {of.domain.name: {"images": len(of.x), "references": of.accuracies()} for of in targets}
     return Results(config, {"attacked": counts, "lexicon_sha256": setup.lexicon(target), **summary}, tables, {})

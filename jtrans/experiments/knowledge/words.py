@@ -153,7 +153,7 @@ def tell(results: Results) -> str:
     if summary["lost"]:
         listed = (f"{row['source']}, seed {row['seed']} ({row['lost']})" for row in summary["lost"])
         lines += [f"left out: {'; '.join(listed)}", ""]
-    if known := summary.get("test_in_training"):  # absent from summaries of 0.1
+    if known := summary.get("test_in_training"):  # absent from earlier summaries
         counted = ", ".join(f"{label} {count}" for label, count in known.items())
         lines += [f"test {kind} of the target that a source has trained on, by source: {counted}", ""]
     differences = "; measures and loss are differences, target less contrast" * ("contrast" in summary["sources"][0])

@@ -7,17 +7,41 @@ import pytest
 
 from jtrans.models import layers
 
-# [height, width, channels], features, kernel, stride, padding: both methods, odd sizes, every kind of layer there is
+# [height, width, channels], features, kernel, stride, padding, and the outputs that are filtered together along each
+# axis: odd sizes, taps that meet padding alone, kernels that are not square, every kind of layer there is
 CASES = [
-    ((8, 8, 16), 5, 3, 1, 1),
-    ((7, 5, 16), 5, 3, 1, 1),
-    ((6, 9, 17), 4, 3, 1, 0),
-    ((3, 3, 16), 4, 3, 1, 0),
-    ((8, 8, 3), 5, 3, 1, 1),
-    ((15, 15, 4), 6, 5, 2, 1),
-    ((9, 8, 4), 6, 3, 2, 1),
-    ((13, 13, 3), 2, 11, 4, 5),
-    ((6, 6, 20), 3, 1, 2, 0),
+    ((8, 8, 96), 90, 3, 1, 1, (2, 2)),
+    ((7, 5, 96), 90, 3, 1, 1, (2, 1)),
+    ((15, 15, 128), 128, 5, 2, 1, (2, 2)),
+    ((6, 9, 17), 20, 3, 1, 0, (2, 1)),
+    ((3, 3, 64), 40, 3, 1, 1, (3, 1)),
+    ((8, 7, 64), 60, 5, 2, 1, (3, 1)),
+    ((12, 12, 40), 40, 4, 2, 1, (2, 1)),
+    ((10, 1, 32), 30, (4, 1), 1, 0, (2, 1)),
+    ((1, 9, 32), 30, (1, 3), 1, 0, (1, 2)),
+    ((7, 8, 16), 5, (2, 5), 1, 1, (2, 1)),
+    ((3, 3, 16), 40, 3, 1, 0, (1, 1)),
+    ((1, 1, 16), 4, 3, 1, 1, (1, 1)),
+    ((1, 1, 16), 4, 3, 5, 3, (1, 1)),
+    ((8, 8, 3), 5, 3, 1, 1, (1, 1)),
+    ((3, 3, 16), 6, 5, 2, 1, (1, 1)),
+    ((15, 15, 4), 6, 5, 2, 1, (1, 1)),
+    ((9, 8, 40), 60, 3, 2, 1, (1, 1)),
+    ((13, 13, 3), 2, 11, 4, 5, (1, 1)),
+    ((6, 6, 20), 3, 1, 2, 0, (1, 1)),
+]
+# size, stride, tile
+FILTERINGS = [
+    (3, 1, 2),
+    (3, 1, 3),
+    (4, 1, 2),
+    (2, 1, 3),
+    (5, 2, 2),
+    (5, 2, 3),
+    (4, 2, 2),
+    (7, 3, 2),
+    (11, 4, 2),
+    (5, 3, 1),
 ]
 
 
@@ -25,20 +49,21 @@ def direct(x, kernel, stride, padding):
     """The definition, in float64."""
     x, kernel = np.float64(x), np.float64(kernel)
     x = np.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
-    size = kernel.shape[0]
-    rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])
+    tall, wide = kernel.shape[:2]
+    rows, columns = ((n - size) // stride + 1 for n, size in zip(x.shape[1:3], (tall, wide), strict=True))
     y = np.empty((len(x), rows, columns, kernel.shape[-1]))
     for i in range(rows):
         for j in range(columns):
-            window = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
+            window = x[:, i * stride : i * stride + tall, j * stride : j * stride + wide]
             y[:, i, j] = np.tensordot(window, kernel, 3)
     return y
 
 
 def draw(shape, features, size, networks=()):
     keys = jax.random.split(jax.random.key(0), 2)
+    tall, wide = size if isinstance(size, tuple) else (size, size)
     x = jax.random.normal(keys[0], (*networks, 2, *shape))
-    return x, jax.random.normal(keys[1], (*networks, size, size, shape[-1], features))
+    return x, jax.random.normal(keys[1], (*networks, tall, wide, shape[-1], features))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -47,10 +72,14 @@ def with_gradients(function, x, kernel, cotangent):
     return y, pull_back(cotangent)
 
 
-@pytest.mark.parametrize(("shape", "features", "size", "stride", "padding"), CASES)
-def test_convolution_agrees_with_the_definition_and_its_gradients_with_xlas(shape, features, size, stride, padding):
+@pytest.mark.parametrize(("shape", "features", "size", "stride", "padding", "tiles"), CASES)
+def test_convolution_agrees_with_the_definition_and_its_gradients_with_xlas(
+    shape, features, size, stride, padding, tiles
+):
     x, kernel = draw(shape, features, size)
     want = direct(x, kernel, stride, padding)
+    filters = layers.cheapest(want.shape[1:3], stride, kernel.shape)
+    assert tuple(len(f.outputs) for f in filters) == tiles
     cotangent = jax.random.normal(jax.random.key(1), want.shape)
     ours = lambda x, kernel: layers.convolve(x, kernel, stride=stride, padding=padding)
     y, gradients = with_gradients(ours, x, kernel, cotangent)
@@ -68,7 +97,9 @@ def test_convolution_agrees_with_the_definition_and_its_gradients_with_xlas(shap
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize(("shape", "features", "size", "stride", "padding"), [CASES[1], CASES[5]])
+@pytest.mark.parametrize(
+    ("shape", "features", "size", "stride", "padding"), [CASES[1][:-1], CASES[2][:-1], CASES[15][:-1]]
+)
 def test_networks_at_once_equal_one_after_another(shared, shape, features, size, stride, padding):
     x, kernel = draw(shape, features, size, (3,))
     x = x[0] if shared else x
@@ -79,9 +110,22 @@ def test_networks_at_once_equal_one_after_another(shared, shape, features, size,
         np.testing.assert_allclose(got[m], want, atol=2e-6 * np.abs(want).max())
 
 
-def test_a_second_derivative_exists():
-    x, kernel = draw((6, 6, 16), 2, 3)
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(layers.convolve(x, kernel, padding=1) ** 3)))
+@pytest.mark.parametrize(("size", "stride", "tile"), FILTERINGS)
+def test_filtering_is_exact_with_the_fewest_products(size, stride, tile):
+    f = layers.filtering(size, stride, tile)
+    x, taps = np.random.default_rng(0).normal(size=f.inputs.shape[1]), np.random.default_rng(1).normal(size=size)
+    products = (f.inputs @ x) * (f.kernels @ taps)
+    found = f.outputs @ [products[at].sum() for at in map(list, f.points)]
+    np.testing.assert_allclose(found, [taps @ x[stride * i : stride * i + size] for i in range(tile)], atol=1e-14)
+    assert sorted(i for at in f.points for i in at) == list(range(len(products)))
+    # r taps of a phase take tile + r - 1 products (Lavin and Gray 2016, section 4.1)
+    assert len(products) == sum(tile - 1 + len(range(phase, size, stride)) for phase in range(stride))
+
+
+@pytest.mark.parametrize(("shape", "features", "size", "stride"), [((6, 6, 96), 90, 3, 1), ((11, 11, 96), 90, 5, 2)])
+def test_a_second_derivative_exists(shape, features, size, stride):
+    x, kernel = draw(shape, features, size)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(layers.convolve(x, kernel, stride=stride, padding=1) ** 3)))
     direction = jax.random.normal(jax.random.key(2), x.shape)
     _, second = jax.jvp(gradient, (x,), (direction,))
     step = 1e-2

@@ -32,6 +32,29 @@ def repeat(count: int, body: Callable[[Any], Any], carry: Any) -> Any:
     return carry
 
 
+def alone(function: Callable) -> Callable:
+    """The function, whose arguments and results are pytrees of arrays, such that `vmap` over an axis of length 1 calls
+    it as it is.
+
+    XLA transposes whole kernels for the gradients of a batch of one network, which takes longer than the products. The
+    result cannot be differentiated in reverse mode.
+    """
+    function = jax.jit(function)  # traced once, however often it is batched
+    called = jax.custom_batching.custom_vmap(function)
+
+    @called.def_vmap
+    def batched(size: int, are_batched: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
+        if size != 1:
+            axes = jax.tree.map(lambda batched: 0 if batched else None, are_batched)
+            results = jax.vmap(function, tuple(axes))(*arguments)
+        else:
+            one = jax.tree.map(lambda leaf, batched: leaf[0] if batched else leaf, arguments, tuple(are_batched))
+            results = jax.tree.map(lambda leaf: leaf[None], called(*one))
+        return results, jax.tree.map(lambda _: True, results)
+
+    return called
+
+
 def in_batches(
     function: Callable[..., tuple[Any, Any]],
     batch_size: int,

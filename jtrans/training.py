@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jtrans import loops
 from jtrans.models import Model, Variables
 
 # With PyTorch's default settings. For RMSprop optax's differ: a decay of 0.9, which makes the first step three times
@@ -33,6 +34,7 @@ def cosine_sgd(
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum))
 
 
+@lru_cache
 def adjustable(name: str) -> optax.GradientTransformation:
     """The named optimizer with the learning rate in its state, so that each network can have its own."""
     return optax.inject_hyperparams(lambda learning_rate: OPTIMIZERS[name](learning_rate))(learning_rate=0.0)
@@ -104,8 +106,12 @@ def train_step(
     objective: Objective = cross_entropy,
 ) -> Network:
     """The network after one optimizer step on the objective of one batch: inputs as they are stored `[B, ...]`."""
+
+    def gradient_of(variables: Variables, x: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[Any, Variables]:
+        loss = lambda params: objective(model, {**variables, "params": params}, x, labels, key)
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
     params = network.variables["params"]
-    loss = lambda p: objective(model, {**network.variables, "params": p}, model.inputs.of(inputs), labels, key)
-    gradient, variables = jax.grad(loss, has_aux=True)(params)
+    gradient, variables = loops.alone(gradient_of)(network.variables, model.inputs.of(inputs), labels, key)
     updates, state = optimizer.update(gradient, network.optimizer_state, params)
     return Network({**variables, "params": optax.apply_updates(params, updates)}, state)

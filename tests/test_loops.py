@@ -156,3 +156,22 @@ def test_networks_that_are_transformed_are_measured_as_without_it():
     weights = jax.random.normal(jax.random.key(1), (3, 6, 4))
     tau = lambda w: metrics.transferability(lambda x: jnp.tanh(x @ w), network(2), X, batch_size=10).tau1
     np.testing.assert_allclose(jax.vmap(tau)(weights), [tau(w) for w in weights], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3,), (1, 1), (1, 3), (3, 1)])
+def test_a_function_that_is_alone_gives_what_vmap_gives(sizes):
+    x, shared = jax.random.normal(jax.random.key(0), (*sizes, 4, 5)), jnp.arange(5.0)
+    function = lambda tree, y: {"product": tree["x"] @ y, "shared": y.sum()}
+    vmapped, expected = loops.alone(function), function
+    for _ in sizes:
+        vmapped, expected = (jax.vmap(f, ({"x": 0}, None)) for f in (vmapped, expected))
+    found, expected = jax.jit(vmapped)({"x": x}, shared), expected({"x": x}, shared)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)
+
+
+def test_a_function_that_is_alone_has_no_batch_of_one():
+    function = loops.alone(lambda x, y: x @ y)
+    batch = jax.make_jaxpr(jax.vmap(jax.vmap(function)))(jnp.zeros((1, 1, 2, 3)), jnp.zeros((1, 1, 3, 2)))
+    assert "f32[2,2] = dot_general" in str(batch)

@@ -27,7 +27,8 @@ def serve(options: argparse.Namespace) -> None:
     draw = lambda n: Split(rng.integers(256, size=(n, *shape), dtype=np.uint8), rng.integers(2, size=n))
     population = engine.build(
         models=[models.build(options.model, shape, 2)],
-        optimizer=training.OPTIMIZERS["adam"](1e-3),
+        optimizer=training.adjustable("adam"),
+        learning_rate=1e-3,
         keys=engine.keys(0),
         train=draw(4 * options.batch),
         test=draw(200),

@@ -27,7 +27,8 @@ def measure(name: str, batch: int, networks: int, size: int, examples: int) -> N
     draw = lambda n: Split(rng.integers(256, size=(n, *SHAPE), dtype=np.uint8), rng.integers(2, size=n))
     population = engine.build(
         models=[models.build(name, SHAPE, 2)],
-        optimizer=training.OPTIMIZERS["adam"](1e-3),
+        optimizer=training.adjustable("adam"),
+        learning_rate=1e-3,
         keys=engine.keys(0),
         train=draw(4 * batch),
         test=draw(examples),

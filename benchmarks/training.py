@@ -86,7 +86,8 @@ class Peer:
             states = [{k.split("/")[1]: arrays[k] for k in arrays if int(k.split("/")[0]) == i} for i in names]
         variables = [models.from_pytorch(model, state) for state in states]
         networks = [training.Network(v, optimizer.init(v["params"])) for v in variables]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+        whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+        return training.with_learning_rate(whole, jnp.full(len(networks), LEARNING_RATE))
 
 
 def check(peer: Peer, model, name: str, optimizer, batch: int, size: int) -> None:
@@ -110,7 +111,7 @@ def check(peer: Peer, model, name: str, optimizer, batch: int, size: int) -> Non
 def measure(python: str, style: str, rounds: int, peak: float, name: str, networks: int, batch: int) -> dict:
     """One row of the table."""
     model = models.build(name, SHAPE, CLASSES)
-    optimizer = training.OPTIMIZERS["adam"](LEARNING_RATE)
+    optimizer = training.adjustable("adam")
     with tempfile.TemporaryDirectory() as directory:
         peer = Peer(python, style, Path(directory), name, networks, batch)
         population = engine.build(

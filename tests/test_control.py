@@ -123,6 +123,12 @@ def stopped(finished, tmp_path):
     return tmp_path
 
 
+def test_a_map_of_other_values_compiles_nothing(finished, tmp_path, lowerings):
+    before = lowerings()
+    assert run(tmp_path, "--config.seed=1", "--config.learning_rates=(1e-2,1e-1)") == 0
+    assert lowerings() == before
+
+
 def test_a_map_of_the_lowest_angles(finished):
     results = experiment.read(finished)
     table = results.tables["control"]

@@ -75,6 +75,13 @@ def test_a_run_leaves_the_files_that_the_readme_names(finished):
     xml.etree.ElementTree.parse(finished / "figure.svg")
 
 
+def test_a_run_of_other_values_compiles_nothing(finished, tmp_path, lowerings):
+    before = lowerings()
+    values = "--config.seed=1", "--config.optimizer.learning_rate=0.02", "--config.attack.epsilon=0.2"
+    assert run(tmp_path, *SMALL, *values) == 0
+    assert lowerings() == before
+
+
 def test_the_table_holds_the_means_and_intervals_of_the_arrays(finished):
     run_arrays = arrays(finished)
     rows = list(csv.DictReader((finished / "trajectory.csv").open()))

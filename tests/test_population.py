@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 from jtrans import attacks, metrics, models, training
 from jtrans.data import Split
+from jtrans.errors import InputError
 from jtrans.population import devices, engine, follow, observe, trajectory
 
 SHAPE, CLASSES, BATCH = (4, 4, 1), 3, 8
@@ -495,3 +496,20 @@ def test_a_single_network_is_saved_and_resumes_although_it_has_no_pairs(tmp_path
     for name, values in whole.items():
         np.testing.assert_array_equal(resumed[name], values, err_msg=name)
     jax.tree.map(np.testing.assert_array_equal, network.variables, again.variables)
+
+
+def test_a_learning_rate_in_the_optimizers_state_trains_as_one_without():
+    of = lambda **options: run(num_steps=4, **options)["angle"]
+    fixed, adjustable = of(), of(optimizer=training.adjustable("adam"), learning_rate=1e-2)
+    np.testing.assert_allclose(adjustable, fixed, atol=1e-3)
+    other = of(optimizer=training.adjustable("adam"), learning_rate=1e-3)
+    assert np.abs(other[:, 1:] - fixed[:, 1:]).max() > 0.1
+
+
+def test_a_checkpoint_with_other_arrays_is_named(tmp_path):
+    """As of a version whose optimizers had no learning rate in their state."""
+    plan = follow.Plan(2, 1, 0, 1, "00", lambda: tmp_path.mkdir(exist_ok=True))
+    follow.run(population(), plan, tmp_path)
+    built = population(optimizer=training.adjustable("adam"), learning_rate=1e-2)
+    with pytest.raises(InputError, match="has other arrays, so it was written by another version"):
+        follow.run(built, plan._replace(num_steps=3), tmp_path)

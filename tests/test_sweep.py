@@ -157,3 +157,15 @@ def test_the_help_names_its_flags(capsys):
     said = capsys.readouterr().out
     assert "--sweep" in said
     assert "--coordinator" in said
+
+
+def test_settings_that_differ_in_values_share_their_programs(tmp_path, lowerings):
+    """They compile nothing, in a process that has made such a run before."""
+    assert run(tmp_path / "before", "--sweep=seed=5", "--config.attack.epsilon=0.1") == 0
+    varied = "optimizer.learning_rate=1e-3,1 seed=0,1 attack.epsilon=0.1,0.2"
+    counts = []
+    for name, sweep_flag in {"one": "seed=6", "eight": varied}.items():
+        before = lowerings()
+        assert run(tmp_path / name, f"--sweep={sweep_flag}", "--config.attack.epsilon=0.1") == 0
+        counts.append(lowerings() - before)
+    assert counts == [0, 0]

@@ -149,7 +149,9 @@ def population(config: ConfigDict, dataset: Dataset, test: Split, keys: Keys, **
     if "models" not in options:
         options["models"] = [model(config, name, dataset) for name in config.models]
     if "optimizer" not in options:
-        options["optimizer"] = training.OPTIMIZERS[config.optimizer.name](config.optimizer.learning_rate)
+        # With the rate in its state: runs on images that differ in it share compiled programs.
+        options["optimizer"] = training.adjustable(config.optimizer.name)
+        options["learning_rate"] = config.optimizer.learning_rate
     options.setdefault("batch_size", config.get("batch_size"))
     settings = {name: config[name] for name in ("num_networks", "group_size", "batch_statistics")}
     return engine.build(keys=keys, train=dataset.train, test=test, **settings | options)

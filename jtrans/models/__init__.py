@@ -6,7 +6,7 @@ and padding is zeros.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -239,7 +239,23 @@ def build(
         widths = (IMAGENET_WIDTHS if min(image_shape[:2]) >= IMAGENET_SIZE else WIDTHS).get(name, WIDTHS[name])
     if not takes_widths(name, widths):
         raise ValueError(f"widths: got {tuple(widths)}; {_wanted_widths(name)}")
-    module = _module(name, tuple(widths), num_classes)
+    inputs = inputs or (EMBEDDED if of_texts else PIXELS)
+    settings = name, tuple(image_shape), num_classes, tuple(widths), initializer, tuple(pixel_range), inputs
+    return _same(*settings) if mean_image is None else _build(*settings, mean_image)
+
+
+def _build(
+    name: str,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    widths: tuple[int, ...],
+    initializer: str,
+    pixel_range: tuple[float, float],
+    inputs: Inputs,
+    mean_image: np.ndarray | None = None,
+) -> Model:
+    """`build`, of arguments that are checked."""
+    of_texts, module = name in TEXT, _module(name, widths, num_classes)
     low, high = pixel_range
     subtracted = 0.0 if mean_image is None else jnp.asarray(mean_image, jnp.float32)[None]
 
@@ -266,8 +282,11 @@ def build(
         train,
         calibrate,
         partial(run, "apply", headless=True),
-        inputs or (EMBEDDED if of_texts else PIXELS),
+        inputs,
     )
+
+
+_same = lru_cache(16)(_build)  # the same object for the same settings, which compiled programs know it by
 
 
 def from_pytorch(name: str, state_dict: Mapping[str, Any]) -> Variables:

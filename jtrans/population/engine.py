@@ -51,6 +51,7 @@ class Population(NamedTuple):
       objective: what training lowers.
       order: `(key, epoch, num_examples) -> [num_examples]`, the order of the training images in an epoch.
       augment: `(key, images) -> images` of a training batch, as `training.crop_and_flip`; None for nothing.
+      learning_rate: of every network where the optimizer is `training.adjustable`; None: set elsewhere.
       batch_statistics: as in `observe.observe`; all test images are then measured at once.
       epsilon: of FGSM from network to network, in units of pixels in [0, 1]; 0: no attack.
       keep_examples: whether a measurement holds the angle of each image, not the mean alone.
@@ -67,6 +68,7 @@ class Population(NamedTuple):
     objective: Objective = training.cross_entropy
     order: Callable[[jax.Array, jax.Array, int], jax.Array] = training.epoch_order
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    learning_rate: float | None = None
     batch_statistics: bool = False
     epsilon: float = 0.0
     keep_examples: bool = False
@@ -97,11 +99,13 @@ class Population(NamedTuple):
         return observe.block_size(self.shape, self.num_networks * len(self.models), self.batch_statistics)
 
     def without_arrays(self) -> "Population":
-        """Shapes in the place of arrays: hashable, and equal for populations that the same compiled programs serve."""
+        """Shapes in the place of arrays, and no numbers that programs take as arguments: hashable, and equal for
+        populations that the same compiled programs serve.
+        """
         shape_of = lambda array: jax.ShapeDtypeStruct(np.shape(array), array.dtype)
         fields = {name: tuple(getattr(self, name)) for name in ("models", "placements")}
         arrays = {name: jax.tree.map(shape_of, getattr(self, name)) for name in ("keys", "train", "test", "pair")}
-        return self._replace(**fields, **arrays)
+        return self._replace(**fields, **arrays, learning_rate=None, epsilon=0.0)
 
 
 def keys(seed: int) -> Keys:
@@ -153,6 +157,22 @@ def place(
 
 def initialize(population: Population) -> list[list[Group]]:
     """The networks of each architecture before training, in groups."""
+    if population.learning_rate is None:
+        return _untrained(population)
+    return initialize_at(population, np.full(population.num_networks, population.learning_rate))
+
+
+def initialize_at(population: Population, learning_rates: np.ndarray) -> list[list[Group]]:
+    """`initialize`, each network of each architecture with its learning rate `[M]`; the optimizer is `adjustable`."""
+    rates = np.asarray(learning_rates, np.float32)
+    start = zip(_untrained(population), population.placements, strict=True)
+    return [
+        list(map(training.with_learning_rate, groups, devices.split(rates, placement))) for groups, placement in start
+    ]
+
+
+def _untrained(population: Population) -> list[list[Group]]:
+    """The networks of each architecture as the optimizer starts them."""
     networks = []
     all_keys = split(population, network_keys(population.keys.init, len(population.models), population.num_networks))
     for model, keys, placement in zip(population.models, all_keys, population.placements, strict=True):
@@ -167,15 +187,6 @@ def _start(
 ) -> Callable[[jax.Array], Group]:
     """The compiled program that draws a group of networks."""
     return devices.program(jax.vmap(partial(training.initialize, model, optimizer)), on)
-
-
-def initialize_at(population: Population, learning_rates: np.ndarray) -> list[list[Group]]:
-    """`initialize`, each network of each architecture with its learning rate `[M]`; the optimizer is `adjustable`."""
-    rates = np.asarray(learning_rates, np.float32)
-    start = zip(initialize(population), population.placements, strict=True)
-    return [
-        list(map(training.with_learning_rate, groups, devices.split(rates, placement))) for groups, placement in start
-    ]
 
 
 def shapes(population: Population) -> list[Network]:
@@ -272,10 +283,15 @@ def _one_step(
 
 def first_batches(population: Population) -> list[np.ndarray]:
     """For each architecture, the training images in each network's first batch, by their numbers: `[M, batch_size]`."""
-    count, num_images = population.num_networks, len(population.train.labels)
-    first = lambda key: population.order(key, 0, num_images)[: population.batch_size]
-    draw = jax.jit(partial(jax.lax.map, first))
-    return [np.asarray(draw(keys)) for keys in network_keys(population.keys.order, len(population.models), count)]
+    keys = network_keys(population.keys.order, len(population.models), population.num_networks)
+    draw = _first_batch(population.order, population.batch_size, len(population.train.labels))
+    return [np.asarray(draw(of_model)) for of_model in keys]
+
+
+@lru_cache(devices.PROGRAMS)
+def _first_batch(order: Callable, batch_size: int, num_images: int) -> Callable[[jax.Array], jax.Array]:
+    """The compiled program that draws the first batch of each network."""
+    return jax.jit(partial(jax.lax.map, lambda key: order(key, 0, num_images)[:batch_size]))
 
 
 def batch_overlap(population: Population) -> float:

@@ -24,6 +24,7 @@ from jtrans.training import Network
 
 REPORTED = {0, 1, 2, 5, 10, 20, 50, *range(100, 10**6, 100)}  # steps that get a line where there is no progress bar
 GIB = 2**30
+ANOTHER = "another version of jtrans; it takes a fresh --workdir"
 
 
 class Plan(NamedTuple):
@@ -111,10 +112,13 @@ def _restore(
     if len(population.pair) == 0:  # of a single network: Orbax saves no empty arrays
         history = {name: np.empty((0, len(history["step"]))) for name in PAIR_MEASURES} | history
     if missing := {*NETWORK_MEASURES, *PAIR_MEASURES} - {*history}:
-        another = "another version of jtrans; it takes a fresh --workdir"
-        raise InputError(f"{checkpoints.folder}: has no {min(missing)}, so it was written by {another}")
+        raise InputError(f"{checkpoints.folder}: has no {min(missing)}, so it was written by {ANOTHER}")
     print(f"resuming from step {step}", flush=True)
-    networks = [from_state_dict(network, state["networks"][str(i)]) for i, network in enumerate(shapes)]
+    try:
+        networks = [from_state_dict(network, state["networks"][str(i)]) for i, network in enumerate(shapes)]
+    except ValueError as error:
+        what = f"has other arrays, so it was written by {ANOTHER}"
+        raise InputError(f"{checkpoints.folder}: {what}") from error
     measured = zip(history["step"].tolist(), trajectories.measurements(history), strict=True)
     # A run that was to end earlier measured its last step too, where that is not one of these. Before the first step
     # there is nothing to resume from: the run measures step 0 again.

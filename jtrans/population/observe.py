@@ -295,7 +295,7 @@ def measurer(population: Population, test: Split, pair: jax.Array) -> Callable[[
             seen = [[look(g, test, at) for g in groups] for look, groups in zip(looks, networks, strict=True)]
             of_pairs, of_images = compare(seen, pair, start - at)
             if population.epsilon:
-                of_images["attacked"] = attack(networks[0], seen, test, at, key)
+                of_images["attacked"] = attack(networks[0], seen, test, at, key, population.epsilon)
             sums.append(jax.device_get(of_pairs))
             # The first images of a block that overlaps the one before are in that one.
             rows.append({name: value[..., start - at :] for name, value in jax.device_get(of_images).items()})
@@ -310,7 +310,7 @@ def _programs(population: Population) -> tuple[list[Callable], Callable, Callabl
     compiled = partial(devices.program, devices=population.devices)
     looks = [compiled(partial(_look, population, model), in_axes=(0, 0, None)) for model in population.models]
     compare = compiled(partial(_compare, population), in_axes=(0, 0, None), out_axes=None)
-    attack = compiled(partial(_attack, population), in_axes=(0, 0, 0, None, None), out_axes=None)
+    attack = compiled(partial(_attack, population), in_axes=(0, 0, 0, None, None, None), out_axes=None)
     return looks, compare, attack
 
 
@@ -367,7 +367,13 @@ def compare(seen: Share, placements: Sequence[Placement], pair: jax.Array) -> tu
 
 
 def _attack(
-    population: Population, groups: Sequence[Network], seen: Share, test: Split, start: jax.Array, key: jax.Array
+    population: Population,
+    groups: Sequence[Network],
+    seen: Share,
+    test: Split,
+    start: jax.Array,
+    key: jax.Array,
+    epsilon: jax.Array,
 ) -> jax.Array:
     """`[M, 3, n]`, what `attacks.right` gives of the first architecture's networks under FGSM (Goodfellow et al. 2015).
 
@@ -382,7 +388,7 @@ def _attack(
     (last,) = devices.gather([([group.unit for group in seen[-1]], population.placements[-1])])
     # A network without a direction at an image leaves it as it is.
     along = lambda direction: jnp.nan_to_num(BALLS[inputs.norm].along(direction.reshape(x.shape)))
-    moved = lambda direction: within(x + population.epsilon * along(direction), inputs.bounds)
+    moved = lambda direction: within(x + epsilon * along(direction), inputs.bounds)
     noise = directions.random(keys, x) * inputs.support(x)
 
     def one(variables: Variables, own: jax.Array, other: jax.Array) -> jax.Array:

@@ -108,7 +108,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
     ]
     check_data(config, [*of_references, *of_sources])
     devices.first_does(lambda: folder.write_config(workdir, NAME, config))
-    study = Study(config, workdir, keys, target.inputs, {})
+    study = Study(config, workdir, keys, target.inputs)
     references = [stages.train(study, task, config.num_references) for task in of_references]
     targets = stages.targets(study, domains, references)
     with_heads, parts = [], []

@@ -40,25 +40,12 @@ ATTACKS = ("fgsm_liang", "pgd_liang")  # those of finite size
 
 
 class Study(NamedTuple):
-    """What all stages take: the config, the work directory, the run's keys, how the networks take the target's inputs,
-    and the models built so far.
-    """
+    """What all stages take: the config, the work directory, the keys, and how networks take the target's inputs."""
 
     config: ConfigDict
     workdir: Path
     keys: Keys
     inputs: Inputs
-    models: dict[Any, Model]
-
-    def model(self, name: str, dataset: Dataset, section: str) -> Model:
-        """The architecture for a data set: the same object for the same sizes, which compiled programs know it by."""
-        model = partial(setup.model, self.config, name, dataset, section)
-        if self.config[section].subtract_mean:  # of other images, another function
-            return model()
-        key = name, section, len(dataset.class_names)
-        if key not in self.models:
-            self.models[key] = model()
-        return self.models[key]
 
 
 class Domain(NamedTuple):
@@ -171,7 +158,7 @@ def train(study: Study, task: Task, num_networks: int) -> Networks:
     per_epoch = len(task.dataset.train.labels) // config.batch_size
     steps = {"num_steps": task.num_epochs * per_epoch, "measure_every": per_epoch, "num_networks": num_networks}
     stage = _stage(study, "networks", task.path, task, config[task.section].to_dict(), **steps)
-    model = study.model(task.name, task.dataset, task.section)
+    model = setup.model(config, task.name, task.dataset, task.section)
     variables = stage.networks(partial(_train, study, task, model, stage))
     return Networks(task, model, variables, folder.read_summary(stage.path)["accuracy"])
 
@@ -292,7 +279,7 @@ def refit(study: Study, source: Networks, target: Target) -> Networks:
     of_target = task._replace(dataset=dataset)
     settings = {"refit_epochs": config.refit_epochs, "num_networks": len(source.accuracy)}
     stage = _stage(study, "refitted", target.domain.path, of_target, section, **settings)
-    model = study.model(task.name, task.dataset._replace(class_names=dataset.class_names), "source")
+    model = setup.model(config, task.name, task.dataset._replace(class_names=dataset.class_names), "source")
     variables = stage.networks(partial(_refit, study, source, target))
     return Networks(of_target, model, variables, source.accuracy)
 

@@ -158,7 +158,7 @@ def predicted(results: pandas.DataFrame) -> Iterator[dict[str, str]]:
         yield {"prediction": number, **place, "measured": text, "came": came}
         if number == "3":
             low, high = first["signed_angle_low"], first["signed_angle_high"]
-            inside, outside = low >= 80 and high <= 100, high < 80 or low > 100
+            inside, outside = max(90 - low, high - 90) <= 2 * NEAR, max(low - 90, 90 - high) > 2 * NEAR
             came = "yes" if inside else "no" if outside else "open"
             text = f"step 1: signed angle {cell(first, 'signed_angle')}"
             yield {"prediction": "3", **place, "measured": text, "came": came}

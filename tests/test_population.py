@@ -487,7 +487,7 @@ def test_three_architectures_are_refused():
 def test_a_single_network_is_saved_and_resumes_although_it_has_no_pairs(tmp_path):
     built = population(num_networks=1)
     finish = lambda path, steps: follow.run(
-        built, follow.Plan(steps, 1, 0, 2, "00", lambda: path.mkdir(exist_ok=True)), path
+        built, follow.Plan(path, steps, 1, 0, 2, "00", lambda: path.mkdir(exist_ok=True))
     )
     whole, (network,) = finish(tmp_path / "whole", 6)
     finish(tmp_path / "stopped", 4)
@@ -508,8 +508,8 @@ def test_a_learning_rate_in_the_optimizers_state_trains_as_one_without():
 
 def test_a_checkpoint_with_other_arrays_is_named(tmp_path):
     """As of a version whose optimizers had no learning rate in their state."""
-    plan = follow.Plan(2, 1, 0, 1, "00", lambda: tmp_path.mkdir(exist_ok=True))
-    follow.run(population(), plan, tmp_path)
+    plan = follow.Plan(tmp_path, 2, 1, 0, 1, "00", lambda: tmp_path.mkdir(exist_ok=True))
+    follow.run(population(), plan)
     built = population(optimizer=training.adjustable("adam"), learning_rate=1e-2)
     with pytest.raises(InputError, match="has other arrays, so it was written by another version"):
-        follow.run(built, plan._replace(num_steps=3), tmp_path)
+        follow.run(built, plan._replace(num_steps=3))

@@ -4,11 +4,13 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from jtrans.experiments import early, sweep
 from jtrans.harness import cli, experiment
+from jtrans.population import engine
 
 SMALL = [
     "--config.num_networks=2",
@@ -159,13 +161,44 @@ def test_the_help_names_its_flags(capsys):
     assert "--coordinator" in said
 
 
+VARIED = "--sweep=seed=0,1 data.shuffle_labels=False,True"
+
+
+def test_settings_that_differ_in_values_run_side_by_side_as_they_do_one_by_one(tmp_path, monkeypatch):
+    taken = []
+    together = early.side_by_side
+    monkeypatch.setattr(early, "side_by_side", lambda settings: taken.append(len(settings)) or together(settings))
+    assert run(tmp_path / "together", VARIED) == 0
+    assert taken == [4]
+    monkeypatch.setattr(engine.Population, "side_by_side", 1)
+    assert run(tmp_path / "alone", VARIED) == 0
+    assert taken == [4] + [1] * 4
+    for name in names(tmp_path / "alone"):
+        alone, beside = (experiment.read(tmp_path / folder / name) for folder in ("alone", "together"))
+        assert alone.config == beside.config
+        assert alone.summary["data_sha256"] == beside.summary["data_sha256"]
+        for array, values in alone.arrays["trajectory"].items():
+            beside_it = beside.arrays["trajectory"][array]
+            np.testing.assert_allclose(beside_it, values, rtol=1e-4, atol=2e-3, err_msg=f"{name} {array}")
+
+
+def test_settings_side_by_side_resume_from_their_checkpoints(tmp_path):
+    saved = "--config.checkpoint.steps=1"
+    assert run(tmp_path / "once", "--sweep=seed=0,1", "--config.num_steps=4") == 0
+    assert run(tmp_path / "twice", "--sweep=seed=0", "--config.num_steps=2", saved) == 0
+    assert run(tmp_path / "twice", "--sweep=seed=0,1", "--config.num_steps=4", saved) == 0  # one is at its start
+    for name in names(tmp_path / "once"):
+        once, twice = (experiment.read(tmp_path / folder / name) for folder in ("once", "twice"))
+        for array, values in once.arrays["trajectory"].items():
+            np.testing.assert_allclose(twice.arrays["trajectory"][array], values, rtol=1e-4, atol=2e-3, err_msg=array)
+
+
 def test_settings_that_differ_in_values_share_their_programs(tmp_path, lowerings):
-    """They compile nothing, in a process that has made such a run before."""
-    assert run(tmp_path / "before", "--sweep=seed=5", "--config.attack.epsilon=0.1") == 0
-    varied = "optimizer.learning_rate=1e-3,1 seed=0,1 attack.epsilon=0.1,0.2"
+    """They compile nothing, in a process that has made such a sweep before."""
     counts = []
-    for name, sweep_flag in {"one": "seed=6", "eight": varied}.items():
+    for rates, values in {"1e-3,1": "seed=0 attack.epsilon=0.1", "1e-2,0.1": "seed=1 attack.epsilon=0.2"}.items():
         before = lowerings()
-        assert run(tmp_path / name, f"--sweep={sweep_flag}", "--config.attack.epsilon=0.1") == 0
+        varied = f"--sweep=optimizer.learning_rate={rates} {values}"
+        assert run(tmp_path / rates, varied, "--config.attack.epsilon=0.1", "--config.num_networks=3") == 0
         counts.append(lowerings() - before)
-    assert counts == [0, 0]
+    assert counts[0] > 0 == counts[1]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas
@@ -17,15 +17,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 
-from jtrans import models, stats
+from jtrans import data, models, stats
+from jtrans.data import Dataset, Split
 from jtrans.errors import InputError
 from jtrans.harness import fields, figures, folder, setup, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, whole, yes_no
 from jtrans.population import engine, follow, observe, trajectory
+from jtrans.population.engine import Population
 from jtrans.population.trajectory import FALL, SUCCESS, at_chance
+from jtrans.training import Network
 
 NAME = "early"
+# The fields that change no shape and no program: settings that differ in these alone can run side by side.
+VALUES = {"seed", "optimizer.learning_rate", "attack.epsilon", "data.shuffle_labels"}
 MOST_CURVES = 10  # of runs in one figure
 MOST_THIN = 200  # single pairs that are drawn
 EPOCHS = 10  # from so many on, the x axis counts epochs, not steps
@@ -61,23 +66,49 @@ def check(config: ConfigDict) -> None:
     fields.check_epsilon(config.attack.epsilon, not set(config.models) & set(models.TEXT))
 
 
-def measure(config: ConfigDict, workdir: Path) -> Results:
-    """Train and measure the population, from where an earlier run stopped."""
+class Setting(NamedTuple):
+    """A run before its training: its config, its data set and the examples measured, its population and plan."""
+
+    config: ConfigDict
+    dataset: Dataset
+    test: Split
+    population: Population
+    plan: follow.Plan
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Setting:
+    """Load the data and place the networks."""
     keys = engine.keys(config.seed)
     dataset, test = setup.load(config, keys.data, config.batch_size)
     options = {"epsilon": config.attack.epsilon, "keep_examples": config.keep_examples}
     population = setup.population(config, dataset, test, keys, **options)
     announce(config, population)
-    identity, begin = setup.identity(dataset), partial(folder.write_config, workdir, NAME, config)
     settings = config.num_steps, config.measure_every, config.checkpoint.seconds, config.checkpoint.steps
-    plan = follow.Plan(*settings, identity["data_sha256"], begin, config.tensorboard)
-    run, networks = follow.run(population, plan, workdir)
+    begin = partial(folder.write_config, workdir, NAME, config)
+    plan = follow.Plan(workdir, *settings, data.digest(dataset), begin, config.tensorboard)
+    return Setting(config, dataset, test, population, plan)
+
+
+def measure(config: ConfigDict, workdir: Path) -> Results:
+    """Train and measure the population, from where an earlier run stopped."""
+    (results,) = side_by_side([prepare(config, workdir)])
+    return results
+
+
+def side_by_side(settings: Sequence[Setting]) -> list[Results]:
+    """`measure` of settings that differ in `VALUES` alone, in the same programs."""
+    found = follow.side_by_side([each.population for each in settings], [each.plan for each in settings])
+    return [_results(setting, *of_setting) for setting, of_setting in zip(settings, found, strict=True)]
+
+
+def _results(setting: Setting, run: trajectory.Trajectory, networks: Sequence[Network]) -> Results:
+    config, dataset, test, population, plan = setting
     if config.save_networks:
-        folder.write_networks(workdir, [network.variables for network in networks])
+        folder.write_networks(plan.workdir, [network.variables for network in networks])
     curves, num_classes = trajectory.curves(run), len(dataset.class_names)
     summary = trajectory.summarize(run, curves, setup.dimensions(dataset, test, config.models), num_classes)
     summary |= {"steps_per_epoch": population.steps_per_epoch, "batch_overlap": engine.batch_overlap(population)}
-    summary |= identity
+    summary |= setup.identity(dataset)
     return Results(config, summary, {"trajectory": tables.of_trajectory(run, curves)}, {"trajectory": run})
 
 

@@ -1,8 +1,11 @@
 """A sweep: early transferability under many settings, each a run in a directory of its own."""
 
 import ast
+import contextlib
 import copy
 import itertools
+import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,12 +37,14 @@ def check(config: ConfigDict, sweep: str | None = None, shard: str | None = None
 
 
 def measure(config: ConfigDict, workdir: Path, sweep: str | None = None, shard: str | None = None) -> Results:
-    """Run the settings of the shard one after another, and put together all that are finished."""
+    """Run the settings of the shard, and put together all that are finished."""
     cases = settings(config, sweep or "")
     part, parts = read_shard(shard)
+    alike: dict[str, dict[Path, ConfigDict]] = {}
     for case, of_case in list(cases.items())[part::parts]:
-        print(f"\n{case}", flush=True)
-        experiment.run(early.EXPERIMENT, of_case, workdir / case)
+        alike.setdefault(repr(shapes(of_case)), {})[workdir / case] = of_case
+    for each in alike.values():
+        run(each)
     summaries: dict[str, Any] = {}
     shown: dict[str, Results] = {}
 
@@ -56,6 +61,40 @@ def measure(config: ConfigDict, workdir: Path, sweep: str | None = None, shard: 
     curves, common = early.combine(shown)
     frames = {NAME: table(values, list(summaries.values())), "curves": curves}
     return Results(config, {**counts, "common": common}, frames, {})
+
+
+def shapes(config: ConfigDict) -> dict[str, Any]:
+    """What settings have in common that the same programs run: all but values."""
+    rest = {field: value for field, value in fields.flat(config).items() if field not in early.VALUES}
+    return rest | {"is_attacked": config.attack.epsilon > 0}
+
+
+def run(cases: Mapping[Path, ConfigDict]) -> None:
+    """Settings that differ in values alone, by their directories: as many side by side as the devices hold."""
+    with contextlib.ExitStack() as claims:
+        waiting = []
+        for workdir, config in cases.items():
+            if claims.enter_context(experiment.claimed(early.EXPERIMENT, config, workdir)):
+                print(f"{workdir} holds the results of this config already", flush=True)
+            else:
+                waiting.append((workdir, config))
+        while waiting:
+            started = time.monotonic()
+            first = prepare(*waiting[0])
+            batches = math.ceil(len(waiting) / first.population.side_by_side)
+            count = math.ceil(len(waiting) / batches)  # as equal as possible: of each size there is a program
+            batch, waiting = waiting[:count], waiting[count:]
+            measured = early.side_by_side([first, *itertools.starmap(prepare, batch[1:])])
+            seconds = time.monotonic() - started
+            for (workdir, config), of_setting in zip(batch, measured, strict=True):
+                results = experiment.write(early.EXPERIMENT, config, workdir, of_setting, seconds)
+                experiment.say(early.EXPERIMENT, workdir, results)
+
+
+def prepare(workdir: Path, config: ConfigDict) -> early.Setting:
+    """A setting, ready for training."""
+    print(f"\n{workdir.name}", flush=True)
+    return early.prepare(config, workdir)
 
 
 def settings(config: ConfigDict, sweep: str) -> dict[str, ConfigDict]:

@@ -81,22 +81,36 @@ def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **optio
     workdir = Path(workdir)
     fields.check(config, experiment.fields)
     experiment.check(config, **options)
-    if experiment.holds_runs:
-        devices.first_does(partial(folder.shared, workdir, experiment.name))
-        claim: contextlib.AbstractContextManager[bool] = contextlib.nullcontext(False)
-    else:
-        claim = folder.claimed(workdir, experiment.name, config, experiment.resumable)
-    with claim as finished:
+    with claimed(experiment, config, workdir) as finished:
         if finished:
             print(f"{workdir} holds the results of this config already")
             results = read(workdir)
         else:
             started = time.monotonic()
             measured = experiment.measure(config, workdir, **options)
-            results = _as_read(measured, config, time.monotonic() - started)
-            devices.first_does(partial(_write, experiment, config, workdir, results))
-    print(f"\n{experiment.tell(results)}\n\nresults: {workdir}")
+            results = write(experiment, config, workdir, measured, time.monotonic() - started)
+    say(experiment, workdir, results)
     return results
+
+
+def claimed(experiment: Experiment, config: ConfigDict, workdir: Path) -> contextlib.AbstractContextManager[bool]:
+    """The work directory, kept from other runs; gives whether the results are there. InputError if it is unusable."""
+    if experiment.holds_runs:
+        devices.first_does(partial(folder.shared, workdir, experiment.name))
+        return contextlib.nullcontext(False)
+    return folder.claimed(workdir, experiment.name, config, experiment.resumable)
+
+
+def write(experiment: Experiment, config: ConfigDict, workdir: Path, measured: Results, seconds: float) -> Results:
+    """Write and draw what was measured in so many seconds; gives it as `read` does."""
+    results = _as_read(measured, config, seconds)
+    devices.first_does(partial(_write, experiment, config, workdir, results))
+    return results
+
+
+def say(experiment: Experiment, workdir: Path, results: Results) -> None:
+    """The results in words, and where they are."""
+    print(f"\n{experiment.tell(results)}\n\nresults: {workdir}")
 
 
 def _as_read(measured: Results, config: ConfigDict, seconds: float) -> Results:

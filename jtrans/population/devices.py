@@ -21,8 +21,9 @@ from jax.experimental import multihost_utils
 AXIS = "devices"
 PROGRAMS = 8  # for how many populations compiled programs are kept, the most recent ones
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # the number of processes started by a launcher
-# Memory for the networks on a device at once: on a CPU this (larger groups are no faster), elsewhere half of the total.
-CPU_BYTES = 2**30
+# Memory for the networks on a device at once: on a CPU so much as stays in its caches (one LeNet at a time takes 0.7 of
+# the time of eight, and no network takes longer: `benchmarks/README.md`), elsewhere half of the total.
+CPU_BYTES = 2**27
 
 Group = Any  # a pytree of arrays `[local devices, size, ...]`
 
@@ -34,6 +35,7 @@ class Placement(NamedTuple):
     size: int  # the number of networks on a device at once
     devices: tuple[jax.Device, ...]  # of all processes, in order
     rest_on_host: bool = False  # whether a group is kept in host memory while others are on the devices
+    fit: int = 1  # the number of networks on a device at once for which there is memory
 
     @property
     def num_groups(self) -> int:
@@ -104,10 +106,10 @@ def place(
     on_cpu = devices[0].platform == "cpu"
     budget = CPU_BYTES if on_cpu else memory()[1] // 2
     each = -(-num_networks // len(devices))
-    fit = max(1, min(each, budget // bytes_each))
+    fit = size or max(1, budget // bytes_each)
     # As few groups as possible, of sizes as equal as possible: all but the last are full.
     size = min(size or -(-each // -(-each // fit)), each)
-    return Placement(num_networks, size, devices, rest_on_host=not on_cpu and each * state_bytes > budget)
+    return Placement(num_networks, size, devices, not on_cpu and each * state_bytes > budget, fit)
 
 
 def program(
@@ -145,10 +147,30 @@ def _copier(devices: tuple[jax.Device, ...]) -> Callable:
 
 def split(tree: Any, placement: Placement) -> list[Group]:
     """Arrays of all networks, `[M, ...]`, split into groups: this process's share of each."""
-    num_networks, size, devices, _ = placement
+    num_networks, size, devices, *_ = placement
     slots = np.minimum(np.arange(placement.num_groups * len(devices) * size), num_networks - 1)
     slots = slots.reshape(placement.num_groups, len(devices), size)[:, _local(devices)]
     return [jax.tree.map(lambda leaf: leaf[networks], tree) for networks in slots]  # noqa: B023 (called at once)
+
+
+def side_by_side(f: Callable, count: int, in_axes: Sequence[int | None]) -> Callable:
+    """`f`, of one device's share of a population, of several populations `[count, ...]`; of one as it is."""
+    return f if count == 1 else jax.vmap(f, in_axes)
+
+
+def together(groups: Sequence[Group], devices: Sequence[jax.Device]) -> Group:
+    """The same group of several populations as one, `[local devices, count, size, ...]`; a single one as it is."""
+    return groups[0] if len(groups) == 1 else _stacker(tuple(devices))(tuple(groups))
+
+
+def apart(group: Group, count: int) -> list[Group]:
+    """What `together` put together."""
+    return [group] if count == 1 else [jax.tree.map(lambda leaf, i=i: leaf[:, i], group) for i in range(count)]
+
+
+@lru_cache(PROGRAMS)
+def _stacker(devices: tuple[jax.Device, ...]) -> Callable:
+    return program(lambda groups: jax.tree.map(lambda *leaves: jnp.stack(leaves), *groups), devices)
 
 
 def slots(placement: Placement) -> list[jax.Array]:

@@ -98,6 +98,11 @@ class Population(NamedTuple):
         """Test images measured at once."""
         return observe.block_size(self.shape, self.num_networks * len(self.models), self.batch_statistics)
 
+    @property
+    def side_by_side(self) -> int:
+        """How many populations like this one the devices hold at once, for `trajectories`."""
+        return min(max(1, placement.fit // placement.size) for placement in self.placements)
+
     def without_arrays(self) -> "Population":
         """Shapes in the place of arrays, and no numbers that programs take as arguments: hashable, and equal for
         populations that the same compiled programs serve.
@@ -221,12 +226,35 @@ def trajectory(
       `(step, networks, measurement)` for each step; the measurement is None where none is due. The networks may be
       used until the next step is asked for.
     """
-    on, arrays = population.devices, (population.train, population.test, np.int32(population.pair))
-    train, test, pair = devices.copies(arrays, on)
-    measure = observe.measurer(population, test, pair)
-    take_steps, shuffle = _programs(population.without_arrays())
-    draw, draws = _drawer(population, shuffle), None
-    trained = [list(groups) for groups in networks]
+    options = {"measure_every": measure_every, "first_step": first_step}
+    for step, trained, measurements in trajectories([population], [networks], num_steps, **options):
+        yield step, trained, measurements[0] if measurements else None
+
+
+def trajectories(
+    populations: Sequence[Population],
+    networks: Sequence[list[list[Group]]],
+    num_steps: int,
+    *,
+    measure_every: int = 1,
+    first_step: int = 0,
+) -> Iterator[tuple[int, list[list[Group]], list[Measurement]]]:
+    """`trajectory` of populations side by side, in one program.
+
+    Args:
+      populations: S of them that have equal `without_arrays` and `pair`, and either all or none are attacked.
+
+    Yields:
+      `(step, networks, measurements)`: of each architecture the groups of all populations, which `take_apart` takes
+      apart; and the measurement of each population, of none where none is due.
+    """
+    population, count = populations[0], len(populations)
+    splits, axis = _splits(populations)
+    train, test, pair = devices.copies((*splits, np.int32(population.pair)), population.devices)
+    measure = observe.measurer(populations, test, pair, axis)
+    take_steps, shuffle = _programs(population.without_arrays(), count, axis)
+    draw, draws = _drawer(populations, shuffle), None
+    trained = _together(population, networks)
     if first_step == 0:
         yield 0, trained, measure(trained)
     for step in range(first_step + 1, num_steps + 1):
@@ -239,7 +267,28 @@ def trajectory(
                 group = take_step(groups[i], of_group, at, train)
                 groups[i] = jax.device_get(group) if placement.rest_on_host else group
         due = step % measure_every == 0 or step == num_steps
-        yield step, trained, measure(trained) if due else None
+        yield step, trained, measure(trained) if due else []
+
+
+def take_apart(populations: Sequence[Population], networks: list[list[Group]]) -> list[list[list[Group]]]:
+    """For each of the populations what it has of the networks that `trajectories` gives."""
+    each = [[devices.apart(group, len(populations)) for group in groups] for groups in networks]
+    return [[[group[i] for group in groups] for groups in each] for i in range(len(populations))]
+
+
+def _together(population: Population, groups: Sequence[list[list[Any]]]) -> list[list[Any]]:
+    """The inverse of `take_apart`, of anything that is in groups, of populations like this one."""
+    together = partial(devices.together, devices=population.devices)
+    return [list(map(together, zip(*of_model, strict=True))) for of_model in zip(*groups, strict=True)]
+
+
+def _splits(populations: Sequence[Population]) -> tuple[tuple[Split, Split], int | None]:
+    """The training and test examples that populations share, and None; if they differ, `[S, N, ...]` of all, and 0."""
+    each = [(population.train, population.test) for population in populations]
+    equal = lambda other: all(map(np.array_equal, jax.tree.leaves(each[0]), jax.tree.leaves(other)))
+    if all(map(equal, each[1:])):
+        return each[0], None
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *each), 0
 
 
 class Draws(NamedTuple):
@@ -251,21 +300,30 @@ class Draws(NamedTuple):
 
 
 @lru_cache(devices.PROGRAMS)
-def _programs(population: Population) -> tuple[list[Callable], Callable]:
-    """The compiled programs that take a step of a group, one for each architecture; and the one that draws an order."""
-    one_step = lambda model: jax.vmap(partial(_one_step, population, model), (0, 0, None, None))
+def _programs(population: Population, count: int, axis: int | None) -> tuple[list[Callable], Callable]:
+    """The compiled programs that take a step of a group, one for each architecture; and the one that draws an order.
+
+    Of so many populations side by side, with their examples along the axis, as `_splits` has them.
+    """
     compiled = partial(devices.program, devices=population.devices)
-    take_steps = [compiled(one_step(model), in_axes=(0, 0, None, 0), donate=(0,)) for model in population.models]
-    order = lambda key, epoch: population.order(key, epoch, len(population.train.labels))
-    return take_steps, compiled(jax.vmap(order, (0, None)), in_axes=(0, None))
+    take_steps = []
+    for model in population.models:
+        one_step = jax.vmap(partial(_one_step, population, model), (0, 0, None, None))
+        of_all = devices.side_by_side(one_step, count, (0, 0, None, axis))
+        take_steps.append(compiled(of_all, in_axes=(0, 0, None, 0), donate=(0,)))
+    order = jax.vmap(lambda key, epoch: population.order(key, epoch, len(population.train.labels)), (0, None))
+    return take_steps, compiled(devices.side_by_side(order, count, (0, None)), in_axes=(0, None))
 
 
-def _drawer(population: Population, shuffle: Callable) -> Callable[[int], list[list[Draws]]]:
+def _drawer(populations: Sequence[Population], shuffle: Callable) -> Callable[[int], list[list[Draws]]]:
     """The draws of an epoch, for each architecture and group; `shuffle` draws the orders of a group."""
-    num_models, count = len(population.models), population.num_networks
-    of = population.keys
-    keys = zip(*(network_keys(key, num_models, count) for key in (of.order, of.dropout, of.augment)), strict=True)
-    groups = split(population, [Draws(*of_model) for of_model in keys])
+
+    def before(population: Population) -> list[list[Draws]]:
+        num_models, count, of = len(population.models), population.num_networks, population.keys
+        keys = zip(*(network_keys(key, num_models, count) for key in (of.order, of.dropout, of.augment)), strict=True)
+        return split(population, [Draws(*of_model) for of_model in keys])
+
+    groups = _together(populations[0], list(map(before, populations)))
     return lambda epoch: [[draws._replace(order=shuffle(draws.order, epoch)) for draws in each] for each in groups]
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from flax.serialization import from_state_dict, to_state_dict
@@ -17,6 +17,7 @@ from jtrans.errors import InputError, Interrupted
 from jtrans.population import devices, engine
 from jtrans.population import trajectory as trajectories
 from jtrans.population.checkpoints import KEPT, Checkpoints
+from jtrans.population.devices import Group
 from jtrans.population.engine import Population
 from jtrans.population.observe import NETWORK_MEASURES, PAIR_MEASURES, Measurement
 from jtrans.population.trajectory import Trajectory
@@ -28,8 +29,9 @@ ANOTHER = "another version of jtrans; it takes a fresh --workdir"
 
 
 class Plan(NamedTuple):
-    """How a run goes, and when it is saved."""
+    """How a run goes, where it is saved, and when."""
 
+    workdir: Path
     num_steps: int  # the last step
     measure_every: int  # the steps from one measurement to the next
     seconds: float  # a checkpoint after so many of these
@@ -53,31 +55,75 @@ class Progress(NamedTuple):
     measurements: list[Measurement]  # after each of them
 
 
-def run(population: Population, plan: Plan, workdir: Path) -> tuple[Trajectory, list[Network]]:
-    """Train and measure the population, from where an earlier run in the same work directory stopped.
+class Run(NamedTuple):
+    """A population on its way."""
 
-    Returns:
-      The trajectory, from step 0 on, and the networks of each architecture, `[M, ...]`.
+    population: Population
+    plan: Plan
+    checkpoints: Checkpoints
+    start: Progress  # where an earlier run in the same work directory stopped; what is measured is added to it
+
+    def networks(self) -> list[list[Group]]:
+        """Those to begin with."""
+        if self.start.step:
+            return engine.split(self.population, self.start.networks)
+        return engine.initialize(self.population)
+
+    def trajectory(self) -> Trajectory:
+        """What is measured so far."""
+        return trajectories.collect(self.population, self.start.steps, self.start.measurements)
+
+
+Found = tuple[Trajectory, list[Network]]  # the trajectory, from step 0 on, and the networks of each architecture
+
+
+def run(population: Population, plan: Plan) -> Found:
+    """Train and measure the population, from where an earlier run in the same work directory stopped.
 
     Raises:
       Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
       InputError: a checkpoint cannot be written, or an earlier run was begun on other data.
     """
-    checkpoints, shapes = Checkpoints(workdir), engine.shapes(population)
+    (found,) = side_by_side([population], [plan])
+    return found
+
+
+def side_by_side(populations: Sequence[Population], plans: Sequence[Plan]) -> list[Found]:
+    """`run` of populations that `engine.trajectories` takes, those side by side that stand at the same step.
+
+    The plans differ in folders and data alone.
+    """
+    runs = list(map(_begin, populations, plans))
+    by_step: dict[int, list[int]] = {}
+    for i, each in enumerate(runs):
+        by_step.setdefault(each.start.step, []).append(i)
+    found: dict[int, Found] = {}
+    for same in by_step.values():
+        found.update(zip(same, _follow([runs[i] for i in same]), strict=True))
+    return [found[i] for i in range(len(runs))]
+
+
+def _begin(population: Population, plan: Plan) -> Run:
+    checkpoints, shapes = Checkpoints(plan.workdir), engine.shapes(population)
     restored = _restore(checkpoints, population, shapes, plan)
-    start = restored or Progress(0, shapes, [], [])
-    groups = engine.split(population, start.networks) if restored else engine.initialize(population)
-    step, networks, steps, measurements = start
-    stepped = engine.trajectory(population, groups, plan.num_steps, measure_every=plan.measure_every, first_step=step)
+    return Run(population, plan, checkpoints, restored or Progress(0, shapes, [], []))
+
+
+def _follow(runs: Sequence[Run]) -> list[Found]:
+    """The runs, which stand at the same step, to their end."""
+    populations, plan = [each.population for each in runs], runs[0].plan
+    options = {"measure_every": plan.measure_every, "first_step": runs[0].start.step}
+    networks = [each.start.networks for each in runs]
+    stepped = engine.trajectories(populations, [each.networks() for each in runs], plan.num_steps, **options)
     saved = time.monotonic()
-    with _Stop() as stop, _Log(plan, workdir, start) as log:
-        for step, groups, measurement in stepped:
-            if measurement:
-                steps.append(step)
-                measurements.append(measurement)
-                if population.keep_examples and plan.saves:
-                    checkpoints.write_examples(step, measurement.pairs["angle_examples"])
-            log.show(step, measurement)
+    with _Stop() as stop, _Log(runs) as log:
+        for step, groups, measured in stepped:
+            for each, measurement in zip(runs, measured, strict=bool(measured)):
+                each.start.steps.append(step)
+                each.start.measurements.append(measurement)
+                if each.population.keep_examples and plan.saves:
+                    each.checkpoints.write_examples(step, measurement.pairs["angle_examples"])
+            log.show(step, measured)
             late = plan.seconds and time.monotonic() - saved >= plan.seconds
             due = bool(late or (plan.steps and step % plan.steps == 0))
             save, halt = map(devices.any_process, (due, stop.asked))
@@ -85,15 +131,18 @@ def run(population: Population, plan: Plan, workdir: Path) -> tuple[Trajectory, 
             if halt and not plan.saves:
                 raise Interrupted(f"interrupted at step {step}; without checkpoints nothing of this training was kept")
             if save or halt or step == plan.num_steps:
-                networks = engine.merge(population, groups)
+                networks = list(map(engine.merge, populations, engine.take_apart(populations, groups)))
                 if plan.saves:
-                    _save(checkpoints, plan, step, networks, trajectories.collect(population, steps, measurements))
+                    for each, of_run in zip(runs, networks, strict=True):
+                        _save(each.checkpoints, each.plan, step, of_run, each.trajectory())
                 saved = time.monotonic()
             if halt:
-                checkpoints.wait()
+                for each in runs:
+                    each.checkpoints.wait()
                 raise Interrupted(f"interrupted at step {step}, which is saved; the same command resumes from there")
-    checkpoints.wait()
-    return trajectories.collect(population, steps, measurements), networks
+    for each in runs:
+        each.checkpoints.wait()
+    return [(each.trajectory(), of_run) for each, of_run in zip(runs, networks, strict=True)]
 
 
 def _restore(
@@ -156,44 +205,50 @@ class _Stop(contextlib.ExitStack):
 
 
 class _Log(contextlib.ExitStack):
-    """What a run logs: a bar on a terminal, else lines; time and memory that it takes; networks that are lost."""
+    """What runs log: a bar on a terminal, else lines; time and memory that they take; networks that are lost."""
 
-    def __init__(self, plan: Plan, workdir: Path, start: Progress) -> None:
+    def __init__(self, runs: Sequence[Run]) -> None:
         super().__init__()
-        self.plan, self.first_step, self.state_bytes = plan, start.step, devices.num_bytes(start.networks)
-        self.last = Measurement({}, {})
-        self.lost: set[int] = set()
+        self.plan, self.first_step = runs[0].plan, runs[0].start.step
+        self.state_bytes = sum(devices.num_bytes(each.start.networks) for each in runs)
+        self.last: Sequence[Measurement] = []
+        self.lost: set[tuple[str, int]] = set()
         self.moment: tuple[int, float] | None = None  # the first step that was timed, and when it ended
+        self.labels = [f"{each.plan.workdir.name}: " if len(runs) > 1 else "" for each in runs]
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal, or a notebook
-        shown = watched and devices.is_first()
-        self.bar = self.enter_context(tqdm(total=plan.num_steps, initial=start.step, unit="step", disable=not shown))
-        self.writer = None
-        if plan.tensorboard and devices.is_first():
+        bar = {"total": self.plan.num_steps, "initial": self.first_step, "unit": "step"}
+        self.bar = self.enter_context(tqdm(disable=not (watched and devices.is_first()), **bar))
+        self.writers: list[Any] = [None] * len(runs)
+        if self.plan.tensorboard and devices.is_first():
             from tensorboardX import SummaryWriter  # an extra
 
-            self.writer = self.enter_context(SummaryWriter(str(workdir / "tensorboard"), purge_step=start.step))
+            folders = [str(each.plan.workdir / "tensorboard") for each in runs]
+            self.writers = [self.enter_context(SummaryWriter(of, purge_step=self.first_step)) for of in folders]
 
-    def show(self, step: int, measurement: Measurement | None) -> None:
-        """The mean angle and accuracy after a step, where it was measured."""
+    def show(self, step: int, measurements: Sequence[Measurement]) -> None:
+        """The mean angle and accuracy of each run after a step, where it was measured."""
         self.bar.update(step - self.bar.n)
-        self.last = measurement or self.last
+        self.last = measurements or self.last
         pace = self._pace(step)
-        if measurement is None:
-            return
+        for measurement, label, writer in zip(measurements, self.labels, self.writers, strict=bool(measurements)):
+            self._show(step, measurement, label, pace, writer)
+
+    def _show(self, step: int, measurement: Measurement, label: str, pace: str, writer: Any) -> None:
         losses = measurement.networks["loss"]
         finite = np.isfinite(losses)
         values = measurement.pairs["angle"], measurement.networks["accuracy"], np.where(finite, losses, np.nan)
         angle, accuracy, loss = (stats.mean_ci(each).mean for each in values)
-        self.bar.set_postfix_str(f"angle {angle:.1f} deg, accuracy {accuracy:.2f}", refresh=False)
+        self.bar.set_postfix_str(f"{label}angle {angle:.1f} deg, accuracy {accuracy:.2f}", refresh=False)
         if self.bar.disable and (step in REPORTED or step == self.plan.num_steps):
-            self._say(f"step {step}: angle {angle:.2f} degrees, accuracy {accuracy:.3f}{pace}")
-        for network in sorted({*np.flatnonzero(~finite).tolist()} - self.lost):
-            self._say(f"network {network}: its loss is not finite at step {step}; the others go on")
-            self.lost.add(network)
-        if self.writer:
+            self._say(f"{label}step {step}: angle {angle:.2f} degrees, accuracy {accuracy:.3f}{pace}")
+        for network in np.flatnonzero(~finite).tolist():
+            if (label, network) not in self.lost:
+                self._say(f"{label}network {network}: its loss is not finite at step {step}; the others go on")
+                self.lost.add((label, network))
+        if writer:
             for name, value in (("angle_degrees", angle), ("accuracy", accuracy), ("loss_nats", loss)):
                 if np.isfinite(value):
-                    self.writer.add_scalar(name, value, step)
+                    writer.add_scalar(name, value, step)
 
     def _pace(self, step: int) -> str:
         """Steps a second and the time left, from the second step of this process on: the first compiles."""
@@ -213,7 +268,7 @@ class _Log(contextlib.ExitStack):
     def _disk(self) -> int:
         """The bytes that a whole run takes: all in each checkpoint, but each image's angles, which are written once."""
         measured = self.plan.num_steps // self.plan.measure_every + 1
-        examples = measured * devices.num_bytes(self.last.pairs.get("angle_examples", ()))
+        examples = measured * devices.num_bytes([each.pairs.get("angle_examples", ()) for each in self.last])
         history = measured * devices.num_bytes(self.last) - examples
         return self.plan.saves * ((KEPT + 1) * (self.state_bytes + history) + examples)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -283,34 +283,49 @@ def observe_singly(model: Model, networks: Network, test: Split, measures: Mappi
     return jax.lax.map(lambda network: loops.in_batches(batch, SINGLY, *test, whole=(network,))[1], networks)
 
 
-def measurer(population: Population, test: Split, pair: jax.Array) -> Callable[[list[list[Group]]], Measurement]:
-    """What measures all networks and pairs, block by block; `test` and `pair` are the population's, on the devices."""
-    block, num_examples, key = population.block, len(population.test.labels), population.keys.attack
-    looks, compare, attack = _programs(population.without_arrays())
+def measurer(
+    populations: Sequence[Population], test: Split, pair: jax.Array, axis: int | None
+) -> Callable[[list[list[Group]]], list[Measurement]]:
+    """What measures all networks and pairs, block by block, of the populations of `engine.trajectories`.
 
-    def measure(networks: list[list[Group]]) -> Measurement:
+    `test` and `pair` are on the devices: the test examples of each population along the axis, or one for all.
+    """
+    population, count = populations[0], len(populations)
+    block, num_examples = population.block, len(population.test.labels)
+    looks, compare, attack = _programs(population.without_arrays(), count, axis)
+    given = [(each.keys.attack, np.float32(each.epsilon)) for each in populations]
+    key, epsilon = given[0] if count == 1 else (jnp.stack(of_all) for of_all in zip(*given, strict=True))
+
+    def measure(networks: list[list[Group]]) -> list[Measurement]:
         sums, rows = [], []
         for start in range(0, num_examples, block):
             at = min(start, num_examples - block)
             seen = [[look(g, test, at) for g in groups] for look, groups in zip(looks, networks, strict=True)]
             of_pairs, of_images = compare(seen, pair, start - at)
             if population.epsilon:
-                of_images["attacked"] = attack(networks[0], seen, test, at, key, population.epsilon)
+                of_images["attacked"] = attack(networks[0], seen, test, at, key, epsilon)
             sums.append(jax.device_get(of_pairs))
             # The first images of a block that overlaps the one before are in that one.
             rows.append({name: value[..., start - at :] for name, value in jax.device_get(of_images).items()})
-        return _over_blocks(population, sums, rows)
+        of = lambda i, blocks: blocks if count == 1 else jax.tree.map(lambda values: values[i], blocks)
+        return [_over_blocks(each, of(i, sums), of(i, rows)) for i, each in enumerate(populations)]
 
     return measure
 
 
 @lru_cache(devices.PROGRAMS)
-def _programs(population: Population) -> tuple[list[Callable], Callable, Callable]:
-    """The compiled programs that look at a group, one for each architecture; that compare all; and that attack them."""
-    compiled = partial(devices.program, devices=population.devices)
-    looks = [compiled(partial(_look, population, model), in_axes=(0, 0, None)) for model in population.models]
-    compare = compiled(partial(_compare, population), in_axes=(0, 0, None), out_axes=None)
-    attack = compiled(partial(_attack, population), in_axes=(0, 0, 0, None, None, None), out_axes=None)
+def _programs(population: Population, count: int, axis: int | None) -> tuple[list[Callable], Callable, Callable]:
+    """The compiled programs that look at a group, one for each architecture; that compare all; and that attack them.
+
+    Of so many populations side by side, with their test examples along the axis.
+    """
+
+    def compiled(f: Callable, over: Sequence[int | None], **axes: Any) -> Callable:
+        return devices.program(devices.side_by_side(partial(f, population), count, over), population.devices, **axes)
+
+    looks = [compiled(partial(_look, model), (0, axis, None), in_axes=(0, 0, None)) for model in population.models]
+    compare = compiled(_compare, (0, None, None), in_axes=(0, 0, None), out_axes=None)
+    attack = compiled(_attack, (0, 0, axis, None, 0, 0), in_axes=(0, 0, 0, None, None, None), out_axes=None)
     return looks, compare, attack
 
 
@@ -318,7 +333,7 @@ def _block(split: Split, start: jax.Array, size: int) -> Split:
     return Split(*(jax.lax.dynamic_slice_in_dim(array, start, size) for array in split))
 
 
-def _look(population: Population, model: Model, group: Network, test: Split, start: jax.Array) -> Observation:
+def _look(model: Model, population: Population, group: Network, test: Split, start: jax.Array) -> Observation:
     block = _block(test, start, population.block)
     return observe(model, group, *block, batch_statistics=population.batch_statistics)
 

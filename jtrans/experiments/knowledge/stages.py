@@ -180,8 +180,8 @@ def _train(study: Study, task: Task, model: Model, stage: Stage) -> tuple[Variab
         augment=training.crop_and_flip if config.augment else None,
     )
     saved = config.checkpoint.seconds, config.checkpoint.steps, stage.config.data_sha256
-    plan = Plan(num_steps, per_epoch, *saved, partial(folder.write_config, *stage))
-    run, (trained,) = follow.run(population, plan, stage.path)
+    plan = Plan(stage.path, num_steps, per_epoch, *saved, partial(folder.write_config, *stage))
+    run, (trained,) = follow.run(population, plan)
     summary = {"accuracy": run["accuracy"][:, -1], **setup.identity(task.dataset)}
     table = tables.of_trajectory(run, trajectory.curves(run))
     return trained.variables, Results(stage.config, summary, {"trajectory": table}, {"trajectory": run})

@@ -255,6 +255,35 @@ def test_of_very_many_pairs_the_same_sample_is_compared(monkeypatch):
     np.testing.assert_array_equal(observe.pairs(1, 5)[0], sampled["pair"])
 
 
+@pytest.mark.parametrize("names", [("mlp_deep",), ("mlp_shallow", "mlp_deep")])
+def test_where_a_sample_of_pairs_is_kept_means_are_of_all_pairs(monkeypatch, names):
+    def summary():
+        built = population(names, 9, optimizer=training.OPTIMIZERS["sgd"](0.1))
+        networks = engine.initialize(built)
+        # One network without a direction, and one that is nearly another's: at one sign, and at a small angle.
+        change = lambda leaf: leaf.at[:, 2].set(0).at[:, 4].set(leaf[:, 0])
+        networks[0] = [jax.tree.map(change, group) for group in networks[0]]
+        measured = [(step, m) for step, _, m in engine.trajectory(built, networks, 3)]
+        run = trajectory.collect(built, *zip(*measured, strict=True))
+        assert [m.every.keys() for m in trajectory.measurements(run)] == [m.every.keys() for _, m in measured]
+        curves = trajectory.curves(run)
+        return run, curves, trajectory.summarize(run, curves, np.full(len(TEST.labels), 64), 2)
+
+    run, curves, whole = summary()
+    assert not any(name.startswith("every_") for name in run)
+    monkeypatch.setattr(observe, "MOST_PAIRS", 6)
+    sampled, of_all, again = summary()
+    assert len(sampled["pair"]) == 6
+    for name, interval in curves.items():
+        for bound, (got, want) in zip(["mean", "low", "high"], zip(of_all[name], interval, strict=True), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6, err_msg=f"{name} {bound}")
+    for name in ("mean", "low", "high", "freedom", "steps"):
+        assert again["selected"][name] == pytest.approx(whole["selected"][name], rel=1e-6)
+    counts = np.stack([np.histogram(angle[~np.isnan(angle)], np.arange(91))[0] for angle in run["angle"].T], axis=1)
+    np.testing.assert_array_equal(sampled["every_histogram"], counts)
+    assert sampled["every_count"].sum() == 2 * (~np.isnan(run["angle"])).sum()
+
+
 def test_blocks_of_test_images_give_what_all_at_once_gives(monkeypatch):
     whole = run()
     monkeypatch.setattr(observe, "BLOCK", 5)  # 12 images: two blocks of 5, and one that overlaps
@@ -366,25 +395,15 @@ def test_two_architectures_give_the_pairs_across():
     assert not np.allclose(*run(("mlp_deep", "mlp_deep"), 1)["loss"])
 
 
-def angles(built, groups):
-    """The angle of each pair at each test image `[P, N]`, of groups `[1, M, ...]` on one device."""
-
-    def observed(groups):
-        seen = [[observe.observe(m, g, TEST.inputs, TEST.labels)] for m, g in zip(built.models, groups, strict=True)]
-        return observe.compare(seen, built.placements, built.pair)
-
-    cosine, _ = devices.program(observed, built.devices, out_axes=None)(groups)
-    return observe.folded(cosine)
-
-
 @pytest.mark.parametrize("names", [("mlp_deep",), ("mlp_deep", "mlp_deep")])
 def test_population_angles_agree_with_float64(names):
-    built = population(names, 3, optimizer=training.OPTIMIZERS["sgd"](0.1))
+    built = population(names, 3, optimizer=training.OPTIMIZERS["sgd"](0.1), keep_examples=True)
     networks = [group for (group,) in engine.initialize(built)]
     # Pull one network towards another, so that the angles range from small to near 90 degrees.
     nearer = lambda last, first: last.at[:, 1].set(first[:, 0] + 0.1 * last[:, 1])
     networks[-1] = jax.tree.map(nearer, networks[-1], networks[0])
-    measured = angles(built, networks)
+    ((_, _, measurement),) = engine.trajectory(built, [[group] for group in networks], 0)
+    measured = measurement.pairs["angle_examples"]
 
     gradients = []
     x = jnp.array(TEST.inputs, jnp.float32) / 255

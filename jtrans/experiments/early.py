@@ -4,7 +4,6 @@ Many networks train side by side, and every pair of them is measured on held-out
 """
 
 import importlib.util
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -118,9 +117,10 @@ def announce(config: ConfigDict, population: engine.Population) -> None:
         if placement.num_groups > 1 or len(placement.devices) > 1:
             on = f"each of {len(placement.devices)} {placement.devices[0].platform} devices"
             print(f"{name}: {config.num_networks} networks, {placement.size} at once on {on}")
-    every = config.num_networks**2 if len(config.models) > 1 else math.comb(config.num_networks, 2)
-    if len(population.pair) < every:
-        print(f"{len(population.pair)} of {every} pairs, drawn at random, are compared")
+    if population.is_sampled:
+        every = observe.num_pairs(len(config.models), config.num_networks)
+        kept = f"more than {observe.MOST_PAIRS}, so the values of {len(population.pair)}, drawn at random, are kept"
+        print(f"{every} pairs are compared, {kept}")
 
 
 def tell(results: Results) -> str:
@@ -275,7 +275,9 @@ def _finished(figure: Figure, x_label: str) -> Figure:
 
 def pairs(results: Results) -> str:
     """The number of pairs, in words."""
-    count = len(results.arrays["trajectory"]["pair"])
+    run = results.arrays["trajectory"]
+    num_models = run["model"].max() + 1
+    count = observe.num_pairs(num_models, len(run["model"]) // num_models) if "every_count" in run else len(run["pair"])
     return f"{count} pair{'s' * (count > 1)}"
 
 

@@ -191,16 +191,27 @@ def merge(groups: Sequence[Group], placement: Placement) -> Any:
     return jax.tree.map(whole, *groups)
 
 
-def gather(parts: Sequence[tuple[Sequence[jax.Array], Placement]]) -> list[jax.Array]:
-    """Within a program: each device's part of each group, float32 `[size, ...]`, gathered on all devices as `[M, ...]`.
+def gather(parts: Sequence[tuple[Sequence[Any], Placement]]) -> list[Any]:
+    """Within a program: each device's part of each group, pytrees of float32 `[size, ...]`, gathered as `[M, ...]`.
 
     One exchange for all parts: independent exchanges of one program may run in different orders in different processes.
     """
-    stacks = [jnp.stack(groups) for groups, _ in parts]
+    trees = [jax.tree.map(lambda *groups: jnp.stack(groups), *groups) for groups, _ in parts]
+    leaves, structure = jax.tree.flatten(trees)
+    placements = [placement for tree, (_, placement) in zip(trees, parts, strict=True) for _ in jax.tree.leaves(tree)]
+    return jax.tree.unflatten(structure, _gather(leaves, placements))
+
+
+def _gather(stacks: Sequence[jax.Array], placements: Sequence[Placement]) -> list[jax.Array]:
+    """`gather` of arrays `[groups, size, ...]`."""
+    if len(placements[0].devices) == 1:  # without the copies of an exchange
+        of_all = [stack.reshape(-1, *stack.shape[2:]) for stack in stacks]
+        return [stack[: placement.num_networks] for stack, placement in zip(of_all, placements, strict=True)]
     sizes = [stack.size for stack in stacks]
     gathered = jax.lax.all_gather(jnp.concatenate([stack.ravel() for stack in stacks]), AXIS)  # [devices, ...]
     whole = []
-    for (_, placement), stack, part in zip(parts, stacks, jnp.split(gathered, np.cumsum(sizes)[:-1], 1), strict=True):
+    each = jnp.split(gathered, np.cumsum(sizes)[:-1], 1)
+    for placement, stack, part in zip(placements, stacks, each, strict=True):
         part = jnp.swapaxes(part.reshape(-1, *stack.shape), 0, 1)  # [groups, devices, size, ...]
         whole.append(part.reshape(-1, *stack.shape[2:])[: placement.num_networks])
     return whole

@@ -55,6 +55,7 @@ class Population(NamedTuple):
       batch_statistics: as in `observe.observe`; all test images are then measured at once.
       epsilon: of FGSM from network to network, in units of pixels in [0, 1]; 0: no attack.
       keep_examples: whether a measurement holds the angle of each image, not the mean alone.
+      is_sampled: whether `pair` is a sample, and a measurement holds means over all pairs too.
     """
 
     models: Sequence[Model]
@@ -72,6 +73,7 @@ class Population(NamedTuple):
     batch_statistics: bool = False
     epsilon: float = 0.0
     keep_examples: bool = False
+    is_sampled: bool = False
 
     @property
     def num_networks(self) -> int:
@@ -135,6 +137,7 @@ def build(num_networks: int, group_size: int = 0, on: Sequence[jax.Device] | Non
     """
     if "pair" not in fields:
         fields["pair"], _ = observe.pairs(len(fields["models"]), num_networks)
+        fields["is_sampled"] = len(fields["pair"]) < observe.num_pairs(len(fields["models"]), num_networks)
     population = Population(placements=(), **fields)
     shape, num_models = population.shape, len(population.models)
     block = observe.block_size(shape, num_networks * num_models, population.batch_statistics)

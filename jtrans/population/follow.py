@@ -160,7 +160,8 @@ def _restore(
     history = state["history"]
     if len(population.pair) == 0:  # of a single network: Orbax saves no empty arrays
         history = {name: np.empty((0, len(history["step"]))) for name in PAIR_MEASURES} | history
-    if missing := {*NETWORK_MEASURES, *PAIR_MEASURES} - {*history}:
+    measures = {*NETWORK_MEASURES, *PAIR_MEASURES} | ({"every_count"} if population.is_sampled else set())
+    if missing := measures - {*history}:
         raise InputError(f"{checkpoints.folder}: has no {min(missing)}, so it was written by {ANOTHER}")
     print(f"resuming from step {step}", flush=True)
     try:
@@ -236,7 +237,8 @@ class _Log(contextlib.ExitStack):
     def _show(self, step: int, measurement: Measurement, label: str, pace: str, writer: Any) -> None:
         losses = measurement.networks["loss"]
         finite = np.isfinite(losses)
-        values = measurement.pairs["angle"], measurement.networks["accuracy"], np.where(finite, losses, np.nan)
+        angles = measurement.every.get("every_angle", measurement.pairs["angle"])
+        values = angles, measurement.networks["accuracy"], np.where(finite, losses, np.nan)
         angle, accuracy, loss = (stats.mean_ci(each).mean for each in values)
         self.bar.set_postfix_str(f"{label}angle {angle:.1f} deg, accuracy {accuracy:.2f}", refresh=False)
         if self.bar.disable and (step in REPORTED or step == self.plan.num_steps):

@@ -34,7 +34,8 @@ ATTACKS = ("another network's", "its own", "random signs")
 BLOCK = 200
 DIRECTIONS_BYTES = 2**29
 SINGLY = 100  # images at which one network alone is measured at once
-MOST_PAIRS = 2**17  # of more pairs, a sample of so many is compared: all of 512 networks are fewer
+MOST_PAIRS = 2**17  # of more pairs, the values of a sample of so many are kept: all of 512 networks are fewer
+ROWS = 256  # networks of a device compared with others at once: larger products are no faster
 
 
 class Seen(NamedTuple):
@@ -74,7 +75,7 @@ class NetworkMeasure(NamedTuple):
 class PairMeasure(NamedTuple):
     """A quantity of a pair of networks, the mean over images of what it is at each; NaN is left out."""
 
-    of_images: Callable[[jax.Array], jax.Array]  # cosines `[P, n]` between the directions of two networks -> `[P, n]`
+    of_images: Callable[[jax.Array], jax.Array]  # of cosines between the directions of two networks, each for itself
     share: bool = False  # whether it is a share, whose interval over pairs lies in [0, 1]
 
 
@@ -137,12 +138,15 @@ def _area(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float
 
 
 def folded(cosine: jax.Array) -> jax.Array:
-    """The folded angles in degrees, 0 to 90, from cosines that rounding may have taken beyond 1."""
-    return jnp.rad2deg(jnp.arccos(jnp.minimum(jnp.abs(cosine), 1.0)))
+    """The folded angles in degrees, 0 to 90."""
+    return jnp.minimum(signed(cosine), 180 - signed(cosine))  # of one arc cosine, which is what takes time
 
 
 def signed(cosine: jax.Array) -> jax.Array:
-    """The angles in degrees, 0 to 180: above 90 where one direction is nearer to the other's opposite."""
+    """The angles in degrees, 0 to 180: above 90 where one direction is nearer to the other's opposite.
+
+    Rounding may have taken the cosines beyond 1.
+    """
     return jnp.rad2deg(jnp.arccos(jnp.clip(cosine, -1.0, 1.0)))
 
 
@@ -179,8 +183,17 @@ class Observation(NamedTuple):
 
 # For each architecture, a device's share of each group.
 Share = Sequence[Sequence[Observation]]
-# Of a pair measure over images: the whole numbers, what is left of them, and how many values there are, `[P]` each.
-Sums = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class Sums(NamedTuple):
+    """A pair measure over images, `[M, L]` of each network of the first architecture with each of the last.
+
+    Where these are the same the upper triangle counts.
+    """
+
+    whole: jax.Array  # the sum of the values' nearest whole numbers
+    rest: jax.Array  # the sum of what is left of them
+    number: jax.Array  # how many values there are
 
 
 class Measurement(NamedTuple):
@@ -192,10 +205,15 @@ class Measurement(NamedTuple):
         where there is no such image.
       pairs: by name `[P]`, NaN where no image has a value; and where each image's angle is kept `angle_examples
         [P, N]`, NaN where either network has no direction there.
+      every: where these pairs are a sample, of all pairs: `every_NAME [M]` of each pair measure and of `one_sign`, a
+        network's mean over all pairs that it is in, and their number `every_count [M]`; `every_half_angle` and
+        `every_half_count [M]`, of the pairs within its half (`stats.halves`); and `every_histogram [90]`, the number of
+        pairs by folded angle, in steps of a degree.
     """
 
     networks: dict[str, np.ndarray]
     pairs: dict[str, np.ndarray]
+    every: dict[str, np.ndarray]
 
 
 def pairs(num_models: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
@@ -212,6 +230,11 @@ def pairs(num_models: int, num_networks: int) -> tuple[np.ndarray, np.ndarray]:
     else:
         raise ValueError(f"num_models: got {num_models}; it takes 1 or 2")
     return sample(pair, MOST_PAIRS), np.repeat(np.arange(num_models), num_networks)
+
+
+def num_pairs(num_models: int, num_networks: int) -> int:
+    """The number of all pairs, of one architecture or across two."""
+    return num_networks**2 if num_models > 1 else math.comb(num_networks, 2)
 
 
 def sample(pair: np.ndarray, most: int) -> np.ndarray:
@@ -341,44 +364,68 @@ def _look(model: Model, population: Population, group: Network, test: Split, sta
 def _compare(
     population: Population, seen: Share, pair: jax.Array, skipped: jax.Array
 ) -> tuple[dict[str, Sums], dict[str, jax.Array]]:
-    """A block's sums of each pair measure, and by name `[M, ..., n]` of all networks and, if kept, `angle_examples
-    [P, n]`; its first `skipped` images were counted in the block before.
+    """On every device, within a program of `devices`: a block's sums of each pair measure, and by name `[M, ..., n]` of
+    all networks and, if kept, `angle_examples [P, n]`; its first `skipped` images were counted in the block before.
     """
-    cosine, rows = compare(seen, population.placements, pair)
-    counted = jnp.arange(population.block) >= skipped
-    of_pairs = {name: measure.of_images(cosine) for name, measure in PAIR_MEASURES.items()}
+    placements, counted = population.placements, jnp.arange(population.block) >= skipped
+    (last,) = devices.gather([([group.unit for group in seen[-1]], placements[-1])])
+    last = jax.lax.optimization_barrier(jnp.swapaxes(last, 0, 1))  # once, not for each product
+    own = [group.unit for group in seen[0]]
+    sums = _pair_sums(own, last, placements[0], counted, is_triangle=len(seen) == 1)
+    parts: list[tuple[Sequence[Any], Placement]] = [(sums, placements[0])]
+    for groups, placement in zip(seen, placements, strict=True):
+        parts.append(([jax.tree.map(jnp.float32, group.values) for group in groups], placement))
     if population.keep_examples:
-        rows["angle_examples"] = of_pairs["angle"]
-    return {name: _sums(values, counted) for name, values in of_pairs.items()}, rows
+        parts.append(([jnp.moveaxis(_cosine(unit, last), 0, -1) for unit in own], placements[0]))
+    of_pairs, *gathered = devices.gather(parts)
+    values = jax.tree.map(lambda *of_models: jnp.concatenate(of_models), *gathered[: len(seen)])
+    if population.keep_examples:
+        first, second = pair.T
+        values["angle_examples"] = folded(gathered[-1][first, second % last.shape[1]])
+    return of_pairs, values
+
+
+def _pair_sums(
+    own: Sequence[jax.Array], last: jax.Array, placement: Placement, counted: jax.Array, *, is_triangle: bool
+) -> list[dict[str, Sums]]:
+    """For each group of the first architecture, the sums of each pair measure `[size, L]` over the counted images.
+
+    Args:
+      own: a device's share of each group's directions, `[size, n, D]`.
+      last: the directions of the last architecture's networks, `[n, L, D]`.
+      is_triangle: whether these are the same networks, of which those before a group need not be compared with it.
+    """
+    at_once = max(1, ROWS // placement.size)
+    sums: list[dict[str, Sums]] = []
+    for start in range(0, len(own), at_once):
+        groups = own[start : start + at_once]
+        before = start * placement.size * len(placement.devices) if is_triangle else 0
+        cosine = _cosine(jnp.concatenate(groups), last[:, before:])
+        values = {name: measure.of_images(cosine) for name, measure in PAIR_MEASURES.items()}
+        of_rows = {name: _sums(each, counted) for name, each in jax.lax.optimization_barrier(values).items()}
+        sums += loops.unstack(jax.tree.map(partial(_by_group, before=before, count=len(groups)), of_rows))
+    return sums
+
+
+def _by_group(rows: jax.Array, before: int, count: int) -> jax.Array:
+    """Rows `[count * size, L - before]` as `[count, size, L]`, with zeros before."""
+    padded = jnp.pad(rows, ((0, 0), (before, 0)))
+    return padded.reshape(count, -1, padded.shape[1])
+
+
+def _cosine(own: jax.Array, last: jax.Array) -> jax.Array:
+    """The cosines `[n, size, L]` between directions `[size, n, D]` and `[n, L, D]`."""
+    # float32 cosines are good to 1e-3 degrees above 1 degree, which is enough here; metrics.angles is good everywhere.
+    return jnp.einsum("and,nbd->nab", own, last, precision="highest")
 
 
 def _sums(values: jax.Array, counted: jax.Array) -> Sums:
-    """The sums of values `[P, n]` over the counted images that have one, in two parts, and their number."""
-    valid = ~jnp.isnan(values) & counted[None]
+    """The sums of values `[n, ...]` over the counted images that have one, in two parts, and their number."""
+    valid = ~jnp.isnan(values) & counted[:, None, None]
     # Whole numbers add up exactly in float32, and what is left is too small to lose more than 1e-6 of a degree.
     whole = jnp.round(values)
-    total = lambda part: jnp.where(valid, part, 0).sum(1)
-    return total(whole), total(values - whole), valid.sum(1)
-
-
-def compare(seen: Share, placements: Sequence[Placement], pair: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """On every device, within a program of `devices`: the cosines `[P, n]` of the networks compared, `pair [P, 2]`, and
-    by name the values `[M, ..., n]` of all architectures' networks.
-    """
-    (last,) = devices.gather([([group.unit for group in seen[-1]], placements[-1])])
-    # Each device compares its own networks with all of the last architecture's.
-    # float32 cosines are good to 1e-3 degrees above 1 degree, which is enough here; metrics.angles is good everywhere.
-    rows = [jnp.einsum("and,bnd->abn", group.unit, last, precision="highest") for group in seen[0]]
-    names = list(seen[0][0].values)
-    own = [
-        ([group.values[name].astype(jnp.float32) for group in groups], placement)
-        for name in names
-        for groups, placement in zip(seen, placements, strict=True)
-    ]
-    cosine, *gathered = devices.gather([(rows, placements[0]), *own])
-    by_name = {name: jnp.concatenate(gathered[i * len(seen) : (i + 1) * len(seen)]) for i, name in enumerate(names)}
-    first, second = pair.T
-    return cosine[first, second % len(last)], by_name
+    total = lambda part: jnp.where(valid, part, 0).sum(0)
+    return Sums(total(whole), total(values - whole), total(jnp.ones_like(values)))
 
 
 def _attack(
@@ -408,8 +455,8 @@ def _attack(
 
     def one(variables: Variables, own: jax.Array, other: jax.Array) -> jax.Array:
         variables = model.calibrate(variables, x) if population.batch_statistics else variables
-        attacked = map(moved, (other, own, noise))
-        return jnp.stack([attacks.right(model.apply(variables, adversarial), labels) for adversarial in attacked])
+        attacked = jnp.concatenate([moved(direction) for direction in (other, own, noise)])  # faster as one batch
+        return attacks.right(model.apply(variables, attacked), jnp.tile(labels, len(ATTACKS))).reshape(len(ATTACKS), -1)
 
     right = []
     for networks, own, targets in zip(groups, seen[0], devices.slots(placement), strict=True):
@@ -423,14 +470,43 @@ def _over_blocks(
     """The measurement, from all blocks."""
     values = {name: np.concatenate([of_block[name] for of_block in rows], axis=-1) for name in rows[0]}
     networks = {name: measure.over_images(values[name]) for name, measure in NETWORK_MEASURES.items()}
-    of_pairs = {name: _mean_of_sums([of_block[name] for of_block in sums]) for name in PAIR_MEASURES}
+    all_pairs = {name: _mean_of_sums([of_block[name] for of_block in sums]) for name in PAIR_MEASURES}
+    first, second = np.sort(population.pair, axis=1).T
+    of_pairs = {name: means[first, second % means.shape[1]] for name, means in all_pairs.items()}
     if population.keep_examples:
         of_pairs["angle_examples"] = values["angle_examples"]
     if population.epsilon:
         target, source = attackers(len(population.models), population.num_networks).T
         right = values["accuracy"]
         networks["success"] = attacks.success(values["attacked"], right[target, None], right[source, None]).rate
-    return Measurement(networks, of_pairs)
+    return Measurement(networks, of_pairs, _every(all_pairs, len(population.models)) if population.is_sampled else {})
+
+
+def _every(all_pairs: Mapping[str, np.ndarray], num_models: int) -> dict[str, np.ndarray]:
+    """`Measurement.every`, from the pair measures `[M, L]`, as `Sums` has them."""
+    count = len(all_pairs["angle"])
+    model = np.repeat(np.arange(num_models), count)
+
+    def of_networks(values: np.ndarray) -> np.ndarray:
+        # [M of all architectures, the same]: NaN but for the pairs.
+        whole = np.full((len(model), len(model)), np.nan)
+        whole[:count, -count:] = np.where(np.tri(count, dtype=bool), np.nan, values) if num_models == 1 else values
+        return np.fmax(whole, whole.T)
+
+    signs = all_pairs["agreement"]
+    one_sign = np.where(np.isnan(signs), np.nan, (signs == 0) | (signs == 1))
+    whole = {name: of_networks(values) for name, values in {**all_pairs, "one_sign": one_sign}.items()}
+    means = {f"every_{name}": stats.valid_mean(values, 1) for name, values in whole.items()}
+    number = lambda values: (~np.isnan(values)).sum(1)
+    half, _ = stats.halves(model)
+    within = np.where(half == half[:, None], whole["angle"], np.nan)
+    angle = whole["angle"][np.triu_indices(len(model), 1)]
+    return means | {
+        "every_count": number(whole["angle"]),
+        "every_half_angle": stats.valid_mean(within, 1),
+        "every_half_count": number(within),
+        "every_histogram": np.histogram(angle[~np.isnan(angle)], np.arange(91))[0],
+    }
 
 
 def _mean_of_sums(blocks: Sequence[Sums]) -> np.ndarray:

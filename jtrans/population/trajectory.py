@@ -11,7 +11,8 @@ and N test images:
 - each of `observe.PAIR_MEASURES [P, T]`, means over images: `angle`, folded, 0 to 90 degrees; `signed_angle`, 0 to 180
   degrees; `agreement`, the share of images where the cosine is above 0;
 - where the networks were attacked `success [M, T, 3, 3]` of the first architecture's, as in `observe.Measurement`;
-  where it was kept `angle_examples [P, T, N]`, the angle of each image.
+  where it was kept `angle_examples [P, T, N]`, the angle of each image;
+- where `pair` is a sample each of `observe.Measurement.every [M or 90, T]`, of all pairs: of these are all means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,21 +43,22 @@ def collect(population: Population, steps: Sequence[int], measurements: Sequence
     count = np.array(len(population.test.labels))
     fixed = {"step": np.array(steps), "pair": population.pair, "model": model, "num_examples": count}
     stacked = lambda of_steps: {name: np.stack([of[name] for of in of_steps], axis=1) for name in of_steps[0]}
-    return fixed | stacked([m.networks for m in measurements]) | stacked([m.pairs for m in measurements])
+    return fixed | {name: values for part in zip(*measurements, strict=True) for name, values in stacked(part).items()}
 
 
 def measurements(trajectory: Mapping[str, np.ndarray]) -> list[Measurement]:
     """What `collect` put together."""
     networks = [name for name in (*NETWORK_MEASURES, "success") if name in trajectory]
     pairs = [name for name in (*PAIR_MEASURES, "angle_examples") if name in trajectory]
+    every = [name for name in trajectory if name.startswith("every_")]
     at = lambda names, t: {name: trajectory[name][:, t] for name in names}
-    return [Measurement(at(networks, t), at(pairs, t)) for t in range(len(trajectory["step"]))]
+    return [Measurement(at(networks, t), at(pairs, t), at(every, t)) for t in range(len(trajectory["step"]))]
 
 
 def select(trajectory: Mapping[str, np.ndarray], networks: np.ndarray) -> Trajectory:
     """The trajectory of some of its networks of one architecture, given by their numbers, and of the pairs among them.
 
-    Success rates, which are of a ring of networks, are left out.
+    Success rates, which are of a ring of networks, and means over pairs with other networks are left out.
     """
     number = np.full(len(trajectory["model"]), -1)
     number[networks] = np.arange(len(networks))
@@ -64,7 +66,8 @@ def select(trajectory: Mapping[str, np.ndarray], networks: np.ndarray) -> Trajec
     among = (pair >= 0).all(axis=1)
     rows = dict.fromkeys(("model", *NETWORK_MEASURES), networks)
     rows |= dict.fromkeys((*PAIR_MEASURES, "angle_examples"), among)
-    selected = {n: v[rows[n]] if n in rows else v for n, v in trajectory.items() if n != "success"}
+    kept = {n: v for n, v in trajectory.items() if n != "success" and not n.startswith("every_")}
+    selected = {n: v[rows[n]] if n in rows else v for n, v in kept.items()}
     return selected | {"pair": pair[among]}
 
 
@@ -87,6 +90,12 @@ def curves(trajectory: Mapping[str, np.ndarray]) -> dict[str, Interval]:
         agreement = trajectory["agreement"]
         one_sign = np.where(np.isnan(agreement), np.nan, (agreement == 0) | (agreement == 1))
         over["one_sign"] = stats.pair_mean(one_sign, pair, model).share_interval()
+    if "every_count" in trajectory:
+        of_all = {name: trajectory[f"every_{name}"] for name in over if f"every_{name}" in trajectory}
+        count = trajectory["every_count"]
+        each = {name: stats.pair_mean_of_networks(values, count, model) for name, values in of_all.items()}
+        is_share = lambda name: name == "one_sign" or PAIR_MEASURES[name].share
+        over |= {name: e.share_interval() if is_share(name) else e.interval() for name, e in each.items()}
     if "success" in trajectory:
         num_models = model.max() + 1
         ring = observe.attackers(num_models, len(model) // num_models)
@@ -154,8 +163,12 @@ def summarize(
         # NaN from where a network is lost: those left are no longer the networks that were to be measured.
         return steps_at_chance(trajectory["accuracy"][networks].mean(0), 1 / num_classes)
 
-    of_pairs = trajectory["angle"], trajectory["pair"], trajectory["model"]
-    selected, chosen = stats.selected_minimum(*of_pairs, at_chance_of)
+    model = trajectory["model"]
+    if "every_count" in trajectory:
+        within = trajectory["every_half_angle"], trajectory["every_half_count"]
+        selected, chosen = stats.selected_minimum_of_networks(*within, model, at_chance_of)
+    else:
+        selected, chosen = stats.selected_minimum(trajectory["angle"], trajectory["pair"], model, at_chance_of)
     return {
         "random": law,
         "chance": 1 / num_classes,

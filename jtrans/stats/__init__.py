@@ -12,16 +12,20 @@ from jtrans.stats.estimates import (
     plain,
     pooled_ci,
     share_ci,
+    valid_mean,
     wilson,
 )
 from jtrans.stats.networks import (
     HALVES_CORRELATION,
     SelectedMinimum,
+    halves,
     jackknife,
     jackknife_ci,
     pair_mean,
     pair_mean_ci,
+    pair_mean_of_networks,
     selected_minimum,
+    selected_minimum_of_networks,
 )
 from jtrans.stats.random_angles import RandomAngle, random_angle
 
@@ -35,6 +39,7 @@ __all__ = [
     "constant",
     "correlation",
     "from_interval",
+    "halves",
     "holm",
     "interval_text",
     "jackknife",
@@ -43,10 +48,13 @@ __all__ = [
     "mean_ci",
     "pair_mean",
     "pair_mean_ci",
+    "pair_mean_of_networks",
     "plain",
     "pooled_ci",
     "random_angle",
     "selected_minimum",
+    "selected_minimum_of_networks",
     "share_ci",
+    "valid_mean",
     "wilson",
 ]

@@ -1,7 +1,7 @@
 """Estimates over networks and over pairs of them, which are not independent: by a jackknife over networks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,13 +33,46 @@ def pair_mean(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Estima
     column = np.broadcast_to(np.arange(len(pair))[:, None], pair.shape)
     entries = np.ones(pair.size, bool), (pair.ravel(), column.ravel())
     includes = scipy.sparse.csr_array(entries, shape=(len(model), len(pair)))
-    # Without network i: all pairs minus those that include it.
-    of_network = includes @ valid.astype(int)
-    count = valid.sum(0) - of_network
-    without = average + (centred.sum(0) - includes @ centred) / np.where(count == 0, np.nan, count)
     rest = values.shape[1:]
-    sampled = (of_network > 0).reshape(-1, *rest)
-    return _jackknife(average.reshape(rest), without.reshape(-1, *rest), sampled, model)
+    sums, counts = (each.reshape(-1, *rest) for each in (includes @ centred, includes @ valid.astype(int)))
+    average, total, number = (each.reshape(rest) for each in (average, centred.sum(0), valid.sum(0)))
+    return _pair_jackknife(average, total, number, sums, counts, model)
+
+
+def pair_mean_of_networks(mean: np.ndarray, count: np.ndarray, model: np.ndarray) -> Estimate:
+    """`pair_mean`, of pairs of which each network's mean alone is known.
+
+    Args:
+      mean: `[M, ...]`, the mean of each network over the pairs that it is in.
+      count: `[M, ...]`, their number; 0 where there is none, and the mean is NaN.
+      model: `[M]`, the architecture of each network.
+    """
+    mean = np.asarray(mean, np.float64)
+    average = _mean_of_networks(mean, count)
+    sums = np.where(count > 0, mean - average, 0) * count
+    return _pair_jackknife(average, sums.sum(0) / 2, count.sum(0) // 2, sums, count, model)  # each pair is in two
+
+
+def _mean_of_networks(mean: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The mean over pairs, from the mean and the number of those of each network; NaN where there is none."""
+    total = count.sum(0)
+    return np.where(count > 0, mean * count, 0).sum(0) / np.where(total == 0, np.nan, total)
+
+
+def _pair_jackknife(
+    average: np.ndarray,
+    total: np.ndarray,
+    number: np.ndarray,
+    sums: np.ndarray,
+    counts: np.ndarray,
+    model: np.ndarray,
+) -> Estimate:
+    """The mean over pairs, from the sum of their distances from it and their number: of all, and `[M, ...]` of those
+    that each network is in.
+    """
+    count = number - counts  # without network i: all pairs minus those that include it
+    without = average + (total - sums) / np.where(count == 0, np.nan, count)
+    return _jackknife(average, without, counts > 0, model)
 
 
 def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Interval:
@@ -150,21 +183,52 @@ def selected_minimum(
         such as those at which its networks are at chance: both halves choose from the steps of both. All T by default.
     """
     values, pair, model = np.asarray(values, np.float64), np.asarray(pair), np.asarray(model)
-    sides = _halves(model)
-    halves = [_among(values, pair, model, side) for side in sides]
-    limit = values.shape[1] if steps is None else min(map(steps, sides))
-    chosen = [_lowest(valid_mean(of_pairs, 0)[:limit]) for of_pairs, *_ in halves]
-    first, second = (
-        pair_mean(of_pairs[:, step] if step >= 0 else np.full(len(of_pairs), np.nan), *networks)
-        for (of_pairs, *networks), step in zip(halves, reversed(chosen), strict=True)
-    )
-    estimate = _average_of_halves(first, second)
+    among = [_among(values, pair, model, side) for side in halves(model)]
+    curves = [valid_mean(of_pairs, 0) for of_pairs, *_ in among]
+
+    def estimate(half: int, step: int) -> Estimate:
+        of_pairs, *networks = among[half]
+        return pair_mean(of_pairs[:, step] if step >= 0 else np.full(len(of_pairs), np.nan), *networks)
+
+    return _selected(curves, estimate, model, steps)
+
+
+def selected_minimum_of_networks(
+    mean: np.ndarray, count: np.ndarray, model: np.ndarray, steps: Callable[[np.ndarray], int] | None = None
+) -> SelectedMinimum:
+    """`selected_minimum`, of pairs of which each network's mean within its half (`halves`) alone is known.
+
+    Args:
+      mean, count: `[M, T]`, as in `pair_mean_of_networks`.
+      model, steps: as in `selected_minimum`.
+    """
+    sides = halves(model)
+    curves = [_mean_of_networks(mean[side], count[side]) for side in sides]
+
+    def estimate(half: int, step: int) -> Estimate:
+        side = sides[half]
+        of_step = count[side, step] if step >= 0 else np.zeros(side.sum(), int)
+        return pair_mean_of_networks(mean[side, step], of_step, model[side])
+
+    return _selected(curves, estimate, model, steps)
+
+
+def _selected(
+    curves: Sequence[np.ndarray],
+    estimate: Callable[[int, int], Estimate],
+    model: np.ndarray,
+    steps: Callable[[np.ndarray], int] | None,
+) -> SelectedMinimum:
+    """From the curve `[T]` of each half, and the estimate of a half, 0 or 1, at a step; at -1 it is of no pair."""
+    limit = len(curves[0]) if steps is None else min(map(steps, halves(model)))
+    chosen = [_lowest(curve[:limit]) for curve in curves]
+    average = _average_of_halves(estimate(0, chosen[1]), estimate(1, chosen[0]))
     if min(np.unique(model, return_counts=True)[1]) < 2 * FEWEST_IN_A_HALF:
-        estimate = estimate._replace(standard_error=np.nan)
-    return SelectedMinimum(estimate, np.array(chosen))
+        average = average._replace(standard_error=np.nan)
+    return SelectedMinimum(average, np.array(chosen))
 
 
-def _halves(model: np.ndarray) -> list[np.ndarray]:
+def halves(model: np.ndarray) -> list[np.ndarray]:
     """The networks `[M]` at the even and at the odd places among those of their architecture."""
     odd = np.zeros(len(model), bool)
     for label in np.unique(model):

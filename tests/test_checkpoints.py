@@ -26,12 +26,17 @@ def same(got, step):
     assert got["networks"]["0"]["optimizer_state"]["1"]["count"].tolist() == [step] * 3
 
 
+def save(saves, step, **options):
+    """In two pieces."""
+    saves.save(step, iter([state(step), {"networks": {"0": np.array([step])}}]), 0, **options)
+
+
 @pytest.fixture
 def two(tmp_path):
     """A work directory with good checkpoints of steps 4 and 6."""
     saves = Checkpoints(tmp_path)
     for step in (2, 4, 6):
-        saves.save(step, state(step))
+        save(saves, step)
     saves.wait()
     return tmp_path
 
@@ -39,7 +44,9 @@ def two(tmp_path):
 def test_the_newest_comes_back_and_two_are_kept(two):
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["4", "4.sha256", "6", "6.sha256"]
     assert Checkpoints(two).newest() == 6
-    same(Checkpoints(two).load(6), 6)
+    first, second = Checkpoints(two).load(6)
+    same(first, 6)
+    assert second["networks"]["0"].tolist() == [6]
 
 
 def test_nothing_saved_is_nothing_found(tmp_path):
@@ -54,6 +61,50 @@ def damage(path, how):
     elif how == "flipped":
         content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
+
+
+def test_a_checkpoint_without_one_of_its_pieces_is_not_used(two, capfd):
+    shutil.rmtree(two / "checkpoints" / "6" / "1")
+    assert Checkpoints(two).newest() == 4
+    assert "6 is damaged and left out" in capfd.readouterr().err
+
+
+def test_a_checkpoint_whose_last_piece_cannot_be_made_is_not_used(two):
+    def pieces():
+        yield state(8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoints(two).save(8, pieces(), 0)
+    saves = Checkpoints(two)
+    assert saves.newest() == 6
+    save(saves, 10)
+    saves.wait()
+    assert not (two / "checkpoints" / "8").exists()
+
+
+def test_a_checkpoint_that_the_disk_cannot_hold_is_not_begun(two):
+    with pytest.raises(InputError, match="MiB are needed"):
+        Checkpoints(two).save(8, [state(8)], 2**60)
+    assert not (two / "checkpoints" / "8").exists()
+
+
+def test_pieces_are_asked_for_one_by_one(tmp_path):
+    """No more are in memory than the one that is written and the next."""
+    folder = tmp_path / "checkpoints" / "1"
+
+    def pieces():
+        yield state(1)
+        yield {"a": np.ones(3)}
+        assert (folder / "_CHECKPOINT_METADATA").exists()  # the first is complete
+        yield {"a": np.ones(3)}
+        assert (folder / "1" / "_CHECKPOINT_METADATA").exists()
+
+    saves = Checkpoints(tmp_path)
+    saves.save(1, pieces(), 0)
+    saves.wait()
+    assert saves.newest() == 1
+    assert len(list(saves.load(1))) == 3
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
@@ -79,7 +130,7 @@ def test_whatever_file_is_damaged_a_good_state_comes_back(two, tmp_path_factory,
             assert len(lines) == 1
             assert "6 is damaged and left out; its files are not those that were written" in lines[0]
         saves = Checkpoints(copy)
-        saves.save(6, state(6))  # the damaged one makes way
+        save(saves, 6)  # the damaged one makes way
         saves.wait()
         assert Checkpoints(copy).newest() == 6
 
@@ -99,7 +150,7 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_goes(two):
     (two / "checkpoints" / ".8.sha256.0123abcd.part").write_text("")
     saves = Checkpoints(two)
     assert saves.newest() == 6
-    saves.save(8, state(8))
+    save(saves, 8)
     saves.wait()
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["6", "6.sha256", "8", "8.sha256"]
 
@@ -113,7 +164,7 @@ def test_what_others_keep_in_the_folder_stays(two):
     (two / "elsewhere").mkdir()
     (folder / "link").symlink_to(two / "elsewhere")
     saves = Checkpoints(two)
-    saves.save(8, state(8))
+    save(saves, 8)
     saves.wait()
     others = {"mine", "notes.txt", "best-6", ".hidden", "6.bak", "link", "2024", ".5"}
     assert {path.name for path in folder.iterdir()} == others | {"6", "6.sha256", "8", "8.sha256"}
@@ -135,7 +186,7 @@ def test_a_damaged_checkpoint_is_not_one_of_the_two_that_are_kept(two, capfd):
     saves = Checkpoints(two)
     assert saves.newest() == 4
     assert "6 is damaged" in capfd.readouterr().err
-    saves.save(8, state(8))
+    save(saves, 8)
     saves.wait()
     assert {path.name for path in (two / "checkpoints").iterdir()} == {"4", "4.sha256", "8", "8.sha256"}
     assert Checkpoints(two).newest() == 8
@@ -147,7 +198,7 @@ def test_what_was_measured_of_each_image_is_written_once_and_checked(two, capfd)
     for step in (0, 8):
         saves.write_examples(step, values + step)
     written = (two / "checkpoints" / "examples" / "0.npy").stat().st_mtime_ns
-    saves.save(8, state(8), examples=(0, 8))
+    save(saves, 8, examples=(0, 8))
     saves.wait()
     again = Checkpoints(two)
     assert again.newest() == 8
@@ -163,7 +214,7 @@ def test_what_was_measured_of_each_image_is_written_once_and_checked(two, capfd)
 def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / checkpoints.FOLDER).write_text("")
     with pytest.raises(InputError, match="checkpoints cannot be written"):
-        Checkpoints(tmp_path).save(1, state(1))
+        save(Checkpoints(tmp_path), 1)
 
 
 def test_orbax_reads_them_without_jtrans(two):

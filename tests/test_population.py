@@ -1,4 +1,5 @@
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -508,13 +509,56 @@ def test_a_single_network_is_saved_and_resumes_although_it_has_no_pairs(tmp_path
     finish = lambda path, steps: follow.run(
         built, follow.Plan(path, steps, 1, 0, 2, "00", lambda: path.mkdir(exist_ok=True))
     )
-    whole, (network,) = finish(tmp_path / "whole", 6)
+    whole, networks = finish(tmp_path / "whole", 6)
     finish(tmp_path / "stopped", 4)
-    resumed, (again,) = finish(tmp_path / "stopped", 6)
+    resumed, again = finish(tmp_path / "stopped", 6)
     assert whole["angle"].shape == (0, 7)
     for name, values in whole.items():
         np.testing.assert_array_equal(resumed[name], values, err_msg=name)
-    jax.tree.map(np.testing.assert_array_equal, network.variables, again.variables)
+    jax.tree.map(np.testing.assert_array_equal, engine.merge(built, networks), engine.merge(built, again))
+
+
+@pytest.mark.parametrize(("size", "on", "host"), [(2, 2, False), (2, 2, True), (1, 1, False), (4, 1, False)])
+def test_a_run_saved_in_pieces_resumes_to_the_same_bits(tmp_path, monkeypatch, size, on, host):
+    """Saved by two devices of two networks each, in one piece and in several; and resumed by any."""
+
+    def follow_to(steps, name, **options):
+        path, built = tmp_path / name, population(("mlp_deep", "mlp_shallow"), 5, **options)
+        plan = follow.Plan(path, steps, 1, 0, 3, "00", lambda: path.mkdir(exist_ok=True))
+        found, networks = follow.run(built, plan)
+        return found, engine.merge(built, networks)
+
+    saved = {}
+    for name, num_bytes in {"whole": follow.PIECE_BYTES, "pieces": 1}.items():
+        monkeypatch.setattr(follow, "PIECE_BYTES", num_bytes)
+        saved[name] = follow_to(3, name, size=2, on=2)
+    folders = lambda name: {path.name for path in (tmp_path / name / "checkpoints" / "3").iterdir() if path.is_dir()}
+    assert folders("pieces") - folders("whole") == {"1", "2"}  # beside the first: five networks, of three places each
+    equal = partial(jax.tree.map, np.testing.assert_array_equal)
+    for steps in (3, 5):  # nothing is left to do, or something
+        resumed = {name: follow_to(steps, name, size=size, on=on, host=host) for name in saved}
+        equal(resumed["pieces"], resumed["whole"])
+        if steps == 3:
+            equal(resumed["pieces"], saved["pieces"])
+    if (size, on) == (2, 2):
+        equal(resumed["pieces"], follow_to(5, "at_once", size=2, on=2))
+
+
+@pytest.mark.parametrize(("count", "size", "on"), [(5, 3, 1), (7, 3, 4), (3, 1, 4), (11, 4, 2)])
+@pytest.mark.parametrize("num_bytes", [1, 2**13, 2**30])
+def test_pieces_hold_every_network_once_and_no_more_bytes_than_allowed(count, size, on, num_bytes):
+    built = population(("mlp_deep", "mlp_shallow"), count, size=size, on=on)
+    groups = engine.initialize(built)
+    pieces = list(engine.pieces(built, groups, num_bytes))
+    whole = engine.merge(built, groups)
+    each = devices.num_bytes(whole) // count  # of a network of each architecture
+    for parts in pieces:
+        assert 0 < devices.num_bytes([part.arrays for part in parts]) <= num_bytes + on * each
+    for merged, *parts in zip(whole, *pieces, strict=True):
+        numbers = np.concatenate([part.numbers for part in parts])
+        assert sorted(numbers.tolist()) == list(range(count))
+        together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part.arrays for part in parts])
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(itemgetter(numbers), merged), together)
 
 
 def test_a_learning_rate_in_the_optimizers_state_trains_as_one_without():

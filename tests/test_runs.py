@@ -124,15 +124,15 @@ def test_ctrl_c_saves_says_how_to_resume_and_resumes_to_the_same_bits(tmp_path, 
 
 
 def test_a_run_stopped_right_after_its_first_checkpoint(tmp_path, monkeypatch, whole):
-    trajectory = engine.trajectory
+    trajectories = engine.trajectories
 
     def stops(*arguments, **options):
-        yield next(trajectory(*arguments, **options))
+        yield next(trajectories(*arguments, **options))
         while not (tmp_path / "checkpoints" / "0.sha256").exists():
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "trajectory", stops)
+    monkeypatch.setattr(engine, "trajectories", stops)
     assert run(tmp_path) == 130
     monkeypatch.undo()
     assert run(tmp_path) == 0
@@ -141,15 +141,15 @@ def test_a_run_stopped_right_after_its_first_checkpoint(tmp_path, monkeypatch, w
 
 def interrupt_at(monkeypatch, stop):
     """As Ctrl-C after that step of a run in this process."""
-    trajectory = engine.trajectory
+    trajectories = engine.trajectories
 
     def interrupts(*arguments, **options):
-        for step, *rest in trajectory(*arguments, **options):
+        for step, *rest in trajectories(*arguments, **options):
             if step == stop:
                 os.kill(os.getpid(), signal.SIGINT)
             yield step, *rest
 
-    monkeypatch.setattr(engine, "trajectory", interrupts)
+    monkeypatch.setattr(engine, "trajectories", interrupts)
 
 
 def test_new_measures_are_in_every_file_and_survive_a_stop(tmp_path, monkeypatch, capsys):

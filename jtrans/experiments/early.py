@@ -23,9 +23,9 @@ from jtrans.harness import fields, figures, folder, setup, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, whole, yes_no
 from jtrans.population import engine, follow, observe, trajectory
+from jtrans.population.devices import Group
 from jtrans.population.engine import Population
 from jtrans.population.trajectory import FALL, SUCCESS, at_chance
-from jtrans.training import Network
 
 NAME = "early"
 # The fields that change no shape and no program: settings that differ in these alone can run side by side.
@@ -100,10 +100,11 @@ def side_by_side(settings: Sequence[Setting]) -> list[Results]:
     return [_results(setting, *of_setting) for setting, of_setting in zip(settings, found, strict=True)]
 
 
-def _results(setting: Setting, run: trajectory.Trajectory, networks: Sequence[Network]) -> Results:
+def _results(setting: Setting, run: trajectory.Trajectory, networks: Sequence[Sequence[Group]]) -> Results:
     config, dataset, test, population, plan = setting
     if config.save_networks:
-        folder.write_networks(plan.workdir, [network.variables for network in networks])
+        variables = [[group.variables for group in groups] for groups in networks]
+        folder.write_networks(plan.workdir, engine.merge(population, variables))
     curves, num_classes = trajectory.curves(run), len(dataset.class_names)
     summary = trajectory.summarize(run, curves, setup.dimensions(dataset, test, config.models), num_classes)
     summary |= {"steps_per_epoch": population.steps_per_epoch, "batch_overlap": engine.batch_overlap(population)}

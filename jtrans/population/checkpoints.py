@@ -33,7 +33,8 @@ State = Mapping[str, Any]  # nested dictionaries of NumPy arrays
 class Checkpoints:
     """The checkpoints of a work directory: the last two, and one that is being written.
 
-    `checkpoints/STEP` is written by Orbax. `checkpoints/STEP.sha256` holds the checksums of its files and of the files
+    `checkpoints/STEP` is written by Orbax. It holds the first piece of the state; where there are more, `STEP/1`,
+    `STEP/2` and so on hold one each. `checkpoints/STEP.sha256` holds the checksums of its files and of the files
     in `checkpoints/examples` up to that step, which `sha256sum -c`, run in `checkpoints/STEP`, verifies. It is written
     last: a checkpoint without it is incomplete. All processes of a job call each method together, on a directory that
     all of them see.
@@ -51,7 +52,7 @@ class Checkpoints:
             if is_ours and path.is_symlink():
                 raise InputError(f"--workdir: {path} is a link; remove it, or link the work directory as a whole")
         self.thread = ThreadPoolExecutor(1)
-        self.writing: Future[None] | None = None
+        self.writing: Future[None] | ocp.AsyncResponse[None] | None = None
         self.example_sums: dict[Path, str] = {}  # of files that this process wrote or read
 
     def newest(self) -> int | None:
@@ -72,12 +73,16 @@ class Checkpoints:
         newest = int(devices.from_first(step))
         return None if newest < 0 else newest
 
-    def load(self, step: int) -> State:
-        """The state that was saved at this step."""
-        return ocp.load(self.folder / str(step))
+    def load(self, step: int) -> Iterator[State]:
+        """The pieces that were saved at this step, each read when asked for: the first one, the others in any order."""
+        path = self.folder / str(step)
+        return map(ocp.load, [path, *(piece for piece in path.iterdir() if piece.name.isdecimal())])
 
-    def save(self, step: int, state: State, examples: Iterable[int] = ()) -> None:
-        """Start to write a checkpoint, with the examples of the given steps, after the previous one is complete."""
+    def save(self, step: int, pieces: Iterable[State], num_bytes: int, examples: Iterable[int] = ()) -> None:
+        """Start to write a checkpoint, with the examples of the given steps, after the previous one is complete.
+
+        Each piece, of `num_bytes` in all, is begun when the one before is written: the last one is in the background.
+        """
         self.wait()
         path = self.folder / str(step)
 
@@ -85,13 +90,15 @@ class Checkpoints:
             with self._reported():
                 self.folder.mkdir(exist_ok=True)
                 path.with_suffix(".sha256").unlink(missing_ok=True)
-                needed, free = devices.num_bytes(state), shutil.disk_usage(self.folder).free
-                if needed > free:  # Orbax's own error would fill pages
-                    raise OSError(f"{needed / 2**20:.1f} MiB are needed, {free / 2**20:.1f} are free")
+                free = shutil.disk_usage(self.folder).free
+                if num_bytes > free:  # Orbax's own error would fill pages
+                    raise OSError(f"{num_bytes / 2**20:.1f} MiB are needed, {free / 2**20:.1f} are free")
 
         devices.first_does(make_room)
-        response = ocp.save_async(path, state, overwrite=True)
-        self.writing = self.thread.submit(self._finish, path, response, [self._example(step) for step in examples])
+        for i, piece in enumerate(pieces):
+            self.wait()
+            self.writing = ocp.save_async(path / str(i) if i else path, piece, overwrite=True)
+        self.writing = self.thread.submit(self._finish, path, self.writing, [self._example(step) for step in examples])
 
     def write_examples(self, step: int, values: np.ndarray) -> None:
         """Write the measurements of each image at a step to a separate file, so that each is written only once."""
@@ -111,7 +118,7 @@ class Checkpoints:
         return np.load(self._example(step))
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written."""
+        """Wait until all that was begun is written."""
         with self._reported(Exception):  # a full disk may raise anything
             if self.writing is not None:
                 self.writing.result()

@@ -41,6 +41,19 @@ class Placement(NamedTuple):
     def num_groups(self) -> int:
         return -(-self.num_networks // (self.size * len(self.devices)))
 
+    @property
+    def num_slots(self) -> int:
+        """The places of a device in all groups, but for those at the end that hold copies on every device."""
+        before = self.num_groups - 1
+        return before * self.size + min(self.size, self.num_networks - before * self.size * len(self.devices))
+
+
+class Part(NamedTuple):
+    """Some networks of one architecture, on the host."""
+
+    numbers: np.ndarray  # `[m]`, which of the M they are
+    arrays: Any  # a pytree of arrays `[m, ...]`
+
 
 def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
     """Join the other processes of a job; to be called before JAX is first asked for a device.
@@ -147,10 +160,14 @@ def _copier(devices: tuple[jax.Device, ...]) -> Callable:
 
 def split(tree: Any, placement: Placement) -> list[Group]:
     """Arrays of all networks, `[M, ...]`, split into groups: this process's share of each."""
-    num_networks, size, devices, *_ = placement
-    slots = np.minimum(np.arange(placement.num_groups * len(devices) * size), num_networks - 1)
-    slots = slots.reshape(placement.num_groups, len(devices), size)[:, _local(devices)]
-    return [jax.tree.map(lambda leaf: leaf[networks], tree) for networks in slots]  # noqa: B023 (called at once)
+    here = np.minimum(_numbers(placement), placement.num_networks - 1)[:, _local(placement.devices)]
+    return [jax.tree.map(lambda leaf: leaf[networks], tree) for networks in here]  # noqa: B023 (called at once)
+
+
+def _numbers(placement: Placement) -> np.ndarray:
+    """Which network is where, `[groups, devices, size]`; copies of the last one have numbers from M on."""
+    shape = placement.num_groups, len(placement.devices), placement.size
+    return np.arange(math.prod(shape)).reshape(shape)
 
 
 def side_by_side(f: Callable, count: int, in_axes: Sequence[int | None]) -> Callable:
@@ -182,13 +199,32 @@ def slots(placement: Placement) -> list[jax.Array]:
 
 def merge(groups: Sequence[Group], placement: Placement) -> Any:
     """The inverse of `split`: arrays `[M, ...]` on the host, in every process."""
+    return merge_slots(groups, placement, range(placement.num_slots)).arrays
 
-    def whole(*parts: jax.Array) -> np.ndarray:
-        gather = partial(multihost_utils.process_allgather, tiled=True) if jax.process_count() > 1 else np.asarray
-        by_group = [np.asarray(part).reshape(-1, *part.shape[2:]) for part in map(gather, parts)]
-        return np.concatenate(by_group)[: placement.num_networks]
 
-    return jax.tree.map(whole, *groups)
+def merge_slots(groups: Sequence[Group], placement: Placement, slots: range) -> Part:
+    """The networks in consecutive ones of the `num_slots` places, of all devices and in every process."""
+    size = placement.size
+    first_group, last_group = slots.start // size, (slots.stop - 1) // size
+    chosen = {
+        group: slice(max(slots.start - group * size, 0), min(slots.stop - group * size, size))
+        for group in range(first_group, last_group + 1)
+    }
+    numbers = np.concatenate([_numbers(placement)[group, :, places].ravel() for group, places in chosen.items()])
+    is_network = numbers < placement.num_networks
+
+    def whole(*leaves: jax.Array) -> np.ndarray:
+        parts = [_on_host(leaves[group][:, places]) for group, places in chosen.items()]
+        return np.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])[is_network]
+
+    return Part(numbers[is_network], jax.tree.map(whole, *groups))
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    """An array of all processes, `[local devices, ...]` in each, as `[devices, ...]`."""
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array.copy())  # JAX keeps what it has copied to the host for as long as the array
 
 
 def gather(parts: Sequence[tuple[Sequence[Any], Placement]]) -> list[Any]:

@@ -17,7 +17,7 @@ from jtrans import training
 from jtrans.data import Split
 from jtrans.models import Model
 from jtrans.population import devices, observe
-from jtrans.population.devices import Group, Placement
+from jtrans.population.devices import Group, Part, Placement
 from jtrans.population.observe import Measurement
 from jtrans.training import Network, Objective
 
@@ -209,9 +209,21 @@ def split(population: Population, networks: Sequence[Any]) -> list[list[Group]]:
     return list(map(devices.split, networks, population.placements))
 
 
-def merge(population: Population, networks: list[list[Group]]) -> list[Network]:
+def merge(population: Population, networks: list[list[Group]]) -> list[Any]:
     """What `split` took apart, on the host, in every process."""
     return list(map(devices.merge, networks, population.placements))
+
+
+def pieces(population: Population, networks: list[list[Group]], num_bytes: int) -> Iterator[list[Part]]:
+    """The networks, on the host, in every process, about so many bytes at a time: some of each architecture.
+
+    Not less than one network of each device and architecture. The processes of a job take each piece together.
+    """
+    all_slots = [placement.num_slots for placement in population.placements]
+    count = min(-(-devices.num_bytes(shapes(population)) // num_bytes), *all_slots)
+    for i in range(count):
+        slots = [range(of_model * i // count, of_model * (i + 1) // count) for of_model in all_slots]
+        yield list(map(devices.merge_slots, networks, population.placements, slots))
 
 
 def trajectory(
@@ -258,6 +270,7 @@ def trajectories(
     take_steps, shuffle = _programs(population.without_arrays(), count, axis)
     draw, draws = _drawer(populations, shuffle), None
     trained = _together(population, networks)
+    del networks  # arrays on the host would stay beside those that take their place
     if first_step == 0:
         yield 0, trained, measure(trained)
     for step in range(first_step + 1, num_steps + 1):

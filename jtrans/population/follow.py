@@ -4,10 +4,11 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import jax
 import numpy as np
 from flax.serialization import from_state_dict, to_state_dict
 from tqdm import tqdm
@@ -16,8 +17,8 @@ from jtrans import data, stats
 from jtrans.errors import InputError, Interrupted
 from jtrans.population import devices, engine
 from jtrans.population import trajectory as trajectories
-from jtrans.population.checkpoints import KEPT, Checkpoints
-from jtrans.population.devices import Group
+from jtrans.population.checkpoints import KEPT, Checkpoints, State
+from jtrans.population.devices import Group, Part
 from jtrans.population.engine import Population
 from jtrans.population.observe import NETWORK_MEASURES, PAIR_MEASURES, Measurement
 from jtrans.population.trajectory import Trajectory
@@ -25,6 +26,9 @@ from jtrans.training import Network
 
 REPORTED = {0, 1, 2, 5, 10, 20, 50, *range(100, 10**6, 100)}  # steps that get a line where there is no progress bar
 GIB = 2**30
+# Of the networks in a piece of a checkpoint. While one is written, up to three are in memory beside the networks: that
+# one, Orbax's copy of it, and the next. Smaller ones would be more files.
+PIECE_BYTES = 2**28
 ANOTHER = "another version of jtrans; it takes a fresh --workdir"
 
 
@@ -50,7 +54,6 @@ class Progress(NamedTuple):
     """Where a run stands."""
 
     step: int
-    networks: list[Network]  # of each architecture, `[M, ...]`, on the host
     steps: list[int]  # those measured so far
     measurements: list[Measurement]  # after each of them
 
@@ -62,11 +65,12 @@ class Run(NamedTuple):
     plan: Plan
     checkpoints: Checkpoints
     start: Progress  # where an earlier run in the same work directory stopped; what is measured is added to it
+    shapes: list[Network]  # of each architecture's networks, `[M, ...]`
 
     def networks(self) -> list[list[Group]]:
-        """Those to begin with."""
+        """Those to begin with. InputError if those of the checkpoint have other arrays."""
         if self.start.step:
-            return engine.split(self.population, self.start.networks)
+            return engine.split(self.population, _networks(self.checkpoints, self.start.step, self.shapes))
         return engine.initialize(self.population)
 
     def trajectory(self) -> Trajectory:
@@ -74,7 +78,7 @@ class Run(NamedTuple):
         return trajectories.collect(self.population, self.start.steps, self.start.measurements)
 
 
-Found = tuple[Trajectory, list[Network]]  # the trajectory, from step 0 on, and the networks of each architecture
+Found = tuple[Trajectory, list[list[Group]]]  # the trajectory, from step 0 on, and the networks of each architecture
 
 
 def run(population: Population, plan: Plan) -> Found:
@@ -104,16 +108,17 @@ def side_by_side(populations: Sequence[Population], plans: Sequence[Plan]) -> li
 
 
 def _begin(population: Population, plan: Plan) -> Run:
-    checkpoints, shapes = Checkpoints(plan.workdir), engine.shapes(population)
-    restored = _restore(checkpoints, population, shapes, plan)
-    return Run(population, plan, checkpoints, restored or Progress(0, shapes, [], []))
+    checkpoints = Checkpoints(plan.workdir)
+    restored = _restore(checkpoints, population, plan)
+    return Run(population, plan, checkpoints, restored or Progress(0, [], []), engine.shapes(population))
 
 
 def _follow(runs: Sequence[Run]) -> list[Found]:
     """The runs, which stand at the same step, to their end."""
-    populations, plan = [each.population for each in runs], runs[0].plan
-    options = {"measure_every": plan.measure_every, "first_step": runs[0].start.step}
-    networks = [each.start.networks for each in runs]
+    populations, plan, first_step = [each.population for each in runs], runs[0].plan, runs[0].start.step
+    if first_step and first_step >= plan.num_steps:
+        return [(each.trajectory(), each.networks()) for each in runs]
+    options = {"measure_every": plan.measure_every, "first_step": first_step}
     stepped = engine.trajectories(populations, [each.networks() for each in runs], plan.num_steps, **options)
     saved = time.monotonic()
     with _Stop() as stop, _Log(runs) as log:
@@ -130,11 +135,9 @@ def _follow(runs: Sequence[Run]) -> list[Found]:
             halt = halt and step < plan.num_steps  # a run that has come to its end is not thrown away
             if halt and not plan.saves:
                 raise Interrupted(f"interrupted at step {step}; without checkpoints nothing of this training was kept")
-            if save or halt or step == plan.num_steps:
-                networks = list(map(engine.merge, populations, engine.take_apart(populations, groups)))
-                if plan.saves:
-                    for each, of_run in zip(runs, networks, strict=True):
-                        _save(each.checkpoints, each.plan, step, of_run, each.trajectory())
+            if plan.saves and (save or halt or step == plan.num_steps):
+                for each, networks in zip(runs, engine.take_apart(populations, groups), strict=True):
+                    _save(each, step, networks)
                 saved = time.monotonic()
             if halt:
                 for each in runs:
@@ -142,12 +145,11 @@ def _follow(runs: Sequence[Run]) -> list[Found]:
                 raise Interrupted(f"interrupted at step {step}, which is saved; the same command resumes from there")
     for each in runs:
         each.checkpoints.wait()
-    return [(each.trajectory(), of_run) for each, of_run in zip(runs, networks, strict=True)]
+    taken_apart = engine.take_apart(populations, groups)
+    return [(each.trajectory(), networks) for each, networks in zip(runs, taken_apart, strict=True)]
 
 
-def _restore(
-    checkpoints: Checkpoints, population: Population, shapes: Sequence[Network], plan: Plan
-) -> Progress | None:
+def _restore(checkpoints: Checkpoints, population: Population, plan: Plan) -> Progress | None:
     """Where an earlier run stopped, None where it left nothing.
 
     InputError if it was begun on other data, or did not measure all that is measured now.
@@ -155,7 +157,7 @@ def _restore(
     step = checkpoints.newest()
     if step is None:
         return None
-    state = checkpoints.load(step)
+    state = next(checkpoints.load(step))
     data.check_digest(checkpoints.folder, bytes(state.get("data", b"")).hex(), plan.digest)
     history = state["history"]
     if len(population.pair) == 0:  # of a single network: Orbax saves no empty arrays
@@ -164,11 +166,6 @@ def _restore(
     if missing := measures - {*history}:
         raise InputError(f"{checkpoints.folder}: has no {min(missing)}, so it was written by {ANOTHER}")
     print(f"resuming from step {step}", flush=True)
-    try:
-        networks = [from_state_dict(network, state["networks"][str(i)]) for i, network in enumerate(shapes)]
-    except ValueError as error:
-        what = f"has other arrays, so it was written by {ANOTHER}"
-        raise InputError(f"{checkpoints.folder}: {what}") from error
     measured = zip(history["step"].tolist(), trajectories.measurements(history), strict=True)
     # A run that was to end earlier measured its last step too, where that is not one of these. Before the first step
     # there is nothing to resume from: the run measures step 0 again.
@@ -176,16 +173,40 @@ def _restore(
     if population.keep_examples:
         for t, measurement in kept.items():
             measurement.pairs["angle_examples"] = checkpoints.read_examples(t)
-    return Progress(step, networks, list(kept), list(kept.values()))
+    return Progress(step, list(kept), list(kept.values()))
 
 
-def _save(checkpoints: Checkpoints, plan: Plan, step: int, networks: Sequence[Network], trajectory: Trajectory) -> None:
+def _networks(checkpoints: Checkpoints, step: int, shapes: Sequence[Network]) -> list[Network]:
+    """The networks of each architecture in a checkpoint, `[M, ...]`; InputError if they have other arrays."""
+    networks = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), list(shapes))
+    for state in checkpoints.load(step):
+        for i, network in enumerate(networks):
+            try:
+                part = from_state_dict(Part(np.empty(0), network), state["networks"][str(i)])
+            except ValueError as error:
+                what = f"has other arrays, so it was written by {ANOTHER}"
+                raise InputError(f"{checkpoints.folder}: {what}") from error
+            for whole, some in zip(jax.tree.leaves(network), jax.tree.leaves(part.arrays), strict=True):
+                whole[part.numbers] = some
+    return networks
+
+
+def _save(run: Run, step: int, networks: list[list[Group]]) -> None:
     """Start to write a checkpoint; each image's angles are in files of their own, `Checkpoints.write_examples`."""
-    devices.first_does(plan.begin)
+    devices.first_does(run.plan.begin)
+    trajectory = run.trajectory()
     history = {name: values for name, values in trajectory.items() if name != "angle_examples" and values.size}
-    states = {str(i): to_state_dict(network) for i, network in enumerate(networks)}
-    state = {"networks": states, "history": history, "data": np.frombuffer(bytes.fromhex(plan.digest), np.uint8)}
-    checkpoints.save(step, state, trajectory["step"].tolist() if "angle_examples" in trajectory else ())
+    rest = {"history": history, "data": np.frombuffer(bytes.fromhex(run.plan.digest), np.uint8)}
+    examples = trajectory["step"].tolist() if "angle_examples" in trajectory else ()
+    num_bytes = devices.num_bytes((run.shapes, rest))
+    run.checkpoints.save(step, _states(run.population, networks, rest), num_bytes, examples)
+
+
+def _states(population: Population, networks: list[list[Group]], rest: State) -> Iterator[State]:
+    """The pieces of a checkpoint; the first holds the rest too."""
+    for parts in engine.pieces(population, networks, PIECE_BYTES):
+        yield {**rest, "networks": {str(i): to_state_dict(part) for i, part in enumerate(parts)}}
+        rest = {}
 
 
 class _Stop(contextlib.ExitStack):
@@ -211,7 +232,7 @@ class _Log(contextlib.ExitStack):
     def __init__(self, runs: Sequence[Run]) -> None:
         super().__init__()
         self.plan, self.first_step = runs[0].plan, runs[0].start.step
-        self.state_bytes = sum(devices.num_bytes(each.start.networks) for each in runs)
+        self.state_bytes = sum(devices.num_bytes(each.shapes) for each in runs)
         self.last: Sequence[Measurement] = []
         self.lost: set[tuple[str, int]] = set()
         self.moment: tuple[int, float] | None = None  # the first step that was timed, and when it ended

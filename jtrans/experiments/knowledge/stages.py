@@ -181,10 +181,11 @@ def _train(study: Study, task: Task, model: Model, stage: Stage) -> tuple[Variab
     )
     saved = config.checkpoint.seconds, config.checkpoint.steps, stage.config.data_sha256
     plan = Plan(stage.path, num_steps, per_epoch, *saved, partial(folder.write_config, *stage))
-    run, (trained,) = follow.run(population, plan)
+    run, (groups,) = follow.run(population, plan)
+    variables = devices.merge([group.variables for group in groups], *population.placements)
     summary = {"accuracy": run["accuracy"][:, -1], **setup.identity(task.dataset)}
     table = tables.of_trajectory(run, trajectory.curves(run))
-    return trained.variables, Results(stage.config, summary, {"trajectory": table}, {"trajectory": run})
+    return variables, Results(stage.config, summary, {"trajectory": table}, {"trajectory": run})
 
 
 @lru_cache(devices.PROGRAMS)

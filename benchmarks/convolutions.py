@@ -1,6 +1,6 @@
 """Milliseconds of single convolutions, of both gradients and of the input's alone: by every filter, and by XLA's own.
 
-    python benchmarks/convolutions.py [--networks=4] [--images=32] [--rounds=7]
+    python benchmarks/convolutions.py [--networks=4] [--images=32] [--rounds=7] [--layers=conv_a]
 
 The layers are those of conv A and ResNet18 at 32 x 32 pixels. `direct` and the tiles (2 x 2, 3 x 1, ...) are what
 `layers.cheapest` chooses from, and `*` what it chooses; `xla` is `lax.conv_general_dilated`. All take turns, a call
@@ -42,12 +42,13 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=4)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--layers", default="", help="only those whose names begin so")
     options = parser.parse_args()
     runtime.prepare()
     print("| layer | form | both gradients, ms | input's gradient, ms |\n|---|---|---|---|")
-    for name, layer in LAYERS.items():
-        for form, times in measure(layer, options.networks, options.images, options.rounds).items():
-            print(f"| {name} | {form} | {' | '.join(f'{1e3 * seconds:.1f}' for seconds in times)} |", flush=True)
+    for name in filter(lambda name: name.startswith(options.layers), LAYERS):
+        for form, times in measure(LAYERS[name], options.networks, options.images, options.rounds).items():
+            print(f"| {name} | {form} | {' | '.join(f'{1e3 * seconds:.3f}' for seconds in times)} |", flush=True)
 
 
 def measure(layer: tuple[int, ...], networks: int, images: int, rounds: int) -> dict[str, list[float]]:

@@ -15,26 +15,13 @@ STEPS = 20
 
 def serve(options: argparse.Namespace) -> None:
     """In a process of its own: the seconds of so many steps, for each line that comes in."""
-    import numpy as np
+    from populations import on_noise
 
-    from jtrans import models, training
-    from jtrans.data import Split
     from jtrans.harness import runtime
     from jtrans.population import engine
 
     runtime.prepare()
-    rng, shape = np.random.default_rng(0), (32, 32, 3)
-    draw = lambda n: Split(rng.integers(256, size=(n, *shape), dtype=np.uint8), rng.integers(2, size=n))
-    population = engine.build(
-        models=[models.build(options.model, shape, 2)],
-        optimizer=training.adjustable("adam"),
-        learning_rate=1e-3,
-        keys=engine.keys(0),
-        train=draw(4 * options.batch),
-        test=draw(200),
-        num_networks=options.networks,
-        batch_size=options.batch,
-    )
+    population = on_noise(options.model, options.networks, options.batch)
     run = engine.trajectory(population, engine.initialize(population), 10**6)
     next(run)
     next(run)

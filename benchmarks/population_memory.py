@@ -8,14 +8,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
+from populations import on_noise
 
-from jtrans import models, training
-from jtrans.data import Split
 from jtrans.harness import runtime
 from jtrans.population import devices, engine
 
-SHAPE = (32, 32, 3)
 # Networks, how many at once (0: by jtrans's own rule), test images.
 CASES = ((2, 0, 200), (8, 0, 200), (8, 0, 2000), (32, 0, 200))
 
@@ -23,19 +20,7 @@ CASES = ((2, 0, 200), (8, 0, 200), (8, 0, 2000), (32, 0, 200))
 def measure(name: str, batch: int, networks: int, size: int, examples: int) -> None:
     """A step and its measurement in this process."""
     runtime.prepare()
-    rng = np.random.default_rng(0)
-    draw = lambda n: Split(rng.integers(256, size=(n, *SHAPE), dtype=np.uint8), rng.integers(2, size=n))
-    population = engine.build(
-        models=[models.build(name, SHAPE, 2)],
-        optimizer=training.adjustable("adam"),
-        learning_rate=1e-3,
-        keys=engine.keys(0),
-        train=draw(4 * batch),
-        test=draw(examples),
-        num_networks=networks,
-        batch_size=batch,
-        group_size=size,
-    )
+    population = on_noise(name, networks, batch, examples=examples, group_size=size)
     groups = engine.initialize(population)
     started = time.perf_counter()
     for _ in engine.trajectory(population, groups, 1):

@@ -269,6 +269,8 @@ def train(directory):
     for number, _ in enumerate(sys.stdin):
         start = number * job["batch"] % (len(images) - job["batch"] + 1)
         batch = slice(start, start + job["batch"])
+        # TF32 on a GPU, as JAX has it by default, but for the first step, whose angles are compared.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = number > 0
         synchronize()
         started = time.perf_counter()
         unit = step(images[batch], labels[batch], x, y)

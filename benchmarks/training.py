@@ -37,7 +37,7 @@ SHAPE, CLASSES, NUM_TRAIN, NUM_TEST, LEARNING_RATE = (32, 32, 3), 2, 512, 100, 1
 AGREE = 0.5  # degrees after one step of Adam, which turns the sign of a rounding error into a whole step
 
 
-def ceiling(size: int = 4096, rounds: int = 7) -> float:
+def ceiling(size: int, rounds: int = 7) -> float:
     """Floating-point operations a second of one large matrix product."""
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(jnp.matmul)
@@ -124,7 +124,8 @@ def measure(python: str, style: str, rounds: int, peak: float, name: str, networ
             batch_size=batch,
         )
         peer.step()
-        check(peer, model, name, optimizer, batch, population.placements[0].size)
+        with jax.default_matmul_precision("highest"):  # on a GPU TF32 is the default, too coarse for a comparison
+            check(peer, model, name, optimizer, batch, population.placements[0].size)
         groups = engine.split(population, [peer.networks(name, optimizer)])
         run = engine.trajectory(population, groups, 10**6)
         ours, theirs = [], []
@@ -162,10 +163,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--rows", default=ROWS, help=f"default: {ROWS}")
     parser.add_argument("--rounds", type=int, default=5, help="steps timed on either side; the median counts")
+    parser.add_argument("--product", type=int, default=4096, help="rows of the matrices whose product is the ceiling")
     options = parser.parse_args()
     runtime.prepare()
-    peak = ceiling()
-    print(f"{len(os.sched_getaffinity(0))} threads; a matrix product of 4096 runs at {peak / 1e9:.0f} GFLOP/s")
+    peak = ceiling(options.product)
+    threads = len(os.sched_getaffinity(0))
+    print(f"{threads} threads; a matrix product of {options.product} runs at {peak / 1e9:.0f} GFLOP/s")
     columns = ("ours_ms", "pytorch_ms", "ratio", "pairs_ratio", "ceiling_share", "pairs_per_second")
     print(f"{'model':10}{'networks':>9}{'batch':>6}" + "".join(f"{name:>17}" for name in columns))
     rows = []

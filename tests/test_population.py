@@ -576,3 +576,18 @@ def test_a_checkpoint_with_other_arrays_is_named(tmp_path):
     built = population(optimizer=training.adjustable("adam"), learning_rate=1e-2)
     with pytest.raises(InputError, match="has other arrays, so it was written by another version"):
         follow.run(built, plan._replace(num_steps=3))
+
+
+def test_a_precision_of_matrix_products_has_programs_of_its_own(lowerings):
+    built = population()
+
+    def step(precision):
+        with jax.default_matmul_precision(precision):
+            (*_, (_, _, measurement)) = engine.trajectory(built, engine.initialize(built), 1)
+        return measurement.pairs["angle"], lowerings()
+
+    _, first = step("default")
+    angle, again = step("default")
+    exact, other = step("highest")
+    assert again == first < other
+    np.testing.assert_array_equal(angle, exact)  # a CPU has one precision

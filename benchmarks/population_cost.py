@@ -58,7 +58,7 @@ def clock_programs(seconds: dict[str, float]) -> None:
 
 def clock_steps(seconds: dict[str, list[float]]) -> None:
     """From now on a trajectory's steps leave the seconds of their parts; what no program takes is the host's."""
-    make, of_programs = engine.trajectory, defaultdict(float)
+    make, of_programs = engine.trajectories, defaultdict(float)
     clock_programs(of_programs)
 
     def clocked(*arguments, **options):
@@ -75,7 +75,7 @@ def clock_steps(seconds: dict[str, list[float]]) -> None:
             seconds["to the host"].append(whole - sum(of_programs.values()))
             yield step
 
-    engine.trajectory = clocked
+    engine.trajectories = clocked
 
 
 def clock_calls(module, name: str, repeats: int, seconds: list[float]) -> None:
@@ -108,7 +108,9 @@ def measure(networks: int, steps: int, repeats: int) -> dict[str, str]:
     peak_bytes, _ = devices.memory()
 
     seconds = {part: taken[2:] for part, taken in each_step.items()}
-    seconds |= {part: list(map(sum, zip(*(calls[name] for _, name in of), strict=True))) for part, of in ONCE.items()}
+    for part, of in ONCE.items():
+        # Of each function that many seconds at each of its calls.
+        seconds[part] = [sum(sum(calls[name][i::repeats]) for _, name in of) for i in range(repeats)]
     median = {part: statistics.median(taken) for part, taken in seconds.items()}
     of_run = {part: median[part] * (len(each_step[part]) if part in each_step else 1) for part in seconds}
     cells = {

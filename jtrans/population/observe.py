@@ -32,7 +32,7 @@ ATTACKS = ("another network's", "its own", "random signs")
 
 # Test images are measured so many at once at most, and fewer where the directions of all networks would take more.
 BLOCK = 200
-DIRECTIONS_BYTES = 2**29
+DIRECTIONS_BYTES = 3 * 2**27
 SINGLY = 100  # images at which one network alone is measured at once
 MOST_PAIRS = 2**17  # of more pairs, the values of a sample of so many are kept: all of 512 networks are fewer
 ROWS = 256  # networks of a device compared with others at once: larger products are no faster
@@ -403,6 +403,8 @@ def _pair_sums(
         cosine = _cosine(jnp.concatenate(groups), last[:, before:])
         values = {name: measure.of_images(cosine) for name, measure in PAIR_MEASURES.items()}
         of_rows = {name: _sums(each, counted) for name, each in jax.lax.optimization_barrier(values).items()}
+        # One after the other: at once they would take more memory.
+        last, of_rows = jax.lax.optimization_barrier((last, of_rows))
         sums += loops.unstack(jax.tree.map(partial(_by_group, before=before, count=len(groups)), of_rows))
     return sums
 

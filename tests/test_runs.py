@@ -66,6 +66,18 @@ def whole(tmp_path_factory):
     return workdir
 
 
+MANY = ["--config.num_steps=400", "--config.measure_every=2"]
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A run of many steps, so that there is time to stop it, from its beginning to its end."""
+    workdir = tmp_path_factory.mktemp("long")
+    process = start(workdir, *MANY, "--config.checkpoint.steps=20")
+    assert process.wait() == 0, process.stderr.read()
+    return workdir
+
+
 def test_a_larger_number_of_steps_resumes(whole, tmp_path, capsys):
     for steps in (3, 6):
         assert run(tmp_path, f"--config.num_steps={steps}") == 0
@@ -103,10 +115,10 @@ def test_without_checkpoints_none_are_made(tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_ctrl_c_saves_says_how_to_resume_and_resumes_to_the_same_bits(tmp_path, how):
-    many = ["--config.num_steps=400", "--config.checkpoint.steps=0"]
+def test_ctrl_c_saves_says_how_to_resume_and_resumes_to_the_same_bits(tmp_path, long, how):
+    many = [*MANY, "--config.checkpoint.steps=0"]
     process = start(tmp_path / "run", *many)
-    while "step 5:" not in process.stdout.readline():
+    while "step 2:" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(how)
     _, said = process.communicate()
@@ -118,9 +130,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resumes_to_the_same_bits(tmp_path, 
     out, _ = again.communicate()
     assert again.returncode == 0
     assert "resuming from step" in out
-    once = start(tmp_path / "once", *many)
-    once.communicate()
-    assert_same_bits(tmp_path / "run", tmp_path / "once")
+    assert_same_bits(tmp_path / "run", long)
 
 
 def test_a_run_stopped_right_after_its_first_checkpoint(tmp_path, monkeypatch, whole):
@@ -212,16 +222,24 @@ def kill_at_random(workdir, count, *arguments):
     return caught_writing
 
 
-@pytest.mark.parametrize(("count", "steps"), [(2, 400), pytest.param(20, 4000, marks=pytest.mark.slow)])
-def test_a_killed_run_ends_with_the_same_bits(tmp_path, count, steps):
-    many = [f"--config.num_steps={steps}", "--config.checkpoint.steps=20", "--config.measure_every=2"]
-    caught_writing = kill_at_random(tmp_path / "killed", count, *many)
-    assert caught_writing > 0 or count < 20
+def assert_ended_alike(one, other):
+    assert_same_bits(one, other)
+    names = lambda workdir: {str(path.relative_to(workdir)) for path in workdir.rglob("*") if "state/" not in str(path)}
+    assert names(one) == names(other)
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, long):
+    kill_at_random(tmp_path / "killed", 2, *MANY, "--config.checkpoint.steps=20")
+    assert_ended_alike(tmp_path / "killed", long)
+
+
+@pytest.mark.slow
+def test_a_run_killed_many_times_ends_with_the_same_bits(tmp_path):
+    many = ["--config.num_steps=4000", "--config.measure_every=2", "--config.checkpoint.steps=20"]
+    assert kill_at_random(tmp_path / "killed", 20, *many) > 0  # some while a checkpoint was written
     whole = start(tmp_path / "whole", *many)
     whole.communicate()
-    assert_same_bits(tmp_path / "killed", tmp_path / "whole")
-    names = lambda workdir: {str(path.relative_to(workdir)) for path in workdir.rglob("*") if "state/" not in str(path)}
-    assert names(tmp_path / "killed") == names(tmp_path / "whole")
+    assert_ended_alike(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_a_damaged_checkpoint_sends_the_run_back_to_the_one_before(whole, tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from jtrans.stats.estimates import Interval, valid_mean
 
@@ -126,7 +126,9 @@ class Residuals(NamedTuple):
 def residuals(quantities: np.ndarray, strata: np.ndarray, ranks: bool) -> Residuals:
     """Of two quantities and any covariates, `[2 + covariates, ..., S]`, within the strata `[..., S]`."""
     if ranks:  # of values that differ by more than rounding
-        ranked = scipy.stats.rankdata(quantities, axis=-1)
+        from scipy.stats import rankdata  # takes a second
+
+        ranked = rankdata(quantities, axis=-1)
         quantities = np.where(constant(quantities)[..., None], np.nan, ranked)
     controls: list[np.ndarray] = []
     for control in (*(1.0 * (strata == label) for label in np.unique(strata)), *quantities[2:]):
@@ -217,7 +219,7 @@ def interval(observed: Residuals, bootstrap: np.ndarray) -> Interval:
     # The slope of z at the mean of the samples: ties among what they draw bring ranks' correlations nearer to 0, and at
     # r, near 1 or -1, it would be far too steep for their spread.
     slope = 1 / (1 - bootstrap.mean() ** 2)
-    z, margin = np.arctanh(statistic), scipy.stats.t.ppf(0.975, freedom) * bootstrap.std(ddof=1) * slope
+    z, margin = np.arctanh(statistic), scipy.special.stdtrit(freedom, 0.975) * bootstrap.std(ddof=1) * slope
     return Interval(statistic, np.tanh(z - margin), np.tanh(z + margin))
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.integrate
-import scipy.stats
+import scipy.special
 
 
 class RandomAngle(NamedTuple):
@@ -19,11 +19,11 @@ class RandomAngle(NamedTuple):
     def cdf(self, angle: np.ndarray | float) -> np.ndarray:
         """The probability of an angle of at most `angle` degrees, for angles in [0, 90]."""
         cosine = np.cos(np.deg2rad(angle))
-        return scipy.stats.beta.sf(cosine**2, 0.5, (self.dimension - 1) / 2)
+        return scipy.special.betaincc(0.5, (self.dimension - 1) / 2, cosine**2)
 
     def quantile(self, probability: np.ndarray | float) -> np.ndarray:
         """The angle below which a random pair falls with the given probability, in degrees."""
-        squared = scipy.stats.beta.isf(probability, 0.5, (self.dimension - 1) / 2)
+        squared = scipy.special.betainccinv(0.5, (self.dimension - 1) / 2, probability)
         return np.rad2deg(np.arccos(np.sqrt(squared)))
 
     def mean(self) -> float:

@@ -3,7 +3,6 @@
 python benchmarks/busy.py [--model=mlp_deep] [--networks=64] [--batch=128] [--seconds=10]
 """
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -12,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
-from populations import on_noise
+import populations
 
 from jtrans.harness import runtime
 from jtrans.population import engine
@@ -21,14 +20,11 @@ QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nou
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mlp_deep")
-    parser.add_argument("--networks", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=128)
+    parser = populations.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=10)
     options = parser.parse_args()
     runtime.prepare()
-    population = on_noise(options.model, options.networks, options.batch)
+    population = populations.on_noise(options.model, options.networks, options.batch)
     run = engine.trajectory(population, engine.initialize(population), 10**6)
     next(run)
     next(run)

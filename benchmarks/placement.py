@@ -6,37 +6,33 @@ The memory is that of the placement that jtrans chooses; then the networks are i
 since a process's peak never falls.
 """
 
-import argparse
 from functools import partial
 from unittest import mock
 
 import jax
 import numpy as np
-from populations import in_turns, on_noise
+import populations
 
 from jtrans.harness import runtime
 from jtrans.population import devices, engine
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mlp_deep")
-    parser.add_argument("--networks", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=128)
+    parser = populations.parser(__doc__)
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10, help="2 or more")
     options = parser.parse_args()
     runtime.prepare()
     print(memory(options.model, options.networks, options.batch), flush=True)
     size = max(1, options.networks // (options.groups * jax.device_count()))
-    print(waiting(on_noise(options.model, options.networks, options.batch, group_size=size), options.steps))
+    print(waiting(populations.on_noise(options.model, options.networks, options.batch, group_size=size), options.steps))
 
 
 def memory(model: str, networks: int, batch: int) -> str:
     """What two steps take on a device beyond what is there before, and what `engine.place` expects of them."""
     before, total = devices.memory()
     with mock.patch.object(devices, "place", wraps=devices.place) as place:
-        population = on_noise(model, networks, batch)
+        population = populations.on_noise(model, networks, batch)
     _, bytes_each, state_bytes = place.call_args.args
     for _ in engine.trajectory(population, engine.initialize(population), 2):
         pass
@@ -59,7 +55,7 @@ def waiting(population: engine.Population, steps: int) -> str:
         name: partial(next, engine.trajectory(placed, engine.initialize(placed), steps))
         for name, placed in places.items()
     }
-    ms, angles = in_turns(runs, steps)
+    ms, angles = populations.in_turns(runs, steps)
     times = ", ".join(f"{name} {taken:.2f} ms" for name, taken in ms.items())
     apart = np.abs(np.subtract(*angles)).max()
     return f"{placement.num_groups} groups of {placement.size}: {times} a step; angles differ by {apart:.5f} degrees"

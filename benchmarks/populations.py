@@ -1,5 +1,6 @@
 """What several benchmarks share: populations on random images, and runs that take turns."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,15 @@ def on_noise(model: str, networks: int, batch: int, *, examples: int = 200, grou
         batch_size=batch,
         group_size=group_size,
     )
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a script that takes one such population."""
+    taken = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    taken.add_argument("--model", default="mlp_deep")
+    taken.add_argument("--networks", type=int, default=64)
+    taken.add_argument("--batch", type=int, default=128)
+    return taken
 
 
 def in_turns(runs: Mapping[str, Callable[[], Any]], steps: int) -> tuple[dict[str, float], np.ndarray]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 
-from jtrans import data, models, stats
+from jtrans import models, stats
 from jtrans.data import Dataset, Split
 from jtrans.errors import InputError
 from jtrans.harness import fields, figures, folder, setup, tables
@@ -66,10 +66,13 @@ def check(config: ConfigDict) -> None:
 
 
 class Setting(NamedTuple):
-    """A run before its training: its config, its data set and the examples measured, its population and plan."""
+    """A run before its training: its config, its data set, what tells that from others (`setup.identity`), the examples
+    measured, its population and plan.
+    """
 
     config: ConfigDict
     dataset: Dataset
+    identity: Mapping[str, Any]
     test: Split
     population: Population
     plan: follow.Plan
@@ -83,9 +86,9 @@ def prepare(config: ConfigDict, workdir: Path) -> Setting:
     population = setup.population(config, dataset, test, keys, **options)
     announce(config, population)
     settings = config.num_steps, config.measure_every, config.checkpoint.seconds, config.checkpoint.steps
-    begin = partial(folder.write_config, workdir, NAME, config)
-    plan = follow.Plan(workdir, *settings, data.digest(dataset), begin, config.tensorboard)
-    return Setting(config, dataset, test, population, plan)
+    identity, begin = setup.identity(dataset), partial(folder.write_config, workdir, NAME, config)
+    plan = follow.Plan(workdir, *settings, identity["data_sha256"], begin, config.tensorboard)
+    return Setting(config, dataset, identity, test, population, plan)
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:
@@ -101,14 +104,14 @@ def side_by_side(settings: Sequence[Setting]) -> list[Results]:
 
 
 def _results(setting: Setting, run: trajectory.Trajectory, networks: Sequence[Sequence[Group]]) -> Results:
-    config, dataset, test, population, plan = setting
+    config, dataset, identity, test, population, plan = setting
     if config.save_networks:
         variables = [[group.variables for group in groups] for groups in networks]
         folder.write_networks(plan.workdir, engine.merge(population, variables))
     curves, num_classes = trajectory.curves(run), len(dataset.class_names)
     summary = trajectory.summarize(run, curves, setup.dimensions(dataset, test, config.models), num_classes)
     summary |= {"steps_per_epoch": population.steps_per_epoch, "batch_overlap": engine.batch_overlap(population)}
-    summary |= setup.identity(dataset)
+    summary |= identity
     return Results(config, summary, {"trajectory": tables.of_trajectory(run, curves)}, {"trajectory": run})
 
 

@@ -375,5 +375,4 @@ def batch_overlap(population: Population) -> float:
     # How many networks' first batches an image is in.
     uses = np.stack([np.bincount(each.ravel(), minlength=num_images) for each in first_batches(population)])
     common = (uses * (uses - 1)).sum() / 2 if num_models == 1 else uses.prod(0).sum()
-    num_pairs = count * (count - 1) / 2 if num_models == 1 else count**2
-    return float(common / num_pairs / population.batch_size)
+    return float(common / observe.num_pairs(num_models, count) / population.batch_size)

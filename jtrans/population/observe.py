@@ -155,6 +155,11 @@ def agrees(cosine: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(cosine), jnp.nan, cosine > 0)
 
 
+def one_sign(agreement: np.ndarray) -> np.ndarray:
+    """From the measure `agreement`: 1 where a pair's cosines have the same sign at all images, else 0; NaN as there."""
+    return np.where(np.isnan(agreement), np.nan, (agreement == 0) | (agreement == 1))
+
+
 def count(values: np.ndarray) -> np.ndarray:
     """The number of images `[M]` at which `[M, N]` is 1."""
     return (values == 1).sum(axis=1)
@@ -495,9 +500,8 @@ def _every(all_pairs: Mapping[str, np.ndarray], num_models: int) -> dict[str, np
         whole[:count, -count:] = np.where(np.tri(count, dtype=bool), np.nan, values) if num_models == 1 else values
         return np.fmax(whole, whole.T)
 
-    signs = all_pairs["agreement"]
-    one_sign = np.where(np.isnan(signs), np.nan, (signs == 0) | (signs == 1))
-    whole = {name: of_networks(values) for name, values in {**all_pairs, "one_sign": one_sign}.items()}
+    measured = {**all_pairs, "one_sign": one_sign(all_pairs["agreement"])}
+    whole = {name: of_networks(values) for name, values in measured.items()}
     means = {f"every_{name}": stats.valid_mean(values, 1) for name, values in whole.items()}
     number = lambda values: (~np.isnan(values)).sum(1)
     half, _ = stats.halves(model)

@@ -27,7 +27,7 @@ from jtrans.attacks import DENOMINATORS
 from jtrans.population import observe
 from jtrans.population.engine import Population
 from jtrans.population.observe import ATTACKS, NETWORK_MEASURES, PAIR_MEASURES, Measurement
-from jtrans.stats import Interval
+from jtrans.stats import Estimate, Interval
 
 Trajectory = dict[str, np.ndarray]
 
@@ -82,20 +82,17 @@ def curves(trajectory: Mapping[str, np.ndarray]) -> dict[str, Interval]:
     pair, model = trajectory["pair"], trajectory["model"]
     finite = lambda values: np.where(np.isfinite(values), values, np.nan)
     over = {
-        name: interval_over(name, trajectory[name] if name in PAIR_MEASURES else finite(trajectory[name]), pair, model)
-        for name in (*PAIR_MEASURES, *NETWORK_MEASURES)
+        name: _interval(_over_pairs(trajectory, name), measure.share)
+        for name, measure in PAIR_MEASURES.items()
+        if name in trajectory
+    }
+    over |= {
+        name: interval_over(name, finite(trajectory[name]), pair, model)
+        for name in NETWORK_MEASURES
         if name in trajectory
     }
     if "agreement" in trajectory:
-        agreement = trajectory["agreement"]
-        one_sign = np.where(np.isnan(agreement), np.nan, (agreement == 0) | (agreement == 1))
-        over["one_sign"] = stats.pair_mean(one_sign, pair, model).share_interval()
-    if "every_count" in trajectory:
-        of_all = {name: trajectory[f"every_{name}"] for name in over if f"every_{name}" in trajectory}
-        count = trajectory["every_count"]
-        each = {name: stats.pair_mean_of_networks(values, count, model) for name, values in of_all.items()}
-        is_share = lambda name: name == "one_sign" or PAIR_MEASURES[name].share
-        over |= {name: e.share_interval() if is_share(name) else e.interval() for name, e in each.items()}
+        over["one_sign"] = _over_pairs(trajectory, "one_sign").share_interval()
     if "success" in trajectory:
         num_models = model.max() + 1
         ring = observe.attackers(num_models, len(model) // num_models)
@@ -109,7 +106,19 @@ def interval_over(name: str, values: np.ndarray, pair: np.ndarray, model: np.nda
     """The mean of a measure and its 95 % interval, of values `[P, ...]` over pairs, or `[M, ...]` over networks."""
     of_pairs = name in PAIR_MEASURES
     estimate = stats.pair_mean(values, pair, model) if of_pairs else stats.mean(values)
-    is_share = PAIR_MEASURES[name].share if of_pairs else NETWORK_MEASURES[name].share
+    return _interval(estimate, PAIR_MEASURES[name].share if of_pairs else NETWORK_MEASURES[name].share)
+
+
+def _over_pairs(trajectory: Mapping[str, np.ndarray], name: str) -> Estimate:
+    """The mean of a pair measure or of `one_sign` at each step; of all pairs, also where those kept are a sample."""
+    if "every_count" in trajectory:
+        of_networks = trajectory[f"every_{name}"], trajectory["every_count"]
+        return stats.pair_mean_of_networks(*of_networks, trajectory["model"])
+    values = observe.one_sign(trajectory["agreement"]) if name == "one_sign" else trajectory[name]
+    return stats.pair_mean(values, trajectory["pair"], trajectory["model"])
+
+
+def _interval(estimate: Estimate, is_share: bool) -> Interval:
     return estimate.share_interval() if is_share else estimate.interval()
 
 

@@ -518,7 +518,14 @@ def test_a_single_network_is_saved_and_resumes_although_it_has_no_pairs(tmp_path
     jax.tree.map(np.testing.assert_array_equal, engine.merge(built, networks), engine.merge(built, again))
 
 
-@pytest.mark.parametrize(("size", "on", "host"), [(2, 2, False), (2, 2, True), (1, 1, False), (4, 1, False)])
+@pytest.mark.parametrize(
+    ("size", "on", "host"),
+    [
+        (2, 2, False),
+        (1, 1, False),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 2, True), (4, 1, False))),
+    ],
+)
 def test_a_run_saved_in_pieces_resumes_to_the_same_bits(tmp_path, monkeypatch, size, on, host):
     """Saved by two devices of two networks each, in one piece and in several; and resumed by any."""
 

@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +76,8 @@ def looked_at(name, texts, count=3, **changes):
     dataset = load(texts, **changes)
     x = dataset.inputs.of(dataset.test.inputs)
     model = models.build(name, x.shape[1:], 2, inputs=dataset.inputs)
-    networks = Network(jax.vmap(model.init)(jax.random.split(KEY, count)), None)
-    return x, model, networks, observe.observe(model, networks, *dataset.test)
+    networks = Network(jax.jit(jax.vmap(model.init))(jax.random.split(KEY, count)), None)
+    return x, model, networks, jax.jit(partial(observe.observe, model))(networks, *dataset.test)
 
 
 def test_ids_become_rows_of_the_table_and_padding_zero(texts):

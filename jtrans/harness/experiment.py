@@ -128,6 +128,7 @@ def _write(experiment: Experiment, config: ConfigDict, workdir: Path, results: R
     for stem, figure in experiment.figures(results).items():
         for suffix in ("png", "svg"):
             files.write(workdir / f"{stem}.{suffix}", folder.drawn(figure, suffix))
+            figure.set_layout_engine("none")  # the second file has the layout of the first, which takes long to find
     folder.write_summary(workdir, results.summary)
 
 

@@ -214,7 +214,9 @@ def merge_slots(groups: Sequence[Group], placement: Placement, slots: range) -> 
     is_network = numbers < placement.num_networks
 
     def whole(*leaves: jax.Array) -> np.ndarray:
-        parts = [_on_host(leaves[group][:, places]) for group, places in chosen.items()]
+        # A slice is a program to compile for each shape.
+        is_whole = lambda places: places == slice(0, size)
+        parts = [_on_host(leaves[g] if is_whole(places) else leaves[g][:, places]) for g, places in chosen.items()]
         return np.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])[is_network]
 
     return Part(numbers[is_network], jax.tree.map(whole, *groups))
@@ -224,7 +226,11 @@ def _on_host(array: jax.Array) -> np.ndarray:
     """An array of all processes, `[local devices, ...]` in each, as `[devices, ...]`."""
     if jax.process_count() > 1:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array.copy())  # JAX keeps what it has copied to the host for as long as the array
+    if isinstance(array, np.ndarray):
+        return array
+    # JAX keeps what it has copied to the host for as long as the array: arrays of their own over the same memory.
+    alone = lambda data: jax.make_array_from_single_device_arrays(data.shape, data.sharding, [data])
+    return np.concatenate([alone(shard.data) for shard in array.addressable_shards])  # never a view of that memory
 
 
 def gather(parts: Sequence[tuple[Sequence[Any], Placement]]) -> list[Any]:

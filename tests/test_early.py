@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def figure(workdir):
     return early.draw(experiment.read(workdir))["figure"]
 
 
-def test_a_run_leaves_the_files_that_the_readme_names(finished):
+def test_a_run_leaves_the_files_that_the_docs_name(finished):
     names = {"config.json", "trajectory.npz", "trajectory.csv", "summary.json", "figure.png", "figure.svg"}
     assert {path.name for path in finished.iterdir()} == names | {"checkpoints", ".lock"}
     with np.load(finished / "trajectory.npz") as file:
@@ -71,6 +72,14 @@ def test_a_run_leaves_the_files_that_the_readme_names(finished):
         "num_examples": (),
         "success": (3, 5, 3, 3),
     }
+    page = (ROOT / "docs" / "files.md").read_text()
+    assert all(f"`{name}" in page for name in names)
+    table = page.partition("## trajectory.npz")[2].partition("\n\nWhere `pair` is a sample")[0]
+    listed = dict(re.findall(r"\| `(\w+)` \| `?(\[?[MPTN0-9, ]*\]?)`? \|", table))
+    sizes = {"M": 3, "P": 3, "T": 5}
+    assert listed.keys() == {*shapes, "angle_examples"}
+    for name, shape in shapes.items():
+        assert shape == tuple(sizes.get(size) or int(size) for size in re.findall(r"[MPT0-9]+", listed[name])), name
     assert PIL.Image.open(finished / "figure.png").size[0] > 900
     xml.etree.ElementTree.parse(finished / "figure.svg")
 

@@ -1,4 +1,4 @@
-"""Every command block of the README runs as printed, in order, in a fresh clone; every Python block runs."""
+"""Every command block of README and docs runs as printed, in order, in a fresh clone; every Python block runs."""
 
 import re
 import subprocess
@@ -14,21 +14,43 @@ from jtrans.experiments.reproduce import page, runs
 from jtrans.harness import experiment, fields
 from jtrans.population import observe
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
+DOCS = ROOT / "docs"
+README, EARLY, TRANSFER = ((ROOT / name).read_text() for name in ("README.md", "docs/early.md", "docs/transfer.md"))
+GUIDES = [  # in the order in which a newcomer reads them; tests/test_torch.py runs what takes PyTorch
+    ROOT / "README.md",
+    *(
+        DOCS / f"{name}.md"
+        for name in ("first_experiment", "own_networks", "own_data", "attacks", "devices", "transfer")
+    ),
+]
+BLOCKS = [
+    (path.stem, language, code)
+    for path in GUIDES
+    for language, code in re.findall(r"```(bash|python)\n(.*?)```", path.read_text(), re.DOTALL)
+]
 
 
-@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
-def test_python_blocks_run(code):
+@pytest.mark.parametrize(
+    ("page", "code"),
+    [(page, code) for page, language, code in BLOCKS if language == "python" and "jtrans.torch" not in code],
+)
+def test_python_blocks_run(page, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(code, {})
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    assert len(README.splitlines()) < 200
+    linked = set(re.findall(r"\]\((docs/\w+\.md)\)", README))
+    assert linked == {f"docs/{path.name}" for path in DOCS.glob("*.md")} - {"docs/index.md"}
 
 
 @pytest.mark.slow
 def test_command_blocks_run_in_a_fresh_clone(tmp_path):
     clone = tmp_path / "jtrans"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    commands = [code for language, code in BLOCKS if language == "bash"]
-    assert len(commands) >= 3
+    commands = [code for _, language, code in BLOCKS if language == "bash"]
+    assert len(commands) >= 5
     for code in commands:
         done = subprocess.run(["bash", "-euc", code], cwd=clone, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -44,11 +66,12 @@ def test_command_blocks_run_in_a_fresh_clone(tmp_path):
         f"with its sign the angle is {first['signed_angle']:.1f}",
         f"{100 * first['constant_share']:.0f} % of their squared length",
     ):
-        assert words in README
+        assert words in " ".join(README.split())
+        assert words in " ".join(EARLY.split())
 
 
 def test_what_holds_is_what_the_page_of_claims_says():
-    section = README.partition("## What holds\n")[2].partition("\n## ")[0]
+    section = EARLY.partition("## What holds\n")[2].partition("\n## ")[0]
     text = (ROOT / "docs" / page.PAGE).read_text()
     verdicts = re.findall(r"\*Rows: \d+ \((.*)\)\.\*", text)
     rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
@@ -58,8 +81,8 @@ def test_what_holds_is_what_the_page_of_claims_says():
     for number in numbers:
         assert number in text
     (count,) = re.findall(r"all (\d+) rows", section)
-    (minutes,) = re.findall(r"from scratch in (\d+) minutes on two cores", README)
-    (more,) = re.findall(r"in (\d+) minutes more", README)
+    (minutes,) = re.findall(r"from scratch in (\d+) minutes on two cores", EARLY)
+    (more,) = re.findall(r"in (\d+) minutes more", EARLY)
     seconds = {r.name: page.seconds(ROOT / "docs" / page.RESULTS / r.name) for r in runs.listed("IMAGES", full=True)}
     took = sum(seconds[run.name] for run in runs.listed("IMAGES"))
     assert float(minutes) == pytest.approx(took / 60, abs=1)
@@ -68,7 +91,7 @@ def test_what_holds_is_what_the_page_of_claims_says():
 
 
 def test_the_synthetic_experiment_is_as_its_results_say():
-    section = README.partition("## The other paper")[2].partition("\n## ")[0]
+    section = TRANSFER.partition("## The synthetic experiment")[2].partition("\n## ")[0]
     table = pandas.read_csv(ROOT / "docs" / "synthetic.csv")
     summary = synthetic.summarize(table)
     assert summary["num_seeds"] == 10

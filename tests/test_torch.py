@@ -293,3 +293,13 @@ def test_the_guide_runs():
     assert len(blocks) >= 3
     for block in blocks:
         exec(block, names)
+
+
+def test_the_readmes_lines_run(capsys):
+    (block,) = re.findall(r"```python\n(import jtrans\.torch.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    own, other = (nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval() for _ in range(2))
+    x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3))
+    exec(block, {"my_network": own, "my_other_network": other, "x": x, "y": jnp.zeros(4, int)})
+    angles, tau1 = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert len(angles.strip("[]").split()) == 4
+    assert 0 < float(tau1) < 1

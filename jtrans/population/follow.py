@@ -304,7 +304,7 @@ def _means(measurement: Measurement) -> Means:
         "accuracy": measurement.networks["accuracy"],
         "loss_nats": np.where(np.isfinite(losses), losses, np.nan),
     }
-    return {name: stats.mean_ci(each).mean for name, each in values.items()}
+    return {name: float(stats.mean_ci(each).mean) for name, each in values.items()}
 
 
 def _duration(seconds: float) -> str:

@@ -51,7 +51,7 @@ def opened(name: str, workdir: Path, config: Mapping[str, Any], past: Past) -> I
     with LIBRARIES[name].open(workdir.resolve(), config, bool(past)) as write:
 
         def log(step: int, means: Means) -> None:
-            write(step, {of: float(mean) for of, mean in means.items() if math.isfinite(mean)})
+            write(step, {of: mean for of, mean in means.items() if math.isfinite(mean)})
 
         for step, means in past:
             log(step, means)

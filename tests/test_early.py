@@ -207,28 +207,6 @@ def test_data_without_meaning_runs(tmp_path, name):
     assert run(tmp_path, *SMALL, f"--config.data.name={name}", "--config.data.shuffle_labels") == 0
 
 
-def test_tensorboard_events_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
-    from tensorboardX.proto import event_pb2
-
-    assert run(tmp_path / "run", *SMALL, "--config.tensorboard") == 0
-    (path,) = (tmp_path / "run" / "tensorboard").iterdir()
-    content, events = path.read_bytes(), []
-    while content:  # a length, its checksum, an event, its checksum
-        length = int.from_bytes(content[:8], "little")
-        events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
-        content = content[16 + length :]
-    values = [(v.tag, event.step, v.simple_value) for event in events for v in event.summary.value]
-    run_arrays = arrays(tmp_path / "run")
-    angles = [(step, value) for tag, step, value in values if tag == "angle_degrees"]
-    assert [step for step, _ in angles] == run_arrays["step"].tolist()
-    np.testing.assert_allclose([value for _, value in angles], run_arrays["angle"].mean(0), rtol=1e-5)
-
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert run(tmp_path / "without", *SMALL, "--config.tensorboard") == 2
-    assert "tensorboard: got True; it takes pip install jtrans[tensorboard]" in capsys.readouterr().err
-
-
 def test_what_was_found_is_said_in_words(capsys, tmp_path):
     assert run(tmp_path, *SMALL) == 0
     text = capsys.readouterr().out

@@ -3,7 +3,6 @@
 Many networks train side by side, and every pair of them is measured on held-out images (BenShmuel 2022).
 """
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,10 @@ from ml_collections import ConfigDict
 
 from jtrans import models, stats
 from jtrans.data import Dataset, Split
-from jtrans.errors import InputError
 from jtrans.harness import fields, figures, folder, setup, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, whole, yes_no
-from jtrans.population import engine, follow, observe, trajectory
+from jtrans.population import engine, follow, observe, tracker, trajectory
 from jtrans.population.devices import Group
 from jtrans.population.engine import Population
 from jtrans.population.trajectory import FALL, SUCCESS, at_chance
@@ -53,14 +51,16 @@ FIELDS: Mapping[str, Field] = {
     "keep_examples": yes_no(False),  # the angle of each image, in trajectory.npz
     "save_networks": yes_no(False),  # the trained networks, as an Orbax checkpoint
     **fields.CHECKPOINT,
-    "tensorboard": yes_no(False),  # the means as TensorBoard events too
+    # What shows the means while a run goes on.
+    "tracker": Field(
+        "", ("", *tracker.LIBRARIES).__contains__, f"'' for none, or one of {', '.join(tracker.LIBRARIES)}"
+    ),
 }
 
 
 def check(config: ConfigDict) -> None:
     """Check what no single field can say."""
-    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise InputError("tensorboard: got True; it takes pip install jtrans[tensorboard]")
+    tracker.check(config.tracker)
     fields.check_networks(config)
     fields.check_epsilon(config.attack.epsilon, not set(config.models) & set(models.TEXT))
 
@@ -87,7 +87,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Setting:
     announce(config, population)
     settings = config.num_steps, config.measure_every, config.checkpoint.seconds, config.checkpoint.steps
     identity, begin = setup.identity(dataset), partial(folder.write_config, workdir, NAME, config)
-    plan = follow.Plan(workdir, *settings, identity["data_sha256"], begin, config.tensorboard)
+    track = partial(tracker.opened, config.tracker, workdir, config.to_dict()) if config.tracker else tracker.nothing
+    plan = follow.Plan(workdir, *settings, identity["data_sha256"], begin, track)
     return Setting(config, dataset, identity, test, population, plan)
 
 

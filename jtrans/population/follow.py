@@ -5,8 +5,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import numpy as np
@@ -15,12 +16,13 @@ from tqdm import tqdm
 
 from jtrans import data, stats
 from jtrans.errors import InputError, Interrupted
-from jtrans.population import devices, engine
+from jtrans.population import devices, engine, tracker
 from jtrans.population import trajectory as trajectories
 from jtrans.population.checkpoints import KEPT, Checkpoints, State
 from jtrans.population.devices import Group, Part
 from jtrans.population.engine import Population
 from jtrans.population.observe import NETWORK_MEASURES, PAIR_MEASURES, Measurement
+from jtrans.population.tracker import Log, Means, Tracker
 from jtrans.population.trajectory import Trajectory
 from jtrans.training import Network
 
@@ -42,7 +44,7 @@ class Plan(NamedTuple):
     steps: int  # or of these, and at the end; 0 and 0: none
     digest: str  # of the data set, `data.digest`
     begin: Callable[[], None]  # called before each checkpoint, in the first process; it writes the config
-    tensorboard: bool = False  # whether the means are written as TensorBoard events too
+    track: Tracker = tracker.nothing  # of the means; the first process opens it
 
     @property
     def saves(self) -> bool:
@@ -95,7 +97,7 @@ def run(population: Population, plan: Plan) -> Found:
 def side_by_side(populations: Sequence[Population], plans: Sequence[Plan]) -> list[Found]:
     """`run` of populations that `engine.trajectories` takes, those side by side that stand at the same step.
 
-    The plans differ in folders and data alone.
+    The plans differ in folders, data and what they are logged to alone.
     """
     runs = list(map(_begin, populations, plans))
     by_step: dict[int, list[int]] = {}
@@ -240,38 +242,32 @@ class _Log(contextlib.ExitStack):
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal, or a notebook
         bar = {"total": self.plan.num_steps, "initial": self.first_step, "unit": "step"}
         self.bar = self.enter_context(tqdm(disable=not (watched and devices.is_first()), **bar))
-        self.writers: list[Any] = [None] * len(runs)
-        if self.plan.tensorboard and devices.is_first():
-            from tensorboardX import SummaryWriter  # an extra
+        self.logs: list[Log] = [tracker.silent] * len(runs)
+        devices.first_does(partial(self._track, runs))
 
-            folders = [str(each.plan.workdir / "tensorboard") for each in runs]
-            self.writers = [self.enter_context(SummaryWriter(of, purge_step=self.first_step)) for of in folders]
+    def _track(self, runs: Sequence[Run]) -> None:
+        past = [zip(each.start.steps, map(_means, each.start.measurements), strict=True) for each in runs]
+        self.logs = [self.enter_context(each.plan.track(behind)) for each, behind in zip(runs, past, strict=True)]
 
     def show(self, step: int, measurements: Sequence[Measurement]) -> None:
         """The mean angle and accuracy of each run after a step, where it was measured."""
         self.bar.update(step - self.bar.n)
         self.last = measurements or self.last
         pace = self._pace(step)
-        for measurement, label, writer in zip(measurements, self.labels, self.writers, strict=bool(measurements)):
-            self._show(step, measurement, label, pace, writer)
+        for measurement, label, log in zip(measurements, self.labels, self.logs, strict=bool(measurements)):
+            means = _means(measurement)
+            self._show(step, measurement, means, label, pace)
+            log(step, means)
 
-    def _show(self, step: int, measurement: Measurement, label: str, pace: str, writer: Any) -> None:
-        losses = measurement.networks["loss"]
-        finite = np.isfinite(losses)
-        angles = measurement.every.get("every_angle", measurement.pairs["angle"])
-        values = angles, measurement.networks["accuracy"], np.where(finite, losses, np.nan)
-        angle, accuracy, loss = (stats.mean_ci(each).mean for each in values)
+    def _show(self, step: int, measurement: Measurement, means: Means, label: str, pace: str) -> None:
+        angle, accuracy = means["angle_degrees"], means["accuracy"]
         self.bar.set_postfix_str(f"{label}angle {angle:.1f} deg, accuracy {accuracy:.2f}", refresh=False)
         if self.bar.disable and (step in REPORTED or step == self.plan.num_steps):
             self._say(f"{label}step {step}: angle {angle:.2f} degrees, accuracy {accuracy:.3f}{pace}")
-        for network in np.flatnonzero(~finite).tolist():
+        for network in np.flatnonzero(~np.isfinite(measurement.networks["loss"])).tolist():
             if (label, network) not in self.lost:
                 self._say(f"{label}network {network}: its loss is not finite at step {step}; the others go on")
                 self.lost.add((label, network))
-        if writer:
-            for name, value in (("angle_degrees", angle), ("accuracy", accuracy), ("loss_nats", loss)):
-                if np.isfinite(value):
-                    writer.add_scalar(name, value, step)
 
     def _pace(self, step: int) -> str:
         """Steps a second and the time left, from the second step of this process on: the first compiles."""
@@ -298,6 +294,17 @@ class _Log(contextlib.ExitStack):
     def _say(self, line: str) -> None:
         """A line, above the bar where there is one; the processes of a job that do not report have no stdout."""
         print(line, flush=True) if self.bar.disable else self.bar.write(line)
+
+
+def _means(measurement: Measurement) -> Means:
+    """Of all pairs, and of the networks that are not lost; NaN where there are none."""
+    losses = measurement.networks["loss"]
+    values = {
+        "angle_degrees": measurement.every.get("every_angle", measurement.pairs["angle"]),
+        "accuracy": measurement.networks["accuracy"],
+        "loss_nats": np.where(np.isfinite(losses), losses, np.nan),
+    }
+    return {name: float(stats.mean_ci(each).mean) for name, each in values.items()}
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ Here is nothing that takes time to import: each job loads this module beside its
 
 import ast
 import contextlib
-import importlib.util
+import importlib
 import os
 import shlex
 import signal
@@ -18,6 +18,7 @@ from typing import Any
 from jtrans.errors import InputError, one_line
 
 LOCAL = "local"  # in place of sbatch's options: processes of this machine
+LOG_LEVEL = "SUBMITIT_LOG_LEVEL"
 LOCAL_MINUTES = 60 * 24 * 365
 GRACE = 60  # seconds for a command to save where it stands; Slurm ends a job 90 seconds after it signals the end
 # The signals by which Slurm tells of the end are for the job's own process, but some clusters send them to all.
@@ -41,8 +42,6 @@ class Command:
 
     def checkpoint(self) -> Any:
         """Have the command save where it stands; gives submitit the same command, which resumes from there."""
-        from submitit.helpers import DelayedSubmission  # an extra
-
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
                 os.kill(self.pid, signal.SIGTERM)
@@ -52,7 +51,21 @@ class Command:
                     os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
                 ):
                     time.sleep(0.1)
-        return DelayedSubmission(Command(self.arguments))
+        return submitit().helpers.DelayedSubmission(Command(self.arguments))
+
+
+def submitit() -> Any:
+    """The package, an extra; InputError where it is missing."""
+    # When it is imported it would set up the logging of the whole process, and close the handlers of others.
+    level = os.environ.get(LOG_LEVEL)
+    os.environ[LOG_LEVEL] = "NOCONFIG"
+    try:
+        return importlib.import_module("submitit")
+    except ImportError as error:
+        raise InputError("--slurm: it takes pip install jtrans[slurm]") from error
+    finally:
+        del os.environ[LOG_LEVEL]
+        os.environ.update({} if level is None else {LOG_LEVEL: level})
 
 
 def executor(options: str, folder: Path) -> Any:
@@ -60,17 +73,14 @@ def executor(options: str, folder: Path) -> Any:
 
     Nothing is submitted yet.
     """
-    if importlib.util.find_spec("submitit") is None:
-        raise InputError("--slurm: it takes pip install jtrans[slurm]")
-    import submitit  # an extra
-
+    package = submitit()
     if options == LOCAL:
-        local = submitit.LocalExecutor(folder)
+        local = package.LocalExecutor(folder)
         local.update_parameters(timeout_min=LOCAL_MINUTES)
         return local
     parameters = _parse(options)
     try:
-        slurm = submitit.SlurmExecutor(folder)
+        slurm = package.SlurmExecutor(folder)
         slurm.update_parameters(**parameters)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"--slurm: got {options!r}; {one_line(error)}") from error

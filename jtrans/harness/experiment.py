@@ -71,7 +71,7 @@ class Experiment(NamedTuple):
     fields_under: Callable[..., Mapping[str, Field]] | None = None
 
 
-def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **options: Any) -> Results:
+def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, /, **options: Any) -> Results:
     """Check the config, measure, write, draw and tell; or tell what is already there.
 
     Args:

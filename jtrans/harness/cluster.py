@@ -6,6 +6,7 @@ Here is nothing that takes time to import: each job loads this module beside its
 import ast
 import contextlib
 import importlib
+import io
 import os
 import shlex
 import signal
@@ -110,7 +111,8 @@ def _parse(options: str) -> dict[str, Any]:
 def submit(executor: Any, commands: Sequence[Sequence[str]]) -> list[str]:
     """Submit the commands as one array of jobs; gives their ids. InputError if the cluster does not take them."""
     try:
-        jobs = executor.submit_array([Command(arguments) for arguments in commands])
+        with contextlib.redirect_stderr(io.StringIO()):  # where submitit repeats the words of the error
+            jobs = executor.submit_array([Command(arguments) for arguments in commands])
     except (RuntimeError, OSError) as error:  # what sbatch said, or that there is none
         raise InputError(f"--slurm: nothing was submitted ({one_line(error)[:300]})") from error
     return [job.job_id for job in jobs]

@@ -1,6 +1,7 @@
 """Every experiment keeps to the protocol, and so does one that somebody writes elsewhere."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -9,9 +10,13 @@ import pytest
 from conftest import ROOT
 from matplotlib.figure import Figure
 
+from jtrans import stats
+from jtrans.experiments import causes, control, matrix, penalty
 from jtrans.harness import cli, experiment, fields
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, defaults
+from jtrans.metrics import SuccessMatrix
+from jtrans.stats import Interval
 
 NAMES = experiment.names()
 FLAGS = {"sweep": {"sweep": "seed=0,1"}}  # which it does not run without
@@ -48,6 +53,86 @@ def test_a_config_has_the_fields_of_its_experiment(config):
     loaded, workdir = cli.load("jtrans", values, overrides)
     assert workdir.name == config
     assert fields.flat(loaded).keys() == experiment.load(name).fields.keys()
+
+
+ABOUT_OTHERS = {"sweep", "reproduce", "knowledge_paper"}
+PUBLISHED = [path.parent for path in sorted(ROOT.glob("docs/*/results/*/config.json"))]
+# By experiment, with how many digits its words have what it comes down to.
+TOLD = {"early": 1, "updates": 2, "random_angles": 2, "first_step": 2, "decompose": 1, "synthetic": 3, "knowledge": 2}
+
+
+def published(name):
+    """Results of an experiment that come with the documentation, a few."""
+    return [experiment.read(path) for path in PUBLISHED if experiment.maker(path).name == name][:3]
+
+
+def headline(slice_, results):
+    """What the results come down to, as intervals, held to the protocol."""
+    found = slice_.headline(results)
+    assert found
+    intervals = {}
+    for name, value in found.items():
+        (unit,) = re.fullmatch(r"[^()]+ \((degrees|share|-1 to 1)\)", name).groups()
+        mean, low, high = intervals[name] = (
+            value if isinstance(value, Interval) else Interval(value, math.nan, math.nan)
+        )
+        least, most = {"degrees": (0, 180), "share": (0, 1), "-1 to 1": (-1, 1)}[unit]
+        assert least <= mean <= most
+        assert low <= mean <= high or (math.isnan(low) and math.isnan(high))
+    return intervals
+
+
+def test_every_experiment_but_those_about_others_comes_down_to_numbers():
+    assert {name for name in NAMES if experiment.load(name).headline is None} == ABOUT_OTHERS
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_an_experiment_comes_down_to_is_what_it_tells(name):
+    slice_, has_interval = experiment.load(name), []
+    for results in published(name):
+        told = slice_.tell(results)
+        for value in headline(slice_, results).values():
+            has_interval.append(not math.isnan(value.low))
+            shown = value if name != "decompose" else Interval(value.mean, math.nan, math.nan)
+            assert stats.interval_text(shown._asdict(), TOLD[name]) in told
+    assert any(has_interval)
+
+
+def test_control_comes_down_to_the_share_of_settings_that_it_counts():
+    for results in published("control"):
+        (share,) = headline(control.EXPERIMENT, results).values()
+        count, of = re.search(r"(\d+) of (\d+) settings", control.tell(results)).groups()
+        assert share.mean == int(count) / int(of)
+
+
+def test_causes_come_down_to_the_angle_and_the_change_that_raises_it_most():
+    for results in published("causes"):
+        angle, rise = headline(causes.EXPERIMENT, results).values()
+        rows = [
+            row
+            for row in results.tables["causes"].to_dict("records")
+            if row["measure"] == "angle" and row["step"] == results.config["steps"][1]
+        ]
+        (plain,) = [row for row in rows if row["change"] == "adam"]
+        assert angle == (plain["value"], plain["value_low"], plain["value_high"])
+        assert plain["difference"] == 0 < rise.mean == max(row["difference"] for row in rows)
+
+
+def test_matrix_comes_down_to_the_mean_success_on_other_networks():
+    rate = np.stack([np.full((3, 3), -1.0), [[1.0, 0.5, 0.25], [0.0, 1.0, 0.25], [0.5, 0.5, 1.0]], np.full((3, 3), -1)])
+    success = SuccessMatrix(np.moveaxis(rate, 0, -1), np.full((3, 3, 3), 4), np.zeros(3))
+    table = matrix.table({"fgsm": success, "pgd": success._replace(rate=np.ones((3, 3, 3)))}, ["a", "b", "c"])
+    found = headline(matrix.EXPERIMENT, Results({"attack": {}}, {}, {"matrix": table}, {}))
+    assert [value.mean for value in found.values()] == [2 / 6, 1]
+    assert ["fgsm" in name for name in found] == [True, False]
+
+
+def test_penalty_comes_down_to_the_largest_coefficient():
+    rows = [dict.fromkeys(penalty.MEASURES, value) for value in (0.1, 0.3, 0.5, 0.7)]
+    table = penalty.tabulate(rows, (0.0, 1.0))
+    for value in headline(penalty.EXPERIMENT, Results({}, {}, {"penalty": table}, {})).values():
+        assert value.mean == pytest.approx(0.6)
+        assert value.low < 0.5 < 0.7 < value.high  # two networks
 
 
 DICE = {"sides": Field(6, lambda v: type(v) is int and v > 1, "a whole number, 2 or more"), "seed": fields.seed()}

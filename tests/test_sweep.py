@@ -1,16 +1,23 @@
 import csv
+import math
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from jtrans.experiments import early, sweep
-from jtrans.harness import cli, experiment
+from jtrans.experiments import early, random_angles, sweep
+from jtrans.experiments.sweep import headlines
+from jtrans.harness import cli, cluster, experiment
 from jtrans.population import engine
+from jtrans.stats import Interval
 
 SMALL = [
     "--config.num_networks=2",
@@ -142,6 +149,16 @@ def test_a_job_of_several_processes_reports_once_and_ends_as_one(tmp_path):
         (["--sweep=seed=0,-1"], "seed: got -1; it takes a whole number"),
         (["--sweep=optimizer.name=1"], "optimizer.name: got 1"),
         (["--sweep=seed=0", "--shard=2/2"], "--shard: got '2/2'; it takes I/N"),
+        (["--sweep=seed=0", "--experiment=erly"], "experiment: got 'erly'; did you mean early?"),
+        (
+            ["--sweep=seed=0", "--experiment=reproduce"],
+            "got 'reproduce', which has no number to compare; it takes causes",
+        ),
+        (["--sweep=seed=0", "--experiment=control"], "unknown config field; did you mean"),
+        (["--sweep=seed=0", "--slurm=partition"], "--slurm: got 'partition'; it takes NAME=VALUE"),
+        (["--sweep=seed=0", "--slurm=time=60 time=6"], "--slurm: got 'time=6'; it takes NAME=VALUE"),
+        (["--sweep=seed=0", "--slurm=time=1:00:00"], "--slurm: got time=1:00:00; it takes whole minutes"),
+        (["--sweep=seed=0", "--slurm=setup='a"], "a quote is not closed"),
         (["--sweep=seed=0", "--shards=0/2"], "not known; it takes --config, --workdir, --sweep, --shard"),
     ],
 )
@@ -202,3 +219,273 @@ def test_settings_that_differ_in_values_share_their_programs(tmp_path, lowerings
         assert run(tmp_path / rates, varied, "--config.attack.epsilon=0.1", "--config.num_networks=3") == 0
         counts.append(lowerings() - before)
     assert counts[0] > 0 == counts[1]
+
+
+ANGLES = [
+    "--config.num_seeds=3",
+    "--config.dimensions=(3, 10)",
+    "--config.num_pairs=20",
+    "--config.dimension=9",
+    "--config.num_rare_pairs=50",
+]
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Random angles without their figures, which take longest."""
+    monkeypatch.setattr(random_angles, "EXPERIMENT", random_angles.EXPERIMENT._replace(figures=lambda results: {}))
+
+
+def angles(workdir, *arguments):
+    line = ["sweep.py", "--config=random_angles", f"--workdir={workdir}", *ANGLES, "--experiment=random_angles"]
+    return cli.run(sweep.EXPERIMENT, [*line, *arguments])
+
+
+def rows(workdir):
+    with (workdir / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.usefixtures("quickly")
+def test_any_experiment_is_swept_by_what_it_comes_down_to(tmp_path, capsys):
+    workdir, varied, name = (
+        tmp_path / "sweep",
+        "--sweep=dimension=5,500 seed=0,1",
+        "smallest angle of all pairs (degrees)",
+    )
+    assert angles(workdir, varied, "--shard=1/2") == 0
+    assert "2 of 4 settings are finished" in capsys.readouterr().out
+    assert angles(workdir, varied) == 0
+    said = capsys.readouterr().out
+    assert "4 of 4 settings are finished" in said
+    assert said.count("holds the results of this config already") == 2
+    assert [(row["dimension"], row["seed"]) for row in rows(workdir)] == [
+        ("5", "0"),
+        ("5", "1"),
+        ("500", "0"),
+        ("500", "1"),
+    ]
+    for row in rows(workdir):
+        alone, case = (
+            tmp_path / "alone" / row["dimension"] / row["seed"],
+            f"dimension={row['dimension']},seed={row['seed']}",
+        )
+        flags = [*ANGLES, f"--config.dimension={row['dimension']}", f"--config.seed={row['seed']}"]
+        line = ["random_angles.py", "--config=random_angles", f"--workdir={alone}", *flags]
+        assert cli.run(random_angles.EXPERIMENT, line) == 0
+        for file in ("config.json", "typical.csv", "unlikely.csv"):
+            assert (workdir / case / file).read_bytes() == (alone / file).read_bytes()
+        least = experiment.read(alone).summary["least"]
+        assert [float(row[name + bound]) for bound in ("", "_low", "_high")] == [
+            least[b] for b in ("mean", "low", "high")
+        ]
+
+    results = experiment.read(workdir)
+    assert sweep.tell(results) in said
+    (figure,) = sweep.draw(results).values()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["5, 0", "5, 1", "500, 0", "500, 1"]
+    assert " ".join(axes.get_xlabel().split()) == name
+    (bars,) = axes.containers
+    np.testing.assert_array_equal(bars.lines[0].get_xdata(), [float(row[name]) for row in rows(workdir)])
+    assert (workdir / "sweep.png").exists()
+
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    assert run(workdir, "--sweep=seed=0") == 2
+    err = capsys.readouterr().err
+    assert err.splitlines() == [
+        f"sweep.py: error: --workdir: {workdir} holds a sweep of random_angles, not of early; name another directory"
+    ]
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_the_help_lists_the_fields_of_the_experiment_that_is_swept(capsys):
+    assert cli.run(sweep.EXPERIMENT, ["sweep.py", "--experiment=random_angles", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--config.num_rare_pairs=20000" in said
+    assert "--config.group_size" not in said
+
+
+def test_numbers_without_an_interval_and_settings_without_a_number_are_empty_cells(tmp_path):
+    of_settings = [{"a (share)": 0.5}, {"a (share)": Interval(0.25, 0.0, 0.5), "b (degrees)": Interval(9.0, 8.0, 10.0)}]
+    frame = headlines.table({"seed": ["0", "1"], "x": ["p", "q"]}, of_settings)
+    assert list(frame) == [
+        "seed",
+        "x",
+        *(f"{n}{b}" for n in ("a (share)", "b (degrees)") for b in ("", "_low", "_high")),
+    ]
+    expected = [[0.5, *[math.nan] * 5], [0.25, 0, 0.5, 9, 8, 10]]
+    np.testing.assert_array_equal(frame.iloc[:, 2:].to_numpy(float), expected)
+    said = headlines.tell(frame)
+    assert "0.250 [0.000, 0.500]" in said
+    assert "9.0 [8.0, 10.0]" in said
+    assert len(headlines.draw(frame, "toy").axes) == 2
+
+
+def test_slurm_takes_an_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert angles(tmp_path / "run", "--sweep=seed=0", "--slurm=local") == 2
+    assert capsys.readouterr().err == "sweep.py: error: --slurm: it takes pip install jtrans[slurm]\n"
+    assert not (tmp_path / "run").exists()
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def are_finished(workdir, count):
+    wait_for(lambda: len(list(workdir.glob("*/summary.json"))) == count)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_jobs_of_this_machine_make_what_the_plain_sweep_makes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    varied = "--sweep=seed=0,1"
+    assert angles(tmp_path / "plain", varied) == 0
+    capsys.readouterr()
+    jobs = tmp_path / "jobs"
+    assert angles(jobs, varied, "--slurm=local") == 0
+    said = capsys.readouterr().out
+    (ids,) = [line.removeprefix("jobs submitted: ").split(", ") for line in said.splitlines() if "submitted" in line]
+    assert len(set(ids)) == 2
+    assert f"logs: {jobs / 'slurm'}" in said
+    assert all(list((jobs / "slurm").glob(f"{i}_*")) for i in ids)
+    are_finished(jobs, 2)
+    assert angles(jobs, varied, "--slurm=local") == 0
+    said = capsys.readouterr().out
+    assert "no jobs submitted: every setting is finished" in said
+    assert "2 of 2 settings are finished" in said
+    for file in ("sweep.csv", "seed=0/unlikely.csv", "seed=1/unlikely.csv", "seed=1/config.json"):
+        assert (jobs / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+
+
+SAVES = """
+import pathlib, signal, sys, time
+def stop(*_):
+    time.sleep(1)
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], "started").touch()
+while True:
+    time.sleep(0.01)
+"""
+
+
+def test_a_job_that_goes_back_to_the_queue_has_saved(tmp_path):
+    job = cluster.Command([sys.executable, "-c", SAVES, str(tmp_path)])
+    failed = []
+
+    def call():
+        try:
+            job()
+        except subprocess.CalledProcessError as error:
+            failed.append(error.returncode)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    wait_for((tmp_path / "started").exists)
+    os.kill(job.pid, signal.SIGUSR2)  # some clusters send it to all processes of a job
+    again = job.checkpoint()
+    assert (tmp_path / "saved").exists()
+    assert again.function.arguments == job.arguments
+    thread.join(10)
+    assert failed == [130]
+
+
+# As much of Slurm as is needed: each task of an array is a process of its own, in the environment that Slurm gives.
+SBATCH = """#!/bin/bash
+for argument; do case $argument in
+  --array=*) array=${argument#*=} ;;
+  --wrap=*) script=${argument#*=} ;;
+  *) script=$(cat "$argument"); array=$(sed -n 's/^#SBATCH --array=//p' "$argument") ;;
+esac; done
+array=${array%\\%*}
+export SLURM_JOB_ID=17 SLURM_ARRAY_JOB_ID=17 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0
+export SLURM_JOB_NUM_NODES=1 SLURM_STEP_NUM_TASKS=1 SLURM_JOB_NODELIST=node1 SLURM_STEP_NODELIST=node1 SLURM_STEP_ID=0
+for task in $(seq "${array%-*}" "${array#*-}"); do
+  SCRIPT=$script SLURM_ARRAY_TASK_ID=$task bash -c "$script" >> "$SLURM_LOGS/$task" 2>&1 &
+done
+echo "Submitted batch job 17"
+"""
+SRUN = """#!/bin/bash
+while [[ $1 == -* ]]; do [[ $1 == --output || $1 == --error ]] && shift; shift; done
+echo $$ > "$SLURM_LOGS/pid-$SLURM_ARRAY_TASK_ID"
+exec "$@"
+"""
+SCONTROL = """#!/bin/bash
+echo "$@" > "$SLURM_LOGS/scontrol"
+pid=$(cat "$SLURM_LOGS/pid-$SLURM_ARRAY_TASK_ID")
+(while kill -0 $pid; do sleep 0.1; done
+sbatch --array=$SLURM_ARRAY_TASK_ID-$SLURM_ARRAY_TASK_ID --wrap="$SCRIPT") > /dev/null 2>&1 &
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A cluster of this machine: the folder of what its tasks say."""
+    folder, logs = tmp_path / "bin", tmp_path / "logs"
+    logs.mkdir()
+    folder.mkdir()
+    for name, text in {"sbatch": SBATCH, "srun": SRUN, "scontrol": SCONTROL}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_LOGS", str(logs))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return logs
+
+
+def test_options_that_slurm_does_not_have_are_one_line(tmp_path, slurm, capsys):
+    assert angles(tmp_path / "run", "--sweep=seed=0,1", "--slurm=partion=gpu time=60") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "--slurm: got 'partion=gpu time=60'; Unavailable parameter(s): ['partion']" in err
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition: gpus' >&2\nexit 1\n")
+    assert angles(tmp_path / "run", "--sweep=seed=0,1", "--slurm=partition=gpus") == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "nothing was submitted" in err
+    assert "invalid partition: gpus" in err
+
+
+@pytest.mark.slow
+def test_an_array_of_shards_leaves_the_table_of_all_settings(tmp_path, slurm):
+    flags = ["--config=random_angles", "--experiment=random_angles", "--sweep=seed=0,1,2", *ANGLES]
+    command = shlex.join([sys.executable, "-m", "jtrans", "sweep", *flags, f"--workdir={tmp_path / 'run'}"])
+    line = ["sbatch", "--array=0-1", f"--wrap={command} --shard=$SLURM_ARRAY_TASK_ID/2"]
+    subprocess.run(line, check=True)
+    are_finished(tmp_path / "run", 3)
+    wait_for(lambda: all("results:" in (slurm / task).read_text().splitlines()[-1] for task in "01"))
+    assert "Traceback" not in (slurm / "0").read_text() + (slurm / "1").read_text()
+    assert angles(tmp_path / "run", "--sweep=seed=0,1,2") == 0
+    assert [row["seed"] for row in rows(tmp_path / "run")] == ["0", "1", "2"]
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_over_resumes_when_it_is_its_turn_again(tmp_path, slurm, capsys):
+    flags = ["--sweep=seed=0,1", "--config.num_steps=3000", "--config.measure_every=10"]
+    workdir = tmp_path / "run"
+    assert run(workdir, *flags, "--slurm=partition=gpu time=60") == 0
+    assert "jobs submitted: 17_0, 17_1\n" in capsys.readouterr().out
+    (script,) = (path.read_text() for path in (workdir / "slurm").glob("*_submission.sh"))
+    assert "#SBATCH --partition=gpu\n" in script
+    assert "#SBATCH --time=60\n" in script
+    log = slurm / "0"
+    wait_for(lambda: log.exists() and "step 100:" in log.read_text())
+    os.kill(int((slurm / "pid-0").read_text()), signal.SIGUSR2)
+    are_finished(workdir, 2)
+    said = log.read_text()
+    assert "is saved" in said
+    assert "resuming from step" in said
+    assert (slurm / "scontrol").read_text() == "requeue 17_0\n"
+    assert run(tmp_path / "plain", *flags, "--shard=0/2") == 0
+    resumed, plain = (experiment.read(path / "seed=0") for path in (workdir, tmp_path / "plain"))
+    assert resumed.config == plain.config
+    for name, values in plain.arrays["trajectory"].items():
+        np.testing.assert_array_equal(resumed.arrays["trajectory"][name], values, err_msg=name)

@@ -343,4 +343,15 @@ def title(results: Results) -> str:
     )
 
 
-EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check)
+def headline(results: Results) -> dict[str, stats.Interval]:
+    """The folded angle in the second phase, and how far the change that removes most of the effect raises it."""
+    table = results.tables[NAME]
+    angle = table[(table["measure"] == "angle") & (table["step"] == table["step"].max())]
+    plain, largest = angle[angle["change"] == PLAIN], angle.sort_values("difference", ascending=False)
+    return {
+        "folded angle without a change (degrees)": tables.first(plain, "value"),
+        "largest rise by one change (degrees)": tables.first(largest, "difference"),
+    }
+
+
+EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, headline=headline)

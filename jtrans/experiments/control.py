@@ -277,4 +277,10 @@ def draw_curves(results: Results) -> Figure:
     return figure
 
 
-EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check)
+def headline(results: Results) -> dict[str, float]:
+    """How many of the settings show early transferability."""
+    shown = results.tables[NAME]["early_transferability"] == 1
+    return {"settings with early transferability (share)": float(shown.mean())}
+
+
+EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, headline=headline)

@@ -24,6 +24,7 @@ from jtrans.population import engine, follow, observe, tracker, trajectory
 from jtrans.population.devices import Group
 from jtrans.population.engine import Population
 from jtrans.population.trajectory import FALL, SUCCESS, at_chance
+from jtrans.stats import Interval
 
 NAME = "early"
 # The fields that change no shape and no program: settings that differ in these alone can run side by side.
@@ -312,4 +313,9 @@ def title(runs: Sequence[Results]) -> str:
     )
 
 
-EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, resumable="num_steps")
+def headline(results: Results) -> dict[str, Interval]:
+    """The lowest mean angle while the accuracy was at chance."""
+    return {"lowest angle at chance (degrees)": stats.from_plain(results.summary["lowest_at_chance"]["angle"])}
+
+
+EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, resumable="num_steps", headline=headline)

@@ -249,4 +249,10 @@ def _draw_pairs(axes: Axes, results: Results) -> None:
     axes.set(xlim=(0, 180), ylim=(0, 180), xticks=range(0, 181, 45), yticks=range(0, 181, 45))
 
 
-EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check)
+def headline(results: Results) -> dict[str, stats.Interval]:
+    """How often the prediction has the sign of a pair, under the setting where that is rarest."""
+    rarest = results.tables[NAME].sort_values("sign_predicted")
+    return {"pairs of the predicted sign, rarest setting (share)": tables.first(rarest, "sign_predicted")}
+
+
+EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, headline=headline)

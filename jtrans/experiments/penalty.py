@@ -198,4 +198,13 @@ def draw(results: Results) -> dict[str, Figure]:
     return {"figure": figure}
 
 
-EXPERIMENT = Experiment("penalty", FIELDS, measure, tell, draw, check)
+def headline(results: Results) -> dict[str, stats.Interval]:
+    """What the largest coefficient reaches, and what it costs."""
+    largest = results.tables["penalty"].tail(1)
+    return {
+        "angle to the surrogate, largest coefficient (degrees)": tables.first(largest, "angle"),
+        "test accuracy, largest coefficient (share)": tables.first(largest, "accuracy"),
+    }
+
+
+EXPERIMENT = Experiment("penalty", FIELDS, measure, tell, draw, check, headline=headline)

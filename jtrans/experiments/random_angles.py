@@ -19,6 +19,7 @@ from jtrans import directions, metrics, stats
 from jtrans.harness import figures, tables
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_number, is_tuple, is_whole, seed, whole
+from jtrans.stats import Interval
 
 BLOCK = 2**21  # values drawn at once
 DIMENSIONS = "a tuple of whole numbers, 2 or more"
@@ -142,4 +143,9 @@ def draw(results: Results) -> dict[str, Figure]:
     return {"figure": figure}
 
 
-EXPERIMENT = Experiment("random_angles", FIELDS, measure, tell, draw)
+def headline(results: Results) -> dict[str, Interval]:
+    """The smallest of many angles, which grows with the dimension."""
+    return {"smallest angle of all pairs (degrees)": stats.from_plain(results.summary["least"])}
+
+
+EXPERIMENT = Experiment("random_angles", FIELDS, measure, tell, draw, headline=headline)

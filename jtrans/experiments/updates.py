@@ -242,4 +242,11 @@ def draw(results: Results) -> dict[str, Figure]:
     return {"figure": figure}
 
 
-EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw)
+def headline(results: Results) -> dict[str, Interval]:
+    """The mean angle between the update vectors of one network, for each architecture."""
+    table = results.tables[NAME]
+    within = table[table["what"].str.startswith("within.")].groupby("what", sort=False)
+    return {f"angle {caption(what)} (degrees)": tables.first(rows, "angle") for what, rows in within}
+
+
+EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, headline=headline)

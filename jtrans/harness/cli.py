@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -77,8 +77,9 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None, *, prepare: b
     help_flags = [argument for argument in arguments if argument in ("-h", "--help")]
     try:
         values, overrides = parse([program, *(a for a in arguments if a not in help_flags)], experiment)
+        options = {name: values[name].value for name in experiment.options}
         if help_flags:
-            print(usage(program, experiment, values, overrides), end="")
+            print(usage(program, experiment, values, overrides, options), end="")
             return 0
         if prepare:
             runtime.prepare()
@@ -87,7 +88,7 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None, *, prepare: b
             if not devices.is_first():
                 stack.enter_context(contextlib.redirect_stdout(None))  # the first process speaks for all
             config, workdir = load(program, values, overrides)
-            experiments.run(experiment, config, workdir, **{name: values[name].value for name in experiment.options})
+            experiments.run(experiment, config, workdir, **options)
     except InputError as error:
         print(f"{program}: error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -103,11 +104,18 @@ def about(experiment: Experiment) -> str:
     return (sys.modules[experiment.measure.__module__].__doc__ or "").strip().partition("\n")[0]
 
 
-def usage(program: str, experiment: Experiment, values: flags.FlagValues, overrides: Sequence[str]) -> str:
+def usage(
+    program: str,
+    experiment: Experiment,
+    values: flags.FlagValues,
+    overrides: Sequence[str],
+    options: Mapping[str, str | None],
+) -> str:
     """The help: every flag, every config, and every field with its value."""
-    config = load(program, values, overrides)[0] if values.config else fields.defaults(experiment.fields)
+    known = experiments.fields_of(experiment, options)
+    config = load(program, values, overrides)[0] if values.config else fields.defaults(known)
     listed = [
-        f"  --config.{name}={value!r}  ({experiment.fields[name].takes})" if name in experiment.fields else name
+        f"  --config.{name}={value!r}  ({known[name].takes})" if name in known else name
         for name, value in fields.flat(config).items()
     ]
     return USAGE.format(

@@ -19,6 +19,7 @@ from jtrans.errors import InputError
 from jtrans.harness import fields, folder
 from jtrans.harness.fields import Field
 from jtrans.population import devices
+from jtrans.stats import Interval
 
 FILES = "files"  # the key of the summary that names the files of tables and arrays
 
@@ -52,6 +53,9 @@ class Experiment(NamedTuple):
       resumable: the one field that may grow in its folder, which `measure` then resumes from.
       options: further flags of the command line and what they say; `check` and `measure` take their texts by name.
       holds_runs: whether the work directory is a folder of other runs, each of which claims its own.
+      headline: what the results come down to, for a sweep: one or two numbers, with their 95 % intervals where they
+        have one, by a name that ends in the unit, as `angle (degrees)`: a table's column and an axis's label.
+      fields_under: `(**options) -> fields`, where the options decide which fields the config has.
     """
 
     name: str
@@ -63,9 +67,11 @@ class Experiment(NamedTuple):
     resumable: str = ""
     options: Mapping[str, str] = {}
     holds_runs: bool = False
+    headline: Callable[[Results], Mapping[str, Interval | float]] | None = None
+    fields_under: Callable[..., Mapping[str, Field]] | None = None
 
 
-def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **options: Any) -> Results:
+def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, /, **options: Any) -> Results:
     """Check the config, measure, write, draw and tell; or tell what is already there.
 
     Args:
@@ -79,7 +85,7 @@ def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **optio
       InputError: a field is wrong, or the work directory cannot be used; before any compute.
     """
     workdir = Path(workdir)
-    fields.check(config, experiment.fields)
+    fields.check(config, fields_of(experiment, options))
     experiment.check(config, **options)
     with claimed(experiment, config, workdir) as finished:
         if finished:
@@ -91,6 +97,11 @@ def run(experiment: Experiment, config: ConfigDict, workdir: Path | str, **optio
             results = write(experiment, config, workdir, measured, time.monotonic() - started)
     say(experiment, workdir, results)
     return results
+
+
+def fields_of(experiment: Experiment, options: Mapping[str, Any]) -> Mapping[str, Field]:
+    """The fields of the config under these options."""
+    return experiment.fields_under(**options) if experiment.fields_under else experiment.fields
 
 
 def claimed(experiment: Experiment, config: ConfigDict, workdir: Path) -> contextlib.AbstractContextManager[bool]:

@@ -23,6 +23,11 @@ def interval(table: pandas.DataFrame, name: str) -> Interval:
     return Interval(*(table[column].to_numpy(float) for column in (name, f"{name}_low", f"{name}_high")))
 
 
+def first(table: pandas.DataFrame, name: str) -> Interval:
+    """The interval in the first row of the columns `X`, `X_low` and `X_high`."""
+    return Interval(*(bound[0] for bound in interval(table, name)))
+
+
 def cells(table: pandas.DataFrame, name: str, digits: int) -> list[str]:
     """The interval of each row in words: `mean [low, high]`, or the mean alone where there is no interval."""
     rows = zip(*interval(table, name), strict=True)

@@ -1,6 +1,7 @@
 """Estimates with their intervals and tests: means, shares, and p-values adjusted together."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,14 @@ def plain(interval: Interval) -> dict[str, float]:
     return {bound: float(value) for bound, value in interval._asdict().items()}
 
 
-def interval_text(interval: dict[str, float], digits: int) -> str:
+def from_plain(interval: Mapping[str, float | None]) -> Interval:
+    """What `plain` made plain; JSON has None for NaN."""
+    return Interval(*(math.nan if interval[bound] is None else interval[bound] for bound in Interval._fields))
+
+
+def interval_text(interval: Mapping[str, float | None], digits: int) -> str:
     """`mean [low, high]`, or the mean alone where there is no interval."""
-    mean, low, high = (math.nan if interval[key] is None else interval[key] for key in ("mean", "low", "high"))
+    mean, low, high = from_plain(interval)
     has_interval = not (math.isnan(low) or math.isnan(high))
     return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if has_interval else "")
 

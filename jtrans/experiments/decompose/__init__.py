@@ -98,4 +98,4 @@ def trained(population: engine.Population, steps: Sequence[int]) -> Iterator[tup
             yield step, devices.merge([group.variables for group in groups], *population.placements)
 
 
-EXPERIMENT = Experiment("decompose", FIELDS, measure, findings.tell, figures.draw, check)
+EXPERIMENT = Experiment("decompose", FIELDS, measure, findings.tell, figures.draw, check, headline=findings.headline)

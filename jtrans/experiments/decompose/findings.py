@@ -133,6 +133,17 @@ def tell(results: Results) -> str:
     )
 
 
+def headline(results: Results) -> dict[str, stats.Interval]:
+    """The lowest angle of training, and at that step the angle without other networks' updates, where there are any."""
+    table, rank = results.tables["decompose"], shown_rank(results.config["ranks"])
+    table = table[table["step"] > 0]
+    lowest = table[table["subspace"] == NOTHING].sort_values("angle").head(1)
+    of_updates = table[(table["subspace"] == "updates") & (table["rank"] <= rank)]
+    without = of_updates[of_updates["step"].isin(lowest["step"])].tail(1)
+    shown = {"lowest angle (degrees)": lowest, "angle then without others' updates (degrees)": without}
+    return {name: tables.first(rows, "angle") for name, rows in shown.items() if len(rows)}
+
+
 def _by_step(table: pandas.DataFrame, labels: pandas.Series) -> str:
     """Angles and shares as text: a line for each label, those of the table's rows, and rank; a column for each step."""
     left = table["angle"].map("{:.1f}".format).where(table["angle"].notna(), "-")

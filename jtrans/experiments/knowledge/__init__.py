@@ -159,4 +159,4 @@ def check_data(config: ConfigDict, tasks: Sequence[Task]) -> None:
             raise InputError(f"batch_size: got {config.batch_size}; {task.label} has {count} training examples")
 
 
-EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check)
+EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, headline=words.headline)

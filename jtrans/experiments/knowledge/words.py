@@ -168,6 +168,19 @@ def tell(results: Results) -> str:
     return "\n".join(lines)
 
 
+def headline(results: Results) -> dict[str, stats.Interval]:
+    """How tau1 of PGD goes with the transfer loss, both ways."""
+    ways = {"pgd_liang_tau1_S_T": "source to target", "pgd_liang_tau1_T_S": "target to source"}
+    rows = [row for row in results.summary["correlations"] if row["measure"] in ways]
+    undefined = dict.fromkeys(stats.Interval._fields)
+    return {
+        f"rank correlation of tau1 and transfer loss, {ways[row['measure']]} (-1 to 1)": stats.from_plain(
+            row["spearman"] or undefined
+        )
+        for row in rows
+    }
+
+
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Every measure's correlation in words, for a table; of those without one why."""
     number = lambda row, kind, key: "" if row[kind] is None else p_text(row[kind][key])

@@ -20,7 +20,7 @@ from jtrans.data import Dataset, Split, Table
 from jtrans.errors import InputError, one_line
 from jtrans.experiments.matrix.figures import heat_maps
 from jtrans.experiments.matrix.networks import labels, read_all
-from jtrans.experiments.matrix.rates import RATES, of_kinds, table
+from jtrans.experiments.matrix.rates import OTHERS, RATES, of_kinds, table
 from jtrans.harness import fields, figures, folder, setup
 from jtrans.harness.experiment import Experiment, Results
 from jtrans.harness.fields import Field, is_tuple, seed, whole, yes_no
@@ -286,4 +286,12 @@ def draw(results: Results) -> dict[str, Figure]:
     return drawn
 
 
-EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check)
+def headline(results: Results) -> dict[str, float]:
+    """The success of each attack from one network on another, the mean over all two of them."""
+    table, counted = results.tables["matrix"], counted_as(results)
+    transferred = (table["source"] != table["target"]) & (table["source"] != OTHERS)
+    rates = table["target_right"].where(transferred).groupby(table["attack"], sort=False).mean()
+    return {f"{counted} by {attack} from another network (share)": float(rate) for attack, rate in rates.items()}
+
+
+EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, headline=headline)

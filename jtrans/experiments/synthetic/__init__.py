@@ -189,4 +189,12 @@ def _curves(axes: Axes, table: pandas.DataFrame, name: str, level: int, style: s
         figures.band(axes, scale, interval, f"C{i}", None)
 
 
-EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check)
+def headline(results: Results) -> dict[str, Interval]:
+    """How transferability to the target goes with the drift, for each width of the sources, at the first level."""
+    rows = results.summary["rows"]
+    shown = [row for row in rows if row["measure"] == "tau1tau2_S_T" and row["level"] == rows[0]["level"]]
+    name = "rank correlation of tau1 tau2 with drift, width {} (-1 to 1)"
+    return {name.format(row["width"]): stats.from_plain(row["spearman"]) for row in shown}
+
+
+EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, headline=headline)

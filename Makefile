@@ -1,7 +1,7 @@
 # `make early`: the main job on the data that ships with the environment. `make test`: the tests.
 # Both make the environment in .venv first, where it is not there yet.
 
-.PHONY: early reproduce reproduce-full knowledge test quick static check check-all torch docs hooks pins clean
+.PHONY: early reproduce reproduce-full knowledge test quick static check check-all torch docs linkcheck hooks pins clean
 
 early: .venv/base
 	.venv/bin/python experiments/early.py --config=configs/digits.py
@@ -82,9 +82,13 @@ endef
 .venv-torch/dev: requirements/torch.txt pyproject.toml
 	$(call make_environment,requirements/torch.txt)
 
-# The public names and what their docstrings say, as pages in docs/api.
+# The site, into docs/_build/html: the pages of docs/, and of every public module what its docstrings say.
 docs: .venv/dev
-	.venv/bin/pdoc --docformat google --output-directory docs/api jtrans
+	.venv/bin/sphinx-build -M html docs docs/_build --fresh-env --fail-on-warning --keep-going
+
+# Whether the links to other sites lead somewhere, which needs the network.
+linkcheck: .venv/dev
+	.venv/bin/sphinx-build -M linkcheck docs docs/_build --fresh-env --fail-on-warning --keep-going
 
 # The checks before every commit, and the tests before every push.
 hooks: .venv/dev

@@ -3,7 +3,7 @@
 A network is any pure function `f: [N, ...] -> [N, K]` whose output i depends on input i alone; source and target may
 have different numbers of outputs. The source is the first argument. `batch_size` is the number of examples in memory at
 once (None: chosen from the sizes), on which results do not depend, up to rounding. All measures except `success_matrix`
-can be `jit`ted, `vmap`ped over networks and, unless they use singular vectors, differentiated.
+work under `jax.jit`, under `jax.vmap` over networks and, unless they use singular vectors, under `jax.grad`.
 """
 
 from collections.abc import Callable, Sequence

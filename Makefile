@@ -29,7 +29,7 @@ test: .venv/dev
 	.venv/bin/$(PYTEST) -m "not slow"
 
 # The inner loop: no notebooks, and of the experiments only those that take seconds.
-MINUTES = causes control decompose early first_step knowledge knowledge_paper matrix notebooks penalty report reproduce runs sweep synthetic
+MINUTES = causes control decompose early first_step knowledge knowledge_paper matrix notebooks penalty report reproduce runs sweep synthetic tracker
 quick: .venv/dev
 	.venv/bin/$(PYTEST) -m "not slow" $(MINUTES:%=--ignore=tests/test_%.py)
 

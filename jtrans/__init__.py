@@ -3,4 +3,4 @@
 The package imports nothing by itself: `from jtrans import metrics` costs no more than JAX does.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -7,8 +7,11 @@ class InputError(ValueError):
     """A setting, file or argument that cannot be used.
 
     The message is one line: the field, what was given and what is accepted. It is raised before any computation.
-    Experiments print it and exit with status 2.
+    Experiments print it and exit with status 2; notebooks show it in the place of a traceback.
     """
+
+    def _render_traceback_(self) -> list[str]:  # IPython's name
+        return [f"jtrans: error: {one_line(self)}"]
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 # Compiling takes most of the tests' time, so XLA optimises little; `make check-all` tests programs as users run them.
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -68,6 +69,32 @@ def shorten(monkeypatch):
     """Leave a named architecture its first convolutions alone, which compile in a fraction of the time: a function."""
     of = models.CONVOLUTIONAL
     return lambda name, count: monkeypatch.setitem(of, name, of[name][:count])
+
+
+@pytest.fixture
+def unseen_gpu(monkeypatch, tmp_path):
+    """A machine whose driver lists a GPU, while JAX has CPUs alone; gives what is to be said about it."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\n[ "$1" = -L ] && echo "GPU 0: NVIDIA T4 (UUID: GPU-0)"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    found = metadata.distributions
+    plugin = "0.7.2"  # which stays behind where JAX alone is upgraded
+    monkeypatch.setattr(
+        metadata,
+        "distributions",
+        lambda **only: [SimpleNamespace(version=plugin)] if only == {"name": "jax-cuda12-plugin"} else found(**only),
+    )
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", None)
+    yield (
+        "this machine has an NVIDIA GPU, which JAX does not see "
+        f"(jax {jax.__version__}, jax-cuda12-plugin {plugin}): pip install 'jax[cuda12]=={jax.__version__}' "
+        "and start again, or set JAX_PLATFORMS=cpu to do without"
+    )
+    jax.config.update("jax_platforms", before)
 
 
 @pytest.fixture(scope="session")

@@ -124,6 +124,12 @@ def test_input_that_cannot_be_used_is_one_line(jtrans, tmp_path, line, message):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_gpu_that_jax_does_not_see_is_one_line_before_the_run(jtrans, unseen_gpu):
+    status, out, err = jtrans(f"random_angles --config=random_angles {TINY}")
+    assert (status, err) == (0, f"jtrans random_angles: warning: {unseen_gpu}\n")
+    assert "results: runs/random_angles" in out
+
+
 def test_the_package_is_the_command_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["jtrans", "random_angle"])
     with pytest.raises(SystemExit) as stop:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pandas
@@ -158,6 +159,32 @@ def draw(results):
 
 
 TOY = Experiment("dice", DICE, roll, tell, draw)
+
+
+class Shown(HTMLParser):
+    """What a page shows: its elements, and its text in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.text = set(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.add(tag)
+
+    def handle_data(self, data):
+        self.text.append(data.strip())
+
+
+def test_a_notebook_shows_the_first_rows_of_tables_and_the_names_and_shapes_of_the_rest():
+    table = pandas.DataFrame({"<b>": [f"<script>{row}" for row in range(7)], "value": 0.5 * np.arange(7)})
+    arrays = {"a<i>": {"rolls": np.zeros((2, 7)), "x": np.zeros(3)}}
+    shown = Shown(Results({"seed": 0}, {"mean": 1.5, "<u>": {"inner": 2}}, {"dice": table}, arrays)._repr_html_())
+    assert shown.elements <= {"p", "table", "thead", "tbody", "tr", "th", "td"}
+    text = [part for part in shown.text if part]
+    assert text[:3] == ["tables['dice'], 7 rows", "<b>", "value"]
+    assert text[3:-2] == [cell for row in range(5) for cell in (str(row), f"<script>{row}", f"{0.5 * row}")]
+    assert text[-2:] == ["arrays['a<i>']: rolls [2, 7], x [3]", "summary: mean, <u>"]
 
 
 def test_an_experiment_of_ones_own_runs_by_the_same_command_line(tmp_path, capsys):

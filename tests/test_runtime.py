@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 
+import jax
+import pytest
 from conftest import ROOT
 
+from jtrans.errors import InputError
 from jtrans.harness import runtime
 
 SMALL = [
@@ -48,3 +51,19 @@ def test_what_was_not_used_for_longest_goes_where_programs_take_too_much(tmp_pat
         assert {path.name.removesuffix("-cache") for path in tmp_path.rglob("*-cache")} == left
     assert (tmp_path / "mine.txt").exists()
     runtime.prune(tmp_path / "nowhere", 0)
+
+
+def test_only_a_gpu_that_is_there_and_that_jax_does_not_see_is_named(monkeypatch, tmp_path, unseen_gpu):
+    with pytest.raises(InputError) as error:
+        runtime.check_gpu()
+    assert str(error.value) == unseen_gpu
+    with monkeypatch.context() as seen:
+        seen.setattr(jax, "default_backend", lambda: "gpu")
+        runtime.check_gpu()
+    jax.config.update("jax_platforms", "cpu")  # as JAX_PLATFORMS=cpu
+    runtime.check_gpu()
+    jax.config.update("jax_platforms", None)
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho No devices found.\n")
+    runtime.check_gpu()
+    monkeypatch.setenv("PATH", str(tmp_path))  # no such program
+    runtime.check_gpu()

@@ -84,6 +84,7 @@ def run(experiment: Experiment, argv: Sequence[str] | None = None, *, prepare: b
         if prepare:
             runtime.prepare()
             connect(values)
+            warn(program)
         with contextlib.ExitStack() as stack:
             if not devices.is_first():
                 stack.enter_context(contextlib.redirect_stdout(None))  # the first process speaks for all
@@ -156,6 +157,14 @@ def connect(values: flags.FlagValues) -> None:
         devices.connect(*given.values())
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--coordinator: no job of several processes ({one_line(error)[:200]})") from error
+
+
+def warn(program: str) -> None:
+    """Say in one line on stderr what the run does without: a GPU that JAX does not see."""
+    try:
+        runtime.check_gpu()
+    except InputError as error:
+        print(f"{program}: warning: {one_line(error)}", file=sys.stderr)
 
 
 def load(program: str, values: flags.FlagValues, overrides: Sequence[str]) -> tuple[ConfigDict, Path]:

@@ -1,6 +1,7 @@
 """An experiment: what it takes, measures, says and shows; and the one way to run it."""
 
 import contextlib
+import html
 import importlib
 import pkgutil
 import time
@@ -21,6 +22,7 @@ from jtrans.harness.fields import Field
 from jtrans.population import devices
 from jtrans.stats import Interval
 
+MOST_COLUMNS = 12  # of a table that a notebook shows
 FILES = "files"  # the key of the summary that names the files of tables and arrays
 
 
@@ -38,6 +40,20 @@ class Results(NamedTuple):
     summary: Mapping[str, Any]
     tables: Mapping[str, pandas.DataFrame]
     arrays: Mapping[str, Any]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: each table's first rows, each array's name and shape, the keys of the summary."""
+        shown: list[str | pandas.DataFrame] = []
+        for name, table in self.tables.items():
+            shown += [f"tables[{name!r}], {len(table)} rows", table.head()]
+        for name, arrays in self.arrays.items():
+            shapes = (f"{key} {list(np.shape(array))}" for key, array in arrays.items())
+            shown.append(f"arrays[{name!r}]: {', '.join(shapes)}")
+        shown.append(f"summary: {', '.join(self.summary)}")
+        return "".join(
+            f"<p>{html.escape(part)}</p>" if isinstance(part, str) else part.to_html(max_cols=MOST_COLUMNS)
+            for part in shown
+        )
 
 
 class Experiment(NamedTuple):

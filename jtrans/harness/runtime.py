@@ -13,6 +13,8 @@ import jax
 
 import jtrans
 from jtrans import files
+from jtrans.errors import InputError
+from jtrans.harness import versions
 
 # glibc's malloc.h: the numbers of mallopt's parameters.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -64,13 +66,29 @@ def keep_memory() -> None:
         mallopt(M_TOP_PAD, 2**26)
 
 
+def check_gpu() -> None:
+    """Raise InputError if JAX does not see an NVIDIA GPU of this machine, unless JAX_PLATFORMS says what to use."""
+    if not jax.config.jax_platforms and jax.default_backend() == "cpu" and _has_nvidia_gpu():
+        plugin = next((found.version for found in metadata.distributions(name="jax-cuda12-plugin")), "missing")
+        raise InputError(
+            "this machine has an NVIDIA GPU, which JAX does not see "
+            f"(jax {jax.__version__}, jax-cuda12-plugin {plugin}): pip install 'jax[cuda12]=={jax.__version__}' "
+            "and start again, or set JAX_PLATFORMS=cpu to do without"
+        )
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether NVIDIA's driver lists a GPU; its program can be there on machines that have none."""
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True).stdout.startswith(b"GPU ")
+    except OSError:
+        return False
+
+
 def environment() -> dict[str, Any]:
     """What the numbers were made with: versions, devices, and the commit of the source where there is one."""
-    # A checkout that is not installed has no metadata of its own.
-    versions = {"jtrans": jtrans.__version__}
-    versions |= {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
-    return {"versions": versions, "devices": devices, "git_commit": _commit()}
+    return {"versions": versions.installed(), "devices": devices, "git_commit": _commit()}
 
 
 def _commit() -> str | None:

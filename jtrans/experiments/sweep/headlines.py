@@ -50,12 +50,15 @@ def draw(frame: pandas.DataFrame, experiment: str) -> Figure:
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, name in zip(all_axes, panels, strict=True):
         value = tables.interval(shown, name)
-        axes.errorbar(value.mean, range(len(shown)), xerr=figures.errors(value), fmt="o", capsize=3)
+        reach = figures.errors(value)
+        label = "value" if reach is None else f"value, {figures.INTERVAL}"
+        axes.errorbar(value.mean, range(len(shown)), xerr=reach, fmt="o", capsize=3, label=label)
+        axes.legend(fontsize="small")
         axes.set_xlabel(name.replace(" (", "\n("))
         axes.grid(alpha=0.25)
     all_axes[0].set_yticks(range(len(shown)), [", ".join(map(str, row)) for row in varied.itertuples(index=False)])
     all_axes[0].set_ylabel(", ".join(varied))
     all_axes[0].invert_yaxis()
     count = f"{len(frame)} settings" if len(shown) == len(frame) else f"the first {len(shown)} of {len(frame)} settings"
-    figure.suptitle(f"{experiment} under {count} (bars: {figures.INTERVAL}s)", fontsize="medium")
+    figure.suptitle(f"{experiment} under {count}", fontsize="medium")
     return figure

@@ -214,9 +214,9 @@ def merge_slots(groups: Sequence[Group], placement: Placement, slots: range) -> 
     is_network = numbers < placement.num_networks
 
     def whole(*leaves: jax.Array) -> np.ndarray:
-        # A slice is a program to compile for each shape.
-        is_whole = lambda places: places == slice(0, size)
-        parts = [_on_host(leaves[g] if is_whole(places) else leaves[g][:, places]) for g, places in chosen.items()]
+        # Only where it leaves something out: a slice is a program to compile for each shape.
+        cut = lambda leaf, places: leaf if places == slice(0, size) else leaf[:, places]
+        parts = [_on_host(cut(leaves[group], places)) for group, places in chosen.items()]
         return np.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])[is_network]
 
     return Part(numbers[is_network], jax.tree.map(whole, *groups))

@@ -475,7 +475,11 @@ def test_pngs_of_images_that_are_not_rounded_stay_in_the_ball(own):
             ("--config.attack.targeted", "--config.attacks=('pgd', 'virtual')"),
             "attacks: got virtual, which ignores labels",
         ),
-        (("own_networks:first",), ("--config.keep_images=jpg",), "keep_images: got 'jpg'; it takes '' (no images), "),
+        (
+            ("own_networks:first",),
+            ("--config.keep_images=jpg",),
+            "keep_images: got 'jpg'; it takes '' for none, or one of float, png",
+        ),
     ],
 )
 def test_bad_input_with_a_table_is_one_line_before_any_attack(own, capsys, monkeypatch, entries, flags, message):

@@ -52,10 +52,7 @@ FIELDS: Mapping[str, Field] = {
     "keep_examples": yes_no(False),  # the angle of each image, in trajectory.npz
     "save_networks": yes_no(False),  # the trained networks, as an Orbax checkpoint
     **fields.CHECKPOINT,
-    # What shows the means while a run goes on.
-    "tracker": Field(
-        "", ("", *tracker.LIBRARIES).__contains__, f"'' for none, or one of {', '.join(tracker.LIBRARIES)}"
-    ),
+    "tracker": fields.none_or_one_of(tracker.LIBRARIES),  # what shows the means while a run goes on
 }
 
 

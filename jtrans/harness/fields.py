@@ -82,6 +82,12 @@ def one_of(default: str, names: Iterable[str]) -> Field:
     return Field(default, lambda v: v in names, f"one of {', '.join(names)}")
 
 
+def none_or_one_of(names: Iterable[str]) -> Field:
+    """'' for none, which is the default, or one of the names."""
+    names = tuple(names)
+    return Field("", ("", *names).__contains__, f"'' for none, or one of {', '.join(names)}")
+
+
 def some_of(default: Sequence[str], names: Iterable[str]) -> Field:
     """A tuple of some of the names, each once."""
     names = tuple(names)

@@ -56,7 +56,7 @@ FIELDS: Mapping[str, Field] = {
     "attack.words": whole(3),  # substituted at most in a text, by attacks on words
     "attack.targeted": yes_no(False),  # towards the target labels of a table
     "attack.round_8bit": yes_no(False),  # adversarial images have 8-bit pixels
-    "keep_images": Field("", ("", "float", "png").__contains__, "'' (no images), 'float' or 'png'"),
+    "keep_images": fields.none_or_one_of(("float", "png")),
 }
 
 

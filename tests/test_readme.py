@@ -59,18 +59,22 @@ def test_command_blocks_run_in_a_fresh_clone(tmp_path):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (clone / "runs" / "digits" / "figure.png").is_file()
     assert (clone / "runs" / "mine" / "figure.png").is_file()
-    start, first = (
-        row for _, row in experiment.read(clone / "runs" / "digits").tables["trajectory"].head(2).iterrows()
-    )
+    steps = experiment.read(clone / "runs" / "digits").tables["trajectory"].set_index("step")
+    start, first, third = (steps.loc[step] for step in (0, 1, 3))
     for words in (
         f"two networks is {start['angle']:.1f} degrees",
         f"it is {first['angle']:.1f} (95 % interval {first['angle_low']:.1f} to {first['angle_high']:.1f})",
         f"the accuracy, {first['accuracy']:.3f}, is at chance",
-        f"with its sign the angle is {first['signed_angle']:.1f}",
+        f"with its sign the angle is {first['signed_angle']:.1f}, and two steps later {third['signed_angle']:.1f}",
         f"{100 * first['constant_share']:.0f} % of their squared length",
     ):
         assert words in " ".join(README.split())
         assert words in " ".join(EARLY.split())
+    assert third["agreement_low"] < 0.5 < third["agreement"]  # hardly more than by chance
+    alike = f"{100 * first['agreement']:.0f} % of images after one step, at {100 * third['agreement']:.0f} % two steps"
+    assert alike in EARLY.replace("\n", " ")
+    changed = steps.loc[1:4, ["success_own", "success_transferred"]]
+    assert changed.to_numpy().max() < 0.06  # hardly any prediction
 
 
 def test_what_holds_is_what_the_page_of_claims_says():

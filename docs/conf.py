@@ -143,9 +143,13 @@ def add_fields(app, docname, source):
 def of_experiment(made):
     """A section with a table of an experiment's config fields."""
     escaped = lambda text: re.sub(r"([\\`*_|<\[])", r"\\\1", text)
-    rows = [f"| `{name}` | `{field.default!r}` | {escaped(field.takes)} |\n" for name, field in made.fields.items()]
+    rows = [
+        f"| `{name}` | {escaped(field.means)} | `{field.default!r}` | {escaped(field.takes)} |\n"
+        for name, field in made.fields.items()
+    ]
     about = f"[{escaped(cli.about(made))}](api/jtrans.experiments.{made.name}.md)"
-    return f"\n## {made.name}\n\n{about}\n\n| field | default | takes |\n|---|---|---|\n{''.join(rows)}"
+    head = "| field | what it means | default | takes |\n|---|---|---|---|"
+    return f"\n## {made.name}\n\n{about}\n\n{head}\n{''.join(rows)}"
 
 
 class Outside(SphinxTransform):

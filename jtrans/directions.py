@@ -13,9 +13,9 @@ from jtrans.jacobian import Function
 
 
 def normalize(vectors: jax.Array) -> jax.Array:
-    """Each example's vector, of any scale that float32 can hold, scaled to unit length: `[N, ...]` to `[N, D]`.
+    """Each example's vector, scaled to unit length: `[N, ...]` to `[N, D]`.
 
-    NaN where the vector is zero or not finite and so has no direction.
+    Its largest entry may be from 1.2e-38 to 8e37. NaN where the vector is zero or not finite and so has no direction.
     """
     flat = vectors.reshape(len(vectors), -1)
     # Squares of small gradients underflow in float32: scale the largest entry to 1 before taking the norm.

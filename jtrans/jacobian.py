@@ -32,7 +32,8 @@ class SingularTriple(NamedTuple):
       u: `[N, K]`, the left singular vector, unit length. The sign of the pair (u, v) is arbitrary.
       s: `[N]`, the singular value, 0 or more. Where it is 0, `u` and `v` are NaN.
       v: `[N, ...]`, the right singular vector, shaped like the input, unit length.
-      residual: `[N]`, `max(|J v - s u|, |J^T u - s v|)`: J has a singular value within this distance of `s`.
+      residual: `[N]`, `max(|J v - s u|, |J^T u - s v|)`: J has a singular value within this distance of `s`. NaN where
+        `u` and `v` are.
     """
 
     u: jax.Array

@@ -157,7 +157,8 @@ def success_matrix(
     """How often an attack computed on each source, away from the true labels, also succeeds on each target.
 
     Over each of `attacks.DENOMINATORS`: all images, those that the target classifies correctly without the attack,
-    those that both do. Images at which the target's outputs are not finite are in none of them.
+    those that both do. Images at which outputs of the source or of the target are not finite are in none of them: a
+    lost network makes no attack that could fail.
 
     Args:
       sources, targets: S and T functions `[N, ...] -> [N, K]` to logits; compiled ones (`jax.jit`) are faster.
@@ -186,7 +187,9 @@ def success_matrix(
             keep(i, adversarial)
         attacked = np.array([predicts(attacked_labels, g, adversarial) for g in targets])
         withstood = attacked if target_labels is None else 1 - attacked  # NaN stays NaN
-        matrix.rate[i], matrix.count[i] = attacks.success(withstood, clean_target, predicts(y, f, x))
+        clean_source = predicts(y, f, x)
+        withstood = np.where(np.isnan(clean_source), np.nan, withstood)
+        matrix.rate[i], matrix.count[i] = attacks.success(withstood, clean_target, clean_source)
         matrix.unmoved[i] = (adversarial == x).reshape(len(x), -1).all(1).sum()
     return matrix
 
@@ -304,12 +307,19 @@ def _matching_moments(source: jax.Array, target: jax.Array) -> tuple[jax.Array, 
 
 
 def _matching_matrix(moments: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """`E[J_T J_S^T] (E[J_S J_S^T])^+`."""
+    """`E[J_T J_S^T] (E[J_S J_S^T])^+`, in the directions of outputs that rounding leaves in the moments."""
     across, gram = moments
     # Scale the source's outputs to equal size, so that `pinv` does not cut small ones off as rounding errors.
     size = jnp.sqrt(jnp.diagonal(gram))
     inverse = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)[None]
-    return (across * inverse) @ jnp.linalg.pinv(gram * inverse * inverse.T, hermitian=True) * inverse
+    return (across * inverse) @ _pinv(gram * inverse * inverse.T) * inverse
+
+
+def _pinv(gram: jax.Array) -> jax.Array:
+    # The default cutoff, ten times the size of the matrix as large, is of products without the structure of moments: it
+    # would cut off a tenth of the outputs of a network with 500. What rounding leaves of outputs that are redundant is
+    # as small as the residual that it causes.
+    return jnp.linalg.pinv(gram, rtol=jnp.finfo(gram.dtype).eps, hermitian=True)
 
 
 def _matching_residual(matrix: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:

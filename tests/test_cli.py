@@ -45,7 +45,7 @@ def test_the_help_of_an_experiment_lists_every_field_with_its_default_and_what_i
     assert slice_.__doc__.splitlines()[0] in out
     lines = out.splitlines()
     for name, field in slice_.FIELDS.items():
-        assert f"  --config.{name}={field.default!r}  ({field.takes})" in lines
+        assert f"  --config.{name}={field.default!r}  {field.means} ({field.takes})" in lines
     (configs,) = [line for line in lines if line.startswith("Configs: ")]
     assert configs.removeprefix("Configs: ").split(", ") == sorted(path.stem for path in ROOT.glob("configs/*.py"))
 

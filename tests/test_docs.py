@@ -106,7 +106,7 @@ def test_every_field_of_every_experiment_is_on_the_page_of_configs(site):
     page = pages[html / "config.html"]
     fields = [item for name in experiment.names() for item in experiment.load(name).fields.items()]
     rows = [row for row in page.rows if row][-len(fields) :]
-    assert rows == [[name, repr(field.default), field.takes] for name, field in fields]
+    assert rows == [[name, field.means, repr(field.default), field.takes] for name, field in fields]
 
 
 def test_formulas_are_mathml(site):

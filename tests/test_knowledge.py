@@ -228,6 +228,11 @@ def test_lost_sources_have_rows_that_say_so_and_the_others_go_on(finished, tmp_p
     attacked_by = lambda source, target: (matrix["source"] == source) & (matrix["target"] == target)
     assert (matrix["unmoved"][attacked_by("lenet", "reference")] == 30).all()
     assert (matrix["unmoved"][attacked_by("mlp_deep", "reference")] == 15).all()  # of one seed in two
+    assert (matrix["all_images_count"][attacked_by("mlp_deep", "reference")] == 15).all()
+    assert (matrix["all_images_count"][attacked_by("lenet", "reference")] == 0).all()
+    columns = [name for name in matrix if name in (*attacks.DENOMINATORS, "all_images")]
+    assert columns
+    assert matrix[columns][attacked_by("lenet", "reference")].isna().all(axis=None)
     # The one seed that is left of it, and none of what does not predict.
     assert (matrix["all_images_count"][attacked_by("reference", "mlp_deep")] == 15).all()
     assert (matrix["all_images_count"][attacked_by("reference", "lenet")] == 0).all()
@@ -570,6 +575,10 @@ def test_a_head_trained_by_sgd_comes_to_the_minimum():
         ("--config.reference=vgg11", "target.image_size: got 16, too small for vgg11"),
         ("--config.target.classes=('5', 'x')", "unknown class 'x'"),
         ("--config.batch_size=5000", "batch_size: got 5000; reference has"),
+        (
+            "--config.target.num_train=7 --config.batch_size=4",
+            "target.num_train: got 7; of class 7 are 1 training examples used; it takes 2",
+        ),
         (
             "--config.source.name=noise --config.source.classes=('0', '1')",
             "its inputs have the shape (16, 16, 1), and those of noise (16, 16, 3)",

@@ -232,6 +232,38 @@ def test_a_group_of_one_network_leaves_no_interval():
     assert np.isnan([got.low, got.high]).all()
 
 
+def test_the_mean_over_networks_is_of_strata():
+    """Of one architecture Student's; of two as Welch's test takes each group's own variance."""
+    rng = np.random.default_rng(0)
+    values, group = two_groups(rng)
+    for mine, students in zip(stats.network_mean(values, np.zeros(17)), stats.mean(values), strict=True):
+        np.testing.assert_allclose(mine, students)
+    of_groups = [values[group == g] for g in (0, 1)]
+    parts = [(len(v) / 17) ** 2 * v.var(ddof=1) / len(v) for v in of_groups]
+    freedom = sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, of_groups, strict=True))
+    got = stats.network_mean(values, group)
+    np.testing.assert_allclose(got, (values.mean(), np.sqrt(sum(parts)), freedom))
+    np.testing.assert_allclose(stats.network_mean(values + 100 * group, group)[1:], got[1:])  # no spread of networks
+
+
+def test_the_mean_over_networks_of_which_some_are_lost():
+    group, nan = np.repeat([0, 1], [3, 2]), np.nan
+    values = np.array([[1, 1, 1, 0], [2, 2, nan, 0], [4, nan, nan, 0], [7, nan, nan, nan], [9, nan, 5, nan]])
+    got = stats.network_mean(values, group)
+    np.testing.assert_allclose(got.mean, [4.6, 1.5, 3, 0])
+    assert np.isnan(got.standard_error).tolist() == [False, False, True, False]
+    for alone, column in ((stats.mean([1.0, 2]), 1), (stats.mean([0.0, 0, 0]), 3)):  # one architecture is left
+        np.testing.assert_allclose([part[column] for part in got], alone)
+    assert np.isnan(stats.network_mean(np.full(5, nan), group)[:2]).all()
+
+
+def test_the_mean_over_two_architectures_covers_the_truth():
+    rng, group = np.random.default_rng(0), np.repeat([0, 1], [6, 3])
+    values = rng.normal(size=(9, 20_000)) * np.where(group == 0, 1, 3)[:, None] + 50 * group[:, None]
+    _, low, high = stats.network_mean(values, group).interval()
+    assert 0.94 < ((low <= 50 / 3) & (high >= 50 / 3)).mean() < 0.97
+
+
 def test_a_lost_network_is_no_sample():
     pair, model = pairs_of(6, across=False)
     values = np.random.default_rng(0).normal(size=(len(pair), 2))

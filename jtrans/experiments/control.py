@@ -26,13 +26,12 @@ NAME = "control"
 PART = "{}-{}"  # the npz file of an optimizer and batch size
 
 FIELDS: Mapping[str, fields.Field] = {
-    **fields.NETWORKS,  # so many networks for each setting
-    "num_steps": fields.whole(20),
-    "optimizers": fields.some_of(tuple(training.OPTIMIZERS), training.OPTIMIZERS),
-    "learning_rates": fields.increasing(
-        (1e-4, 1e-3, 1e-2, 1e-1, 1.0), lambda v: fields.is_number(v) and v > 0, "numbers above 0"
-    ),
-    "batch_sizes": fields.counts((128,)),
+    **fields.NETWORKS,
+    "num_networks": fields.NETWORKS["num_networks"]._replace(means="networks of each architecture, for each setting"),
+    "num_steps": fields.whole(20, "optimizer steps"),
+    "optimizers": fields.some_of(tuple(training.OPTIMIZERS), training.OPTIMIZERS, "optimizers of the map"),
+    "learning_rates": fields.rates((1e-4, 1e-3, 1e-2, 1e-1, 1.0)),
+    "batch_sizes": fields.counts((128,), "training examples in a batch"),
 }
 
 # By optimizer and batch size the trajectory of all learning rates' networks, those of each rate in a row, with pairs

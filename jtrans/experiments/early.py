@@ -45,14 +45,13 @@ CAPTIONS = {
 FIELDS: Mapping[str, Field] = {
     **fields.NETWORKS,
     **fields.TRAINING,
-    "num_steps": whole(50),
-    "measure_every": whole(1),
-    # FGSM from one network on the next, as `fields.epsilon` says; 0: no attack.
-    "attack.epsilon": fields.epsilon(0.0),
-    "keep_examples": yes_no(False),  # the angle of each image, in trajectory.npz
-    "save_networks": yes_no(False),  # the trained networks, as an Orbax checkpoint
+    "num_steps": whole(50, "optimizer steps"),
+    "measure_every": whole(1, "measure before training and after each so many steps"),
+    "attack.epsilon": fields.epsilon(0.0, "FGSM from each network on the next at each measurement, 0: none"),
+    "keep_examples": yes_no(False, "keep the angle of each image, in trajectory.npz"),
+    "save_networks": yes_no(False, "keep the trained networks, as an Orbax checkpoint"),
     **fields.CHECKPOINT,
-    "tracker": fields.none_or_one_of(tracker.LIBRARIES),  # what shows the means while a run goes on
+    "tracker": fields.none_or_one_of(tracker.LIBRARIES, "what shows the means while a run goes on"),
 }
 
 

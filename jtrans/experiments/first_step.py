@@ -39,9 +39,9 @@ SIGNS = {
 
 FIELDS: Mapping[str, fields.Field] = {
     **fields.NETWORKS,
-    "batch_size": fields.whole(128),
-    "optimizers": fields.some_of(("adam",), training.OPTIMIZERS),
-    "learning_rates": fields.increasing((1e-4, 1e-3, 1e-2), lambda v: fields.is_number(v) and v > 0, "numbers above 0"),
+    "batch_size": fields.TRAINING["batch_size"],
+    "optimizers": fields.some_of(("adam",), training.OPTIMIZERS, "optimizers of the step"),
+    "learning_rates": fields.rates((1e-4, 1e-3, 1e-2)),
 }
 
 

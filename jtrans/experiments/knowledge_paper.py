@@ -19,8 +19,8 @@ NAME = "knowledge_paper"
 PAGE, FIGURES, RESULTS = "knowledge.md", "knowledge", "knowledge/results"
 
 FIELDS: Mapping[str, Field] = {
-    "data_dir": text("", "the TFDS data directory that holds cifar10 and tiny_imagenet22, or '' for the default"),
-    "docs": text("docs", "the directory of the page", empty=False),
+    "data_dir": text("", "a TFDS data directory, or '' for the default", "what holds cifar10 and tiny_imagenet22"),
+    "docs": text("docs", "a directory", "where the page is written", empty=False),
 }
 
 

@@ -34,13 +34,19 @@ from jtrans.training import Objective
 PENALTY = "penalty"  # where a network's variables hold the surrogate and the coefficient
 
 FIELDS: Mapping[str, Field] = {
-    **fields.NETWORKS,  # so many networks for each coefficient, each with a surrogate of its own
-    **fields.TRAINING,
-    "surrogate": one_of("mlp_shallow", models.WIDTHS),
-    "coefficients": fields.increasing(
-        (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 5.0), lambda c: is_number(c) and c >= 0, "numbers, 0 or more"
+    **fields.NETWORKS,
+    "num_networks": fields.NETWORKS["num_networks"]._replace(
+        means="networks for each coefficient, each with a surrogate of its own"
     ),
-    "num_steps": whole(200),
+    **fields.TRAINING,
+    "surrogate": one_of("mlp_shallow", models.WIDTHS, "the architecture whose directions are penalised"),
+    "coefficients": fields.increasing(
+        (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 5.0),
+        lambda c: is_number(c) and c >= 0,
+        "numbers, 0 or more",
+        "weights of the penalty in the loss",
+    ),
+    "num_steps": whole(200, "optimizer steps"),
     "attack.epsilon": fields.epsilon(8 / 255),
 }
 

@@ -27,13 +27,13 @@ FACTORS = "a tuple of numbers above 0: the angle arccos(factor / sqrt(dimension)
 
 FIELDS: Mapping[str, Field] = {
     "seed": seed(),
-    "num_seeds": whole(10),
+    "num_seeds": whole(10, "how often all is drawn anew"),
     "dimensions": Field(
         (3, 10, 100, 784, 3072, 150_528), lambda v: is_tuple(v, lambda d: is_whole(d) and d >= 2), DIMENSIONS
     ),
-    "num_pairs": whole(200),  # of each dimension and seed
-    "dimension": whole(3072, least=2),  # where small angles are looked for
-    "num_rare_pairs": whole(20_000),  # of each seed, there
+    "num_pairs": whole(200, "pairs of random directions, of each dimension and seed"),
+    "dimension": whole(3072, "the dimension in which small angles are looked for", least=2),
+    "num_rare_pairs": whole(20_000, "pairs of each seed there"),
     "factors": Field((1, 2, 3, 4, 5, 6, 8, 10), lambda v: is_tuple(v, lambda k: is_number(k) and k > 0), FACTORS),
 }
 

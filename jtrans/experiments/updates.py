@@ -41,13 +41,14 @@ FIELDS: Mapping[str, Field] = {
         ("mlp_shallow", "mlp_deep"),
         lambda v: is_tuple(v, lambda name: name in FULLY_CONNECTED, range(1, 3)) and len(set(v)) == len(v),
         f"one or two of {', '.join(FULLY_CONNECTED)}, as a tuple",
+        "the architectures",
     ),
-    **{f"widths.{name}": fields.widths(models.WIDTHS[name]) for name in FULLY_CONNECTED},
-    "initializer": fields.one_of("pytorch", models.INITIALIZERS),
-    "num_networks": whole(16, least=2),  # of each architecture
-    "num_examples": whole(100),  # test images at which adversarial directions are taken
-    "batch_size": whole(128),
-    "learning_rate": fields.positive(1e5),  # of the large step
+    **{f"widths.{name}": fields.WIDTHS[f"widths.{name}"] for name in FULLY_CONNECTED},
+    "initializer": fields.NETWORKS["initializer"],
+    "num_networks": whole(16, "networks of each architecture", least=2),
+    "num_examples": whole(100, "test images at which adversarial directions are taken"),
+    "batch_size": fields.TRAINING["batch_size"],
+    "learning_rate": fields.positive(1e5, "of the large step"),
     **fields.DATA,
 }
 

@@ -116,7 +116,7 @@ def usage(
     known = experiments.fields_of(experiment, options)
     config = load(program, values, overrides)[0] if values.config else fields.defaults(known)
     listed = [
-        f"  --config.{name}={value!r}  ({known[name].takes})" if name in known else name
+        f"  --config.{name}={value!r}  {known[name].means} ({known[name].takes})" if name in known else name
         for name, value in fields.flat(config).items()
     ]
     return USAGE.format(

@@ -16,11 +16,12 @@ LARGEST_SQUARED = 64  # pixels along an image, where matrices of all its values 
 
 
 class Field(NamedTuple):
-    """A config field: its default, whether it accepts a value, and in words what it takes."""
+    """A config field: its default, whether it accepts a value, and in words what it takes and what it means."""
 
     default: Any
     accepts: Callable[[Any], bool]
     takes: str
+    means: str = ""
 
 
 def is_number(value: Any) -> bool:
@@ -43,128 +44,150 @@ def is_tuple(value: Any, each: Callable[[Any], bool], lengths: range = range(1, 
     return isinstance(value, tuple) and len(value) in lengths and all(map(each, value))
 
 
-def whole(default: int, least: int = 1) -> Field:
+def whole(default: int, means: str = "", *, least: int = 1) -> Field:
     """A whole number, `least` or more."""
-    return Field(default, lambda v: is_whole(v) and v >= least, f"a whole number, {least} or more")
+    return Field(default, lambda v: is_whole(v) and v >= least, f"a whole number, {least} or more", means)
 
 
-def seed() -> Field:
+def seed(means: str = "the seed of all that is random") -> Field:
     """The seed of an experiment's PRNG keys."""
-    return Field(0, lambda v: is_whole(v) and 0 <= v < 2**32, "a whole number from 0 to 2**32 - 1")
+    return Field(0, lambda v: is_whole(v) and 0 <= v < 2**32, "a whole number from 0 to 2**32 - 1", means)
 
 
-def positive(default: float) -> Field:
+def positive(default: float, means: str = "") -> Field:
     """A number above 0."""
-    return Field(default, lambda v: is_number(v) and v > 0, "a number above 0")
+    return Field(default, lambda v: is_number(v) and v > 0, "a number above 0", means)
 
 
-def epsilon(default: float) -> Field:
+def epsilon(default: float, means: str = "") -> Field:
     """The largest change of a pixel in [0, 1]; of a text the Euclidean length of the change of its embeddings, whose
     values have a standard deviation of 1. 0, where that is the default, means no attack.
     """
     takes = "a number, 0 or more" if default == 0 else "a number above 0"
-    return Field(default, lambda v: is_number(v) and v >= 0 and (v > 0 or default == 0), takes)
+    of = "the largest change of a pixel in [0, 1], of a text the Euclidean length of the change of its embeddings"
+    means = f"{means}: {of}" if means else of
+    return Field(default, lambda v: is_number(v) and v >= 0 and (v > 0 or default == 0), takes, means)
 
 
-def yes_no(default: bool) -> Field:
+def yes_no(default: bool, means: str = "") -> Field:
     """True or False."""
-    return Field(default, lambda v: isinstance(v, bool), "True or False")
+    return Field(default, lambda v: isinstance(v, bool), "True or False", means)
 
 
-def text(default: str, takes: str, *, empty: bool = True) -> Field:
+def text(default: str, takes: str, means: str = "", *, empty: bool = True) -> Field:
     """A string, which may be empty unless `empty` is False."""
-    return Field(default, lambda v: isinstance(v, str) and (empty or v != ""), takes)
+    return Field(default, lambda v: isinstance(v, str) and (empty or v != ""), takes, means)
 
 
-def one_of(default: str, names: Iterable[str]) -> Field:
+def one_of(default: str, names: Iterable[str], means: str = "") -> Field:
     """One of the names."""
     names = tuple(names)
-    return Field(default, lambda v: v in names, f"one of {', '.join(names)}")
+    return Field(default, lambda v: v in names, f"one of {', '.join(names)}", means)
 
 
-def none_or_one_of(names: Iterable[str]) -> Field:
+def none_or_one_of(names: Iterable[str], means: str = "") -> Field:
     """'' for none, which is the default, or one of the names."""
     names = tuple(names)
-    return Field("", ("", *names).__contains__, f"'' for none, or one of {', '.join(names)}")
+    return Field("", ("", *names).__contains__, f"'' for none, or one of {', '.join(names)}", means)
 
 
-def some_of(default: Sequence[str], names: Iterable[str]) -> Field:
+def some_of(default: Sequence[str], names: Iterable[str], means: str = "") -> Field:
     """A tuple of some of the names, each once."""
     names = tuple(names)
     takes = f"a tuple of {', '.join(names)}, each once"
-    return Field(tuple(default), lambda v: is_tuple(v, names.__contains__) and len(set(v)) == len(v), takes)
+    return Field(tuple(default), lambda v: is_tuple(v, names.__contains__) and len(set(v)) == len(v), takes, means)
 
 
-def increasing(default: Sequence[Any], each: Callable[[Any], bool], what: str) -> Field:
+def increasing(default: Sequence[Any], each: Callable[[Any], bool], what: str, means: str = "") -> Field:
     """A tuple of increasing numbers, each of which passes; `what` says in words which those are."""
     takes = f"a tuple of {what}, each larger than the one before"
-    return Field(tuple(default), lambda v: is_tuple(v, each) and sorted(set(v)) == list(v), takes)
+    return Field(tuple(default), lambda v: is_tuple(v, each) and sorted(set(v)) == list(v), takes, means)
 
 
-def counts(default: Sequence[int]) -> Field:
+def rates(default: Sequence[float], means: str = "learning rates") -> Field:
+    """A tuple of increasing numbers above 0."""
+    return increasing(default, lambda v: is_number(v) and v > 0, "numbers above 0", means)
+
+
+def counts(default: Sequence[int], means: str = "") -> Field:
     """A tuple of increasing whole numbers, 1 or more."""
-    return increasing(default, is_count, "whole numbers, 1 or more")
+    return increasing(default, is_count, "whole numbers, 1 or more", means)
 
 
-def widths(default: tuple[int, ...], number: Callable[[tuple[int, ...]], bool] = bool) -> Field:
+def widths(default: tuple[int, ...], means: str = "", *, number: Callable[[tuple[int, ...]], bool] = bool) -> Field:
     """Sizes of hidden layers; `number` says whether there may be that many."""
     takes = f"a tuple of whole numbers, 1 or more, as {default}"
-    return Field(default, lambda v: is_tuple(v, is_count) and number(v), takes)
+    return Field(default, lambda v: is_tuple(v, is_count) and number(v), takes, means)
 
 
-WIDTHS = {f"widths.{name}": widths(sizes, partial(models.takes_widths, name)) for name, sizes in models.WIDTHS.items()}
+WIDTHS = {
+    f"widths.{name}": widths(sizes, f"sizes of the hidden layers of {name}", number=partial(models.takes_widths, name))
+    for name, sizes in models.WIDTHS.items()
+}
 
 DATA: Mapping[str, Field] = {
-    "data.name": text("digits", f"{', '.join(data.NAMES)} or the name of a TFDS image or text set", empty=False),
-    "data.dir": text("", "a directory, of texts also a file, or '' for the default"),
-    "data.classes": Field(
-        (), lambda v: is_tuple(v, lambda c: isinstance(c, str), range(10**6)), "a tuple of class names, or () for all"
+    "data.name": text(
+        "digits",
+        f"{', '.join(data.NAMES)} or the name of a TFDS image or text set",
+        "the data set, with training and test examples",
+        empty=False,
     ),
-    "data.image_size": whole(32),
-    # What the networks see of a black and of a white pixel.
+    "data.dir": text("", "a directory, of texts also a file, or '' for the default", "where the data set is"),
+    "data.classes": Field(
+        (),
+        lambda v: is_tuple(v, lambda c: isinstance(c, str), range(10**6)),
+        "a tuple of class names, or () for all",
+        "the classes that are used",
+    ),
+    "data.image_size": whole(32, "pixels along an image, to which larger and smaller ones are scaled"),
     "data.pixel_range": Field(
         (0.0, 1.0),
         lambda v: is_tuple(v, is_number, range(2, 3)) and v[0] < v[1],
         "two numbers, the smaller first, as (0.0, 1.0)",
+        "what the networks see of a black and of a white pixel",
     ),
-    "data.shuffle_labels": yes_no(False),
-    "data.subtract_mean": yes_no(False),  # the mean training image, from every image
-    "data.vocabulary": whole(data.EMBEDDING.vocabulary),  # words of texts that have a vector of their own
-    "data.max_length": whole(data.EMBEDDING.max_length, least=2),  # words of a text, its first
-    "data.embedding_size": whole(data.EMBEDDING.size, least=2),  # values in the vector of a word
-    "data.embeddings": text("", "a file of vectors (npz or as GloVe's), or '' for random ones"),
-    "data.embedding_mean": Field(data.EMBEDDING.mean, is_number, "a number"),  # added to each value of the vectors
-    "data.embedding_seed": seed(),  # of the random vectors
-    "data.num_train": whole(0, least=0),  # training images used, class-balanced; 0: all
+    "data.shuffle_labels": yes_no(False, "permute the labels"),
+    "data.subtract_mean": yes_no(False, "subtract the mean training image from every image"),
+    "data.vocabulary": whole(data.EMBEDDING.vocabulary, "words of texts that have a vector of their own"),
+    "data.max_length": whole(data.EMBEDDING.max_length, "words of a text, its first", least=2),
+    "data.embedding_size": whole(data.EMBEDDING.size, "values in the vector of a word", least=2),
+    "data.embeddings": text("", "a file (npz or as GloVe's), or '' for random ones", "the vectors of words"),
+    "data.embedding_mean": Field(data.EMBEDDING.mean, is_number, "a number", "added to each value of the vectors"),
+    "data.embedding_seed": seed("the seed of random vectors"),
+    "data.num_train": whole(0, "training examples used, as many of each class; 0: all", least=0),
 }
 
 NETWORKS: Mapping[str, Field] = {
     "seed": seed(),
-    # One architecture: every pair of its networks is measured. Two: the pairs across.
     "models": Field(
         ("mlp_deep",),
         lambda v: is_tuple(v, tuple(models.WIDTHS).__contains__, range(1, 3)),
         f"one or two of {', '.join(models.WIDTHS)}, as a tuple",
+        "the architecture, of which every pair of networks is measured; of two, the pairs across",
     ),
     **WIDTHS,
-    "initializer": one_of("pytorch", models.INITIALIZERS),
-    "num_networks": whole(16),  # of each architecture
-    "num_examples": whole(200),  # test images measured
-    "group_size": whole(0, least=0),  # networks on a device at once; 0: as many as fit
-    "batch_statistics": yes_no(False),  # measure BatchNorm by the measured images' statistics, not its running ones
+    "initializer": one_of("pytorch", models.INITIALIZERS, "the law of the initial weights"),
+    "num_networks": whole(16, "networks of each architecture"),
+    "num_examples": whole(200, "test examples measured"),
+    "group_size": whole(0, "networks on a device at once; 0: as many as fit", least=0),
+    "batch_statistics": yes_no(False, "measure BatchNorm by the measured images' statistics, not by its running ones"),
     **DATA,
 }
 
 TRAINING: Mapping[str, Field] = {
-    "batch_size": whole(128),
-    "optimizer.name": one_of("adam", training.OPTIMIZERS),
-    "optimizer.learning_rate": positive(1e-3),
+    "batch_size": whole(128, "training examples in a batch"),
+    "optimizer.name": one_of("adam", training.OPTIMIZERS, "the optimizer, with PyTorch's default settings"),
+    "optimizer.learning_rate": positive(1e-3, "its learning rate"),
 }
 
 CHECKPOINT: Mapping[str, Field] = {
-    # A checkpoint after so many seconds, so many steps, and at the end; 0 and 0: none.
-    "checkpoint.seconds": Field(300.0, lambda v: is_number(v) and v >= 0, "a number, 0 or more"),
-    "checkpoint.steps": whole(0, least=0),
+    "checkpoint.seconds": Field(
+        300.0,
+        lambda v: is_number(v) and v >= 0,
+        "a number, 0 or more",
+        "save a checkpoint after so many seconds; 0: no matter how many. Both 0: never, not at the end either",
+    ),
+    "checkpoint.steps": whole(0, "save a checkpoint after so many steps; 0: no matter how many", least=0),
 }
 
 

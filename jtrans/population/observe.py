@@ -484,8 +484,11 @@ def _over_blocks(
         of_pairs["angle_examples"] = values["angle_examples"]
     if population.epsilon:
         target, source = attackers(len(population.models), population.num_networks).T
-        right = values["accuracy"]
-        networks["success"] = attacks.success(values["attacked"], right[target, None], right[source, None]).rate
+        right, attacked = values["accuracy"], values["attacked"]
+        # A lost network has no direction, so there is no attack along it that could fail.
+        across = np.arange(len(ATTACKS)) == ATTACKS.index("another network's")
+        attacked = np.where(across[:, None] & np.isnan(right[source, None]), np.nan, attacked)
+        networks["success"] = attacks.success(attacked, right[target, None], right[source, None]).rate
     return Measurement(networks, of_pairs, _every(all_pairs, len(population.models)) if population.is_sampled else {})
 
 

@@ -105,7 +105,7 @@ def curves(trajectory: Mapping[str, np.ndarray]) -> dict[str, Interval]:
 def interval_over(name: str, values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Interval:
     """The mean of a measure and its 95 % interval, of values `[P, ...]` over pairs, or `[M, ...]` over networks."""
     of_pairs = name in PAIR_MEASURES
-    estimate = stats.pair_mean(values, pair, model) if of_pairs else stats.mean(values)
+    estimate = stats.pair_mean(values, pair, model) if of_pairs else stats.network_mean(values, model)
     return _interval(estimate, PAIR_MEASURES[name].share if of_pairs else NETWORK_MEASURES[name].share)
 
 

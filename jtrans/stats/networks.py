@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from jtrans.stats.estimates import Estimate, Interval, valid_mean
+from jtrans.stats.estimates import Estimate, Interval, mean, valid_mean
 
 
 def pair_mean(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Estimate:
@@ -85,6 +85,31 @@ def pair_mean_ci(values: np.ndarray, pair: np.ndarray, model: np.ndarray) -> Int
       model: `[M]`, the architecture of each network.
     """
     return pair_mean(values, pair, model).interval()
+
+
+def network_mean(values: np.ndarray, model: np.ndarray) -> Estimate:
+    """The mean over independent networks, of which those of each architecture are a sample of their own.
+
+    With n_g values of variance `s_g^2` of an architecture g, of n in all, the variance is `sum n_g s_g^2 / n^2`, as of
+    a stratified sample: that architectures differ is no spread. The degrees of freedom are Satterthwaite's (1946), as
+    in `jackknife`; of one architecture all is as in `mean`.
+
+    Args:
+      values: `[M, ...]`, one row per network; NaN entries are left out. The standard error is NaN where a single value
+        of an architecture remains; an architecture of which none does is left out.
+      model: `[M]`, the architecture of each network.
+    """
+    values, model = np.asarray(values, np.float64), np.asarray(model)
+    groups = [mean(values[model == label]) for label in np.unique(model)]
+    freedoms = np.stack([each.freedom for each in groups])
+    there, counts = freedoms >= 0, freedoms + 1
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 where no value is left
+        shares = counts / counts.sum(0)
+        variances = np.where(there, np.square(shares * np.stack([each.standard_error for each in groups])), 0)
+        freedom = _satterthwaite(variances, np.where(there, freedoms, np.inf))
+    total = np.where(there.any(0), variances.sum(0), np.nan)
+    equal = np.maximum(freedoms, 0).sum(0)  # where no architecture has a spread
+    return Estimate(valid_mean(values, 0), np.sqrt(total), np.where(total == 0, equal, freedom))
 
 
 def jackknife(estimate: Callable[[np.ndarray], np.ndarray], group: np.ndarray) -> Estimate:

@@ -25,17 +25,18 @@ from jtrans.population import devices, engine, observe, trajectory
 from jtrans.training import Network
 
 FIELDS: Mapping[str, Field] = {
-    **fields.NETWORKS,  # so many networks are measured
+    **fields.NETWORKS,
     **fields.TRAINING,
-    "num_fit": whole(8),  # further networks, from which subspaces are fitted
-    "fit_examples": whole(100),  # training examples at which their directions are taken
+    "num_fit": whole(8, "further networks, from which subspaces are fitted"),
+    "fit_examples": whole(100, "training examples at which their directions are taken"),
     "steps": Field(
         (0, 1, 2, 3, 5, 10, 20, 50),
         lambda v: is_tuple(v, is_whole, range(2, 10**6)) and sorted(set(v)) == list(v) and v[0] == 0,
         "a tuple of whole numbers, 0 first and each larger than the one before, as (0, 1, 5)",
+        "optimizer steps after which is measured",
     ),
-    "ranks": fields.counts((1, 2, 5, 10, 20, 50, 100)),
-    "attack.epsilon": fields.positive(2.0),  # the Euclidean length of an attack, as `fields.epsilon`
+    "ranks": fields.counts((1, 2, 5, 10, 20, 50, 100), "dimensions of the subspaces"),
+    "attack.epsilon": fields.positive(2.0, "the Euclidean length of an attack"),
 }
 
 

@@ -27,30 +27,34 @@ from jtrans.population import devices, engine
 
 NAME = "knowledge"
 
+LEAST_OF_A_CLASS = 2  # training examples of the target, for a score that rests on a class's spread
 FIELDS: Mapping[str, Field] = {
     "seed": seed(),
     "sources": sources.field((("lenet",), ("alexnet",), ("resnet18",))),
-    "strata": fields.text("", "what the stratum of a source is, in words, as 'vehicles among its classes'"),
-    "reference": one_of("resnet18", models.WIDTHS),
+    "strata": fields.text(
+        "", "words, as 'vehicles among its classes'", "what the stratum of a source is, for captions"
+    ),
+    "reference": one_of("resnet18", models.WIDTHS, "the architecture of the networks trained on the target"),
     **fields.WIDTHS,
-    "initializer": one_of("pytorch", models.INITIALIZERS),
-    "num_networks": whole(5),  # seeds of each source
-    "num_references": whole(4),  # seeds of the reference, over which measures are averaged
+    "initializer": fields.NETWORKS["initializer"],
+    "num_networks": whole(5, "seeds of each source"),
+    "num_references": whole(4, "seeds of the reference, over which measures are averaged"),
     **{name.replace("data", of, 1): field for of in ("source", "target") for name, field in fields.DATA.items()},
-    # Classes of a second target domain in the same data set; measures are then those of the target less these. ():
-    # none.
-    "contrast": fields.DATA["data.classes"],
-    "num_epochs": whole(100),
-    "reference_epochs": whole(100),
-    "refit_epochs": whole(10),  # of a new last layer by SGD
-    "batch_size": whole(64),
-    "learning_rate": positive(0.1),
-    "augment": yes_no(True),  # crops and flips
-    "num_examples": whole(1000),  # test images attacked, at most
+    "contrast": fields.DATA["data.classes"]._replace(
+        takes="a tuple of class names, or () for none",
+        means="classes of a second target in the same data set; measures are then those of the target less these",
+    ),
+    "num_epochs": whole(100, "epochs of training a source"),
+    "reference_epochs": whole(100, "epochs of training a reference"),
+    "refit_epochs": whole(10, "epochs of training a new last layer for a source on the target"),
+    "batch_size": whole(64, "training examples in a batch"),
+    "learning_rate": positive(0.1, "of SGD with momentum, at the start"),
+    "augment": yes_no(True, "train on random crops and flips"),
+    "num_examples": whole(1000, "test examples attacked, at most"),
     "attack.epsilon": fields.epsilon(0.1),
-    "attack.steps": whole(50),
-    "matrix": yes_no(True),  # also attack every network from every other
-    "group_size": whole(0, least=0),
+    "attack.steps": whole(50, "steps of PGD"),
+    "matrix": yes_no(True, "also attack every network from every other"),
+    "group_size": fields.NETWORKS["group_size"],
     **fields.CHECKPOINT,
 }
 
@@ -145,7 +149,9 @@ def contrast(config: ConfigDict, key: jax.Array, target: Dataset) -> Dataset:
 
 
 def check_data(config: ConfigDict, tasks: Sequence[Task]) -> None:
-    """Check that all data sets have a batch of training examples, inputs of one shape, and texts one lexicon."""
+    """Check that all data sets have a batch of training examples, inputs of one shape, and texts one lexicon, and that
+    targets have examples enough for every score.
+    """
     shapes = [setup.shape(task.dataset) for task in tasks]
     if different := set(shapes) - {shapes[0]}:
         what = f"its inputs have the shape {shapes[0]}, and those of {config.source.name} {different.pop()}"
@@ -157,6 +163,12 @@ def check_data(config: ConfigDict, tasks: Sequence[Task]) -> None:
     for task in tasks:
         if (count := len(task.dataset.train.labels)) < config.batch_size:
             raise InputError(f"batch_size: got {config.batch_size}; {task.label} has {count} training examples")
+    for task in tasks:
+        names, split = task.dataset.class_names, task.dataset.train
+        of_class = np.bincount(split.labels, minlength=len(names))
+        if task.section == "target" and of_class.min() < LEAST_OF_A_CLASS:
+            what = f"of class {names[of_class.argmin()]} are {of_class.min()} training examples used"
+            raise InputError(f"target.num_train: got {config.target.num_train}; {what}; it takes {LEAST_OF_A_CLASS}")
 
 
 EXPERIMENT = Experiment(NAME, FIELDS, measure, tell, draw, check, headline=words.headline)

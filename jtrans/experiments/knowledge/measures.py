@@ -134,8 +134,9 @@ def transferability(
     """How attacks transfer between source and reference (Liang et al. 2021).
 
     For every attack `NAME_tau1_S_T`, `NAME_tau2_S_T`, `NAME_tau1tau2_S_T` (the source is attacked, the reference
-    measured) and the same from target to source (`T_S`: the reference is attacked, the source measured), 0 to 1, over
-    the images that the reference gets `right [N]`; and for each attack of finite size the reference's outputs `[N, K]`
+    measured) and the same from target to source (`T_S`: the reference is attacked, the source measured), over the
+    images that the reference gets `right [N]`: tau2 from 0 to 1, tau1 of the virtual attack too, that of others may be
+    larger; and for each attack of finite size the reference's outputs `[N, K]`
     under the attack on the source.
     """
     across: dict[tuple[str, str], jax.Array] = {}

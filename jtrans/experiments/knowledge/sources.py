@@ -79,7 +79,7 @@ def field(default: Sequence[tuple]) -> Field:
     """A tuple of sources."""
     takes = "a tuple of (architecture, classes, share of wrong labels, epochs, stratum)"
     example = "the last ones may be left out, as (('lenet',), ('resnet18', ('cat', 'dog')), ('resnet18', (), 0.5, 2))"
-    return Field(tuple(default), lambda v: is_tuple(v, accepts), f"{takes}, {example}")
+    return Field(tuple(default), lambda v: is_tuple(v, accepts), f"{takes}, {example}", "what each source learns")
 
 
 def drawn(

@@ -291,7 +291,7 @@ def _refit(study: Study, source: Networks, target: Target) -> tuple[Variables, R
     labels, num_classes = (dataset.train.labels, dataset.test.labels), len(dataset.class_names)
     on_train, on_test = (outputs(source, split.inputs) for split in (dataset.train, dataset.test))
     keys = study.keys.folded(len(config.sources) + 2)  # not those of a task
-    by_sgd = sgd_heads(config, source, dataset.train, keys)
+    by_sgd = sgd_heads(config, source, dataset.train, num_classes, keys)
     references = [reference.outputs for reference in target.references]
     rows, heads = [], []
     for seed, (train, test, sgd_head) in enumerate(zip(on_train, on_test, by_sgd, strict=True)):
@@ -307,9 +307,9 @@ def _refit(study: Study, source: Networks, target: Target) -> tuple[Variables, R
     return jax.vmap(models.with_last_layer)(source.variables, weights.transpose(0, 2, 1), bias), results
 
 
-def sgd_heads(config: ConfigDict, source: Networks, train: Split, keys: Keys) -> Iterator[Head]:
+def sgd_heads(config: ConfigDict, source: Networks, train: Split, num_classes: int, keys: Keys) -> Iterator[Head]:
     """For each network a new last layer that is trained alone on the target domain, as the official code does it."""
-    count, num_classes = len(train.labels), int(train.labels.max()) + 1
+    count = len(train.labels)
     per_epoch = count // config.batch_size
     optimizer = training.cosine_sgd(config.learning_rate, config.refit_epochs * per_epoch)
     step = _head_step(source.model, optimizer)

@@ -44,19 +44,20 @@ FIELDS: Mapping[str, Field] = {
         lambda v: is_tuple(v, lambda entry: isinstance(entry, str)),
         "a tuple of run folders with saved networks, ARCHITECTURE=FILE.npz (a PyTorch state dict), MODULE:FUNCTION (a "
         "Python function that returns a network), torchvision:NAME=FILE and timm:NAME=FILE",
+        "the networks, each attacked and measured",
     ),
     **fields.WIDTHS,
     **fields.DATA,
     "data.name": OF_DATA._replace(takes=f"{data.TABLE}, {OF_DATA.takes}"),
-    "num_examples": whole(200),  # images attacked; of a table the first
-    "attacks": fields.some_of(("fgsm", "pgd", "mi_fgsm", "virtual"), (*attacks.BY_NAME, *attacks.ON_WORDS)),
-    "ensemble": yes_no(False),  # also attack each network from all others together
+    "num_examples": whole(200, "test examples attacked; of a table the first"),
+    "attacks": fields.some_of(("fgsm", "pgd", "mi_fgsm", "virtual"), (*attacks.BY_NAME, *attacks.ON_WORDS), "by name"),
+    "ensemble": yes_no(False, "also attack each network from all others together"),
     "attack.epsilon": fields.epsilon(8 / 255),
-    "attack.steps": whole(10),
-    "attack.words": whole(3),  # substituted at most in a text, by attacks on words
-    "attack.targeted": yes_no(False),  # towards the target labels of a table
-    "attack.round_8bit": yes_no(False),  # adversarial images have 8-bit pixels
-    "keep_images": fields.none_or_one_of(("float", "png")),
+    "attack.steps": whole(10, "steps of an iterative attack"),
+    "attack.words": whole(3, "words substituted at most in a text, by attacks on words"),
+    "attack.targeted": yes_no(False, "towards the target labels of a table"),
+    "attack.round_8bit": yes_no(False, "adversarial images have 8-bit pixels"),
+    "keep_images": fields.none_or_one_of(("float", "png"), "keep the adversarial images, in these files"),
 }
 
 

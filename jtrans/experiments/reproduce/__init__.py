@@ -20,10 +20,10 @@ NAME = "reproduce"
 INTERRUPTED = 130  # the status of an interrupted run
 
 FIELDS: Mapping[str, Field] = {
-    "data_dir": text("", "the TFDS data directory that holds cifar10, or '' for the default"),
-    "images_dir": text("", "a folder of photographs in two classes, or '' for none"),
-    "full": yes_no(False),  # the long runs too
-    "docs": text("docs", "the directory of the page", empty=False),
+    "data_dir": text("", "a TFDS data directory, or '' for the default", "what holds cifar10"),
+    "images_dir": text("", "a folder, or '' for none", "photographs in two classes"),
+    "full": yes_no(False, "the long runs too"),
+    "docs": text("docs", "a directory", "where the page is written", empty=False),
 }
 
 

@@ -40,29 +40,31 @@ MEASURES = {
 }
 
 FIELDS: Mapping[str, Field] = {
-    "problem": fields.text("", "an npz file, or '' to generate problems"),
+    "problem": fields.text("", "an npz file, or '' to generate problems", "a problem as the official code saves it"),
     "seed": fields.seed(),
-    "num_seeds": whole(10),
+    "num_seeds": whole(10, "problems, each with networks of its own"),
     "scales": Field(
         tuple(i / 10 for i in range(10)),
         lambda v: is_tuple(v, lambda s: is_number(s) and s >= 0),
         "a tuple of numbers, 0 or more",
+        "how far a source has drifted from its target",
     ),
-    "widths": fields.widths((50, 100, 200)),  # of the sources; a given problem brings its own
+    "widths": fields.widths((50, 100, 200), "hidden units of the sources; a given problem brings its own"),
     "levels": Field(
         (0, 1),
         lambda v: is_tuple(v, lambda n: is_whole(n) and n >= 0),
         "a tuple of whole numbers, 0 or more, as (0, 1)",
+        "which singular vectors of the Jacobian attack; 0: the top one",
     ),
-    "target_width": whole(100),
-    "num_points": whole(5000),
-    "input_size": whole(50),
-    "output_size": whole(10),
-    "num_clusters": whole(10),
-    "num_basis_functions": whole(100),
-    "fit.num_steps": whole(4000),
-    "fit.batch_size": whole(250),
-    "fit.learning_rate": fields.positive(1e-2),
+    "target_width": whole(100, "hidden units of the target"),
+    "num_points": whole(5000, "points of a problem"),
+    "input_size": whole(50, "values of a point"),
+    "output_size": whole(10, "outputs of a network"),
+    "num_clusters": whole(10, "clusters that the points form"),
+    "num_basis_functions": whole(100, "radial basis functions, whose sum the outputs are"),
+    "fit.num_steps": whole(4000, "optimizer steps of fitting a network"),
+    "fit.batch_size": whole(250, "points in a batch"),
+    "fit.learning_rate": fields.positive(1e-2, "of Adam"),
 }
 
 

@@ -194,6 +194,8 @@ def _said_by_torchvision(model: Any) -> tuple[Channels, Channels] | None:
     kinds: Iterator[Iterable[Any]] = (
         kind for kind in vars(sys.modules[module]).values() if isinstance(kind, enum.EnumType)
     )
-    published = (weights for kind in kinds for weights in kind if weights.meta["num_params"] == count)
+    # Beside weights there may be other enumerations, as of ways to interpolate.
+    num_parameters = lambda weights: getattr(weights, "meta", {}).get("num_params")
+    published = (weights for kind in kinds for weights in kind if num_parameters(weights) == count)
     preset = next((weights.transforms() for weights in published), None)
     return preset and (preset.mean, preset.std)

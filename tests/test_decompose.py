@@ -552,6 +552,9 @@ def test_lost_networks_are_counted_and_in_no_mean():
     table = findings.tabulate({(0, "nothing", 0): measurement(80.0)._replace(accuracy=accuracy)})
     assert table["lost"].item() == 1
     assert table["accuracy"].item() == pytest.approx(0.6)
+    share = np.array([0.1, 9.0, 0.2, 0.3])  # of the lost one, at the images at which it is not lost
+    table = findings.tabulate({(0, "updates", 1): measurement(80.0)._replace(accuracy=accuracy, share=share)})
+    assert table["share"].item() == pytest.approx(0.2)
 
 
 def test_convolutional_networks(shorten, tmp_path):
@@ -571,6 +574,10 @@ def test_convolutional_networks(shorten, tmp_path):
         ("--config.ranks=(4,1)", "ranks: got (4, 1); it takes a tuple of whole numbers"),
         ("--config.ranks=(64,)", "ranks: got 64; the directions have 64 dimensions"),
         ("--config.steps=(0,)", "steps: got (0,); it takes"),
+        (
+            "--config.data.pixel_range=(-1.0, 1.0)",
+            "data.pixel_range: got (-1.0, 1.0); subspaces of images take one from",
+        ),
         ("--config.data.image_size=224", "data.image_size: got 224; subspaces take memory"),
         ("--config.batch_statistics", "batch_statistics: got True; this experiment measures by running statistics"),
         ("--config.fit_examples=5000", "fit_examples: got 5000; the class-balanced examples are"),

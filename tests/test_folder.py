@@ -224,6 +224,20 @@ def test_a_folder_of_another_config_is_refused_and_only_the_resumable_field_may_
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 4
 
 
+def test_a_run_that_goes_on_is_read_with_the_config_of_its_results(tmp_path):
+    experiment.run(TOY, toy(), tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "seed": 7}))
+    assert experiment.read(tmp_path).config["seed"] == 0
+
+
+def test_checkpoints_of_others_are_not_touched(tmp_path, capsys):
+    (tmp_path / "checkpoints" / "1000").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds checkpoints/1000 but no config.json"):
+        experiment.run(TOY, toy(), tmp_path)
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_wrong_is_said_before_any_compute(tmp_path, capsys):
     def check(config):
         raise InputError("sizes: no")

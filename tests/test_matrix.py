@@ -164,6 +164,7 @@ def test_networks_of_several_runs_share_their_programs(trained, tmp_path):
         (("timm:vit=a/w.pth", "torchvision:vit=b/w.pt"), ("a/w", "b/w")),
         (("mine:first", "mine:second", "x/run"), ("first", "second", "run")),
         (("mine:net", "my.own:net", "x/net"), ("mine/net", "own/net", "x/net")),
+        (("mine:net", "mine/net"), ("mine/net", "{here}/mine/net")),  # as long as the other's tail
     ],
 )
 def test_labels_are_the_shortest_that_differ(tmp_path, monkeypatch, entries, labels):

@@ -107,6 +107,47 @@ def test_a_sweep_and_a_run_do_not_share_a_directory(tmp_path, capsys):
     assert "holds a run of sweep, not of early" in capsys.readouterr().err
 
 
+def test_what_is_wrong_with_any_setting_is_said_before_one_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(early, "side_by_side", None)
+    assert run(tmp_path, "--sweep=num_examples=20,5000") == 2  # what the data do not have
+    assert "num_examples: got 5000" in capsys.readouterr().err
+    there = tmp_path / "batch_size=64"
+    there.mkdir()
+    (there / "mine.csv").write_text("1")
+    assert run(tmp_path, "--sweep=batch_size=32,64") == 2
+    assert f"--workdir: {there} holds mine.csv but no config.json" in capsys.readouterr().err
+    assert run(tmp_path / "12:30", "--sweep=seed=0,1", "--slurm=local") == 2
+    assert "12:30 has a colon, so --slurm does not take it" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "summary.json").write_text("{}")
+    assert run(tmp_path / "mine", "--sweep=seed=0,1") == 2
+    assert "mine holds summary.json but no config.json" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "summary.json").read_text() == "{}"
+
+
+def test_the_mean_image_is_that_of_the_settings_own_data(tmp_path):
+    noise = ["--config.data.name=noise", "--config.data.subtract_mean", "--config.num_steps=1"]
+    assert run(tmp_path / "sweep", "--sweep=seed=0,1", *noise) == 0
+    flags = ["--config=digits", f"--workdir={tmp_path / 'alone'}", *SMALL, *noise, "--config.seed=1"]
+    assert cli.run(early.EXPERIMENT, ["early.py", *flags]) == 0
+    angles = [
+        experiment.read(folder).arrays["trajectory"]["angle"]
+        for folder in (tmp_path / "alone", tmp_path / "sweep" / "seed=1")
+    ]
+    np.testing.assert_allclose(*angles, atol=1e-4)
+
+
+def test_lines_that_hold_for_some_settings_alone_are_not_drawn(tmp_path):
+    assert run(tmp_path, "--sweep=data.image_size=8,16") == 0
+    results = experiment.read(tmp_path)
+    assert results.summary["common"]["random"] is None  # of other dimensions
+    assert results.summary["common"]["chance"] == 0.1
+    (figure,) = sweep.draw(results).values()
+    said = [text.get_text() for axes in figure.axes for text in axes.get_legend().get_texts()]
+    assert any("chance" in text for text in said)
+    assert not any("random" in text for text in said)
+
+
 def job(workdir, *arguments):
     """A sweep as a job of two processes on this machine: their statuses, and what each said."""
     with socket.socket() as probe:

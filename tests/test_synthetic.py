@@ -329,6 +329,8 @@ def test_levels_are_checked_against_the_sizes_of_a_given_problem_before_anything
         (f"--config.problem={ROOT / 'README.md'}", "is no npz file"),
         ("--config.levels=(3,)", "levels: got 3; Jacobians of this size have levels 0 to 2"),
         ("--config.levels=(-1,)", "levels: got (-1,)"),
+        ("--config.target_width=1", "levels: got 1; Jacobians of this size have levels 0 to 0"),
+        ("--config.scales=(0.3, 0.1)", "scales: got (0.0, 0.3, 0.9, 0.3, 0.1); it takes a tuple of numbers, 0 first"),
         ("--config.scales=(-1.0,)", "scales: got (0.0, 0.3, 0.9, -1.0)"),
         ("--config.fit.learning_rate=0", "fit.learning_rate: got 0.0"),
         ("--config.num_seed=3", "num_seed: unknown config field; did you mean num_seeds?"),

@@ -138,6 +138,7 @@ def wandb(monkeypatch):
 
         def log(self, means, step):
             assert not self.exit_codes
+            fake.failing()
             self.history[step] = dict(means)
             if step == fake.interrupt_at:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -145,7 +146,9 @@ def wandb(monkeypatch):
         def finish(self, exit_code=0):
             self.exit_codes.append(exit_code)
 
-    fake = SimpleNamespace(init=Run, Error=type("Error", (Exception,), {}), runs=[], step=0, interrupt_at=None)
+    fake = SimpleNamespace(
+        init=Run, Error=type("Error", (Exception,), {}), runs=[], step=0, interrupt_at=None, failing=lambda: None
+    )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return fake
 
@@ -177,6 +180,29 @@ def test_runs_side_by_side_have_a_wandb_run_each_and_no_nan(tmp_path, wandb):
         assert each.exit_codes == [0]
         assert_logged(each.history, workdir)
     assert not wandb.runs[1].history[4]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_that_fails_is_warned_of_once_and_the_run_goes_on(tmp_path, wandb, monkeypatch, capsys, name):
+    from tensorboardX.event_file_writer import EventsWriter
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    wandb.failing = full
+    monkeypatch.setattr(EventsWriter, "flush", full)  # from the first step on
+    assert run(tmp_path, f"--config.tracker={name}") == 0
+    said = capsys.readouterr().err
+    what = f"{name} has nothing from step 0 on ([Errno 28] No space left on device); the run goes on"
+    assert said.count("warning: tracker: ") == said.count(what) == 1
+
+
+def test_a_file_in_the_place_of_the_trackers_folder_is_one_line(tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("mine")
+    assert run(tmp_path, "--config.tracker=tensorboard") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "tensorboard") in line
+    assert (tmp_path / "tensorboard").read_text() == "mine"
 
 
 def test_only_the_first_process_of_a_job_logs(tmp_path, wandb, monkeypatch):
@@ -213,7 +239,7 @@ def test_no_library_is_imported_where_none_is_asked_for(tmp_path, monkeypatch):
 def test_the_field_says_what_it_takes(tmp_path, capsys):
     takes = "'' for none, or one of tensorboard, wandb"
     assert run(tmp_path, "--help") == 0
-    assert f"--config.tracker=''  ({takes})\n" in capsys.readouterr().out
+    assert f"({takes})\n" in capsys.readouterr().out
     assert run(tmp_path, "--config.tracker=comet") == 2
     assert f"tracker: got 'comet'; it takes {takes}\n" in capsys.readouterr().err
     assert run(tmp_path, "--config.tensorboard") == 2  # as it was called before

@@ -147,7 +147,10 @@ def builder_of(name: str, directory: str):
         raise InputError(f"data.dir: no directory {directory!r}; name one that holds {name!r}, or leave it empty")
     root = Path(directory or os.environ.get("TFDS_DATA_DIR", tfds.core.constants.DATA_DIR)).expanduser()
     if path := _newest(root, name):
-        builder = tfds.builder_from_directory(path)
+        try:
+            builder = tfds.builder_from_directory(path)
+        except Exception as error:  # a damaged description may raise anything
+            raise InputError(f"data.dir: {path} cannot be read ({one_line(error)[:200]})") from error
         if builder.name != name.split("/")[0]:
             raise InputError(f"data.name: got {name!r}, but {path} holds {builder.name!r}; use that name")
         return builder
@@ -157,6 +160,9 @@ def builder_of(name: str, directory: str):
     except tfds.core.registered.DatasetNotFoundError as error:
         what = f"{name!r} is none of {', '.join(NAMES)}, nor prepared in {where}, nor known to TensorFlow Datasets"
         raise InputError(f"data.name: {what}; see tensorflow.org/datasets/catalog") from error
+    except Exception as error:  # names with other letters, versions and configs that are not there
+        what = f"{one_line(error)[:200]}; it takes {', '.join(NAMES)} or a name as cifar10 or name/config"
+        raise InputError(f"data.name: got {name!r}; {what}") from error
     if importlib.util.find_spec("tensorflow") is None:  # checked before a download that would be useless
         what = f"{name!r} is not in {where}, and preparing it needs TensorFlow"
         raise InputError(f"data.dir: {what}; install jtrans[prepare], or name a directory that holds it")

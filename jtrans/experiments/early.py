@@ -75,10 +75,15 @@ class Setting(NamedTuple):
     plan: follow.Plan
 
 
+def load(config: ConfigDict) -> tuple[Dataset, Split]:
+    """The data set and the examples measured; InputError if the data do not have them."""
+    return setup.load(config, engine.keys(config.seed).data, config.batch_size)
+
+
 def prepare(config: ConfigDict, workdir: Path) -> Setting:
     """Load the data and place the networks."""
     keys = engine.keys(config.seed)
-    dataset, test = setup.load(config, keys.data, config.batch_size)
+    dataset, test = load(config)
     options = {"epsilon": config.attack.epsilon, "keep_examples": config.keep_examples}
     population = setup.population(config, dataset, test, keys, **options)
     announce(config, population)
@@ -245,7 +250,10 @@ def combine(runs: Mapping[str, Results]) -> tuple[pandas.DataFrame, dict[str, An
         table = results.tables["trajectory"]
         epoch = table["step"] / results.summary["steps_per_epoch"]
         frames.append(table[columns].assign(run=f"{label} ({pairs(results)})", epoch=epoch))
-    common = {"title": title(list(runs.values()))} | {name: results.summary[name] for name in ("random", "chance")}
+    common: dict[str, Any] = {"title": title(list(runs.values()))}
+    for name in ("random", "chance"):  # None where they differ: no line is true of all curves
+        first, *others = (results.summary[name] for results in runs.values())
+        common[name] = first if all(other == first for other in others) else None
     return pandas.concat(frames, ignore_index=True), common
 
 
@@ -258,8 +266,10 @@ def overlay(curves: pandas.DataFrame, common: Mapping[str, Any]) -> Figure:
     for i, (label, table) in enumerate(curves.groupby("run", sort=False)):
         figures.curve(above, table[x], tables.interval(table, "angle"), f"C{i}", label)
         figures.curve(below, table[x], tables.interval(table, "accuracy"), f"C{i}")
-    figures.random_lines(above, common["random"])
-    figures.chance_line(below, common["chance"])
+    if common["random"] is not None:
+        figures.random_lines(above, common["random"])
+    if common["chance"] is not None:
+        figures.chance_line(below, common["chance"])
     figures.band_entry(above)
     above.set_title(common["title"], fontsize="medium")
     return _finished(figure, x_label)
@@ -298,11 +308,12 @@ def title(runs: Sequence[Results]) -> str:
         return before + texts.pop() if len(texts) == 1 else ""
 
     data = common(lambda config: figures.data(config["data"]), "")
-    num_examples = int(runs[-1].arrays["trajectory"]["num_examples"])
+    measured = {f"{run.arrays['trajectory']['num_examples']} test {figures.kind(run.summary)}" for run in runs}
     return (
         "Adversarial directions of independently trained networks"
         + common(figures.networks, ": ")
-        + f"\n{data}{', ' * bool(data)}{num_examples} test {figures.kind(runs[-1].summary)}"
+        + "\n"
+        + ", ".join([*filter(None, [data]), *(measured if len(measured) == 1 else ())])
         + common(lambda config: config["optimizer"]["name"], "; ")
         + common(lambda config: f"learning rate {config['optimizer']['learning_rate']:g}")
         + common(lambda config: f"batch size {config['batch_size']}")

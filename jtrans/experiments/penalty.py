@@ -164,13 +164,14 @@ def against(
 
 def tabulate(rows: list[dict[str, np.ndarray]], coefficients: tuple[float, ...]) -> pandas.DataFrame:
     """For each `coefficient` the `MEASURES` with their 95 % intervals over networks, and how many of these are `lost`
-    (their outputs are not finite) and in no mean; `rows` are the networks' `MEASURES`, by coefficient.
+    (their outputs are not finite at all images) and in no mean; `rows` are the networks' `MEASURES`, by coefficient.
     """
     values = {name: np.reshape([row[name] for row in rows], (len(coefficients), -1)) for name in MEASURES}
+    lost = np.isnan(values["accuracy"])
+    values = {name: np.where(lost, np.nan, of_networks) for name, of_networks in values.items()}
     interval = lambda name: stats.mean_ci if name == "angle" else stats.share_ci  # all others are in [0, 1]
     intervals = {name: interval(name)(of_networks, axis=1) for name, of_networks in values.items()}
-    lost = np.isnan(values["accuracy"]).sum(1)
-    return pandas.DataFrame({"coefficient": coefficients, "lost": lost, **tables.interval_columns(intervals)})
+    return pandas.DataFrame({"coefficient": coefficients, "lost": lost.sum(1), **tables.interval_columns(intervals)})
 
 
 def tell(results: Results) -> str:

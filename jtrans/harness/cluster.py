@@ -21,6 +21,7 @@ from jtrans.errors import InputError, one_line
 LOCAL = "local"  # in place of sbatch's options: processes of this machine
 LOG_LEVEL = "SUBMITIT_LOG_LEVEL"
 LOCAL_MINUTES = 60 * 24 * 365
+MOST_TIMEOUTS = 10**6  # of a job; after three submitit would give it up
 GRACE = 60  # seconds for a command to save where it stands; Slurm ends a job 90 seconds after it signals the end
 # The signals by which Slurm tells of the end are for the job's own process, but some clusters send them to all.
 DEAF = ("sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh")
@@ -81,7 +82,7 @@ def executor(options: str, folder: Path) -> Any:
         return local
     parameters = _parse(options)
     try:
-        slurm = package.SlurmExecutor(folder)
+        slurm = package.SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS)
         slurm.update_parameters(**parameters)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"--slurm: got {options!r}; {one_line(error)}") from error

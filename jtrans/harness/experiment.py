@@ -171,7 +171,9 @@ def read(workdir: Path | str) -> Results:
     """The results of a finished run; raises InputError if a file is missing or damaged."""
     workdir = Path(workdir)
     summary = folder.read_summary(workdir)  # the last file of a run: where it is missing, the run is not finished
-    config = {name: value for name, value in folder.read_config(workdir).items() if name != folder.EXPERIMENT}
+    # That of the results: a run that has been continued since, with more steps, has a new one in its folder already.
+    folder.read_config(workdir)
+    config = summary["config"]
     paths = [workdir / Path(name).name for name in summary.get(FILES, ())]
     tables = {path.stem: folder.read_table(path) for path in paths if path.suffix == ".csv"}
     arrays = {path.stem: files.read_npz(path) for path in paths if path.suffix == ".npz"}

@@ -25,7 +25,7 @@ from jtrans import files
 from jtrans.errors import InputError, one_line
 from jtrans.harness import fields, runtime
 from jtrans.models import Variables
-from jtrans.population import devices
+from jtrans.population import checkpoints, devices
 
 CONFIG, SUMMARY, NETWORKS, LOCK = "config.json", "summary.json", "networks", ".lock"
 EXPERIMENT = "experiment"  # the key of `config.json` that says which experiment made the folder
@@ -84,11 +84,22 @@ def claimed(workdir: Path, experiment: str, config: ConfigDict, grows: str = "")
 
 
 def shared(workdir: Path, experiment: str) -> None:
-    """Create a work directory whose subfolders are runs of their own; InputError if another experiment made it."""
+    """Create a work directory whose subfolders are runs of their own; InputError if another experiment, or something
+    else, made it.
+    """
     with _usable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if (workdir / CONFIG).exists():
             _read_claim(workdir, experiment)
+        else:
+            _check_empty(workdir)
+
+
+def check(workdir: Path, experiment: str, config: ConfigDict, grows: str = "") -> None:
+    """Check, before any compute, that a work directory, if it is there, is free or this run's; else InputError."""
+    if workdir.is_dir():
+        with _usable(workdir):
+            _check(workdir, experiment, config, grows)
 
 
 def _lock(workdir: Path) -> int:
@@ -126,13 +137,22 @@ def _check(workdir: Path, experiment: str, config: ConfigDict, grows: str) -> No
         if differing:
             listed = ", ".join(f"{name} ({old.get(name)} there, {new.get(name)} here)" for name in differing)
             raise InputError(f"--workdir: {workdir} holds a run of another config; {listed}; {NEW_FOLDER}")
-    elif held := [p.name for p in workdir.iterdir() if p.suffix in RESULT_SUFFIXES or p.name in (SUMMARY, NETWORKS)]:
-        raise InputError(f"--workdir: {workdir} holds {min(held)} but no {CONFIG}; name a directory of its own")
+    else:
+        _check_empty(workdir)
     networks = workdir / NETWORKS
     others = [path.name for path in networks.iterdir() if not _is_ours(path)] if networks.is_dir() else []
     if networks.is_symlink() or others:  # what a save would delete
         what = f"holds {min(others)}, which jtrans did not write" if others else "is a link"
         raise InputError(f"--workdir: {networks} {what}; move it elsewhere, or {NEW_FOLDER}")
+
+
+def _check_empty(workdir: Path) -> None:
+    """Check that a directory that is no run's has nothing that a run would overwrite or remove."""
+    held = [p.name for p in workdir.iterdir() if p.suffix in RESULT_SUFFIXES or p.name in (SUMMARY, NETWORKS)]
+    saved = [path.name for path in (workdir / checkpoints.FOLDER).glob("*") if path.name.isdecimal()]
+    held += [f"{checkpoints.FOLDER}/{name}" for name in saved]
+    if held:
+        raise InputError(f"--workdir: {workdir} holds {min(held)} but no {CONFIG}; name a directory of its own")
 
 
 def _is_ours(path: Path) -> bool:

@@ -4,6 +4,8 @@ import contextlib
 import importlib
 import math
 import secrets
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -36,7 +38,7 @@ def nothing(past: Past) -> AbstractContextManager[Log]:
 
 @contextlib.contextmanager
 def opened(name: str, workdir: Path, config: Mapping[str, Any], past: Past) -> Iterator[Log]:
-    """The tracker of that name; means that are not finite are left out.
+    """The tracker of that name; means that are not finite are left out. One that fails later is warned of and left out.
 
     Args:
       name: one of `LIBRARIES`.
@@ -51,7 +53,13 @@ def opened(name: str, workdir: Path, config: Mapping[str, Any], past: Past) -> I
     with LIBRARIES[name].open(workdir.resolve(), config, bool(past)) as write:
 
         def log(step: int, means: Means) -> None:
-            write(step, {of: mean for of, mean in means.items() if math.isfinite(mean)})
+            nonlocal write
+            try:
+                write(step, {of: mean for of, mean in means.items() if math.isfinite(mean)})
+            except Exception as error:  # a library may raise anything, and a run is worth more than its display
+                what = f"{name} has nothing from step {step} on ({one_line(error)[:200]})"
+                print(f"warning: tracker: {what}; the run goes on", file=sys.stderr, flush=True)
+                write = silent
 
         for step, means in past:
             log(step, means)
@@ -70,15 +78,33 @@ def check(name: str) -> None:
 @contextlib.contextmanager
 def _tensorboard(workdir: Path, config: Mapping[str, Any], resumed: bool) -> Iterator[Log]:
     """Events in `tensorboard/`, which hide those of earlier processes."""
-    from tensorboardX import SummaryWriter
+    # Not `SummaryWriter`, whose thread dies of a full disk, and then blocks whoever writes for ever.
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    with SummaryWriter(str(workdir / "tensorboard"), purge_step=0) as writer:
+    path = workdir / "tensorboard"
+    try:
+        path.mkdir(exist_ok=True)
+        writer = EventsWriter(str(path / "events"))
+    except OSError as error:
+        raise files.cannot_write(path, error) from error
 
-        def write(step: int, means: Means) -> None:
-            for name, mean in means.items():
-                writer.add_scalar(name, mean, step)
+    def add(step: int, **content: Any) -> None:
+        writer.write_event(Event(step=step, wall_time=time.time(), **content))
 
+    def write(step: int, means: Means) -> None:
+        for name, mean in means.items():
+            add(step, summary=summary.scalar(name, mean))
+        writer.flush()
+
+    add(0, file_version="brain.Event:2")
+    add(0, session_log=SessionLog(status=SessionLog.START))
+    try:
         yield write
+    finally:
+        with contextlib.suppress(OSError):  # of what could not be written, which is said already
+            writer.close()
 
 
 @contextlib.contextmanager

@@ -46,6 +46,8 @@ def check(config: ConfigDict) -> None:
     fields.check_one_model(config)
     fields.check_values_squared(config, "subspaces take memory")
     fields.check_networks(config)
+    if config.data.pixel_range[0] != 0:  # the networks would see the images shifted, so other ones than are decomposed
+        raise InputError(f"data.pixel_range: got {config.data.pixel_range}; subspaces of images take one from 0")
 
 
 def measure(config: ConfigDict, workdir: Path) -> Results:

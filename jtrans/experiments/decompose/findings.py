@@ -64,6 +64,9 @@ def tabulate(rows: Mapping[tuple[Hashable, ...], Measured | Left], *before: str)
     model = np.zeros(len(values["share"]), int)
     ring = observe.attackers(1, len(model))
     over = {"angle": observe.pairs(1, len(model))[0], "off": ring, "inside": ring}
+    lost = np.isnan(values.get("accuracy", np.zeros_like(values["share"])))
+    of_lost = {name: lost[over[name]].any(1) if name in over else lost for name in values}
+    values = {name: np.where(of_lost[name], np.nan, each) for name, each in values.items()}
     means = {
         name: stats.pair_mean(each, over[name], model) if name in over else stats.mean(each)
         for name, each in values.items()
@@ -72,9 +75,9 @@ def tabulate(rows: Mapping[tuple[Hashable, ...], Measured | Left], *before: str)
         name: mean.interval() if name == "angle" else mean.share_interval()  # all others are shares
         for name, mean in means.items()
     }
-    lost = {"lost": np.isnan(values["accuracy"]).sum(0)} if "accuracy" in values else {}
+    counted = {"lost": lost.sum(0)} if "accuracy" in values else {}
     kinds = pandas.DataFrame(list(rows), columns=[*before, "step", "subspace", "rank"])
-    table = kinds.assign(**lost, **tables.interval_columns(intervals))
+    table = kinds.assign(**counted, **tables.interval_columns(intervals))
     of_nothing = (table["subspace"] == NOTHING) & table["share"].notna()
     table.loc[of_nothing, ["share_low", "share_high"]] = 0.0  # by definition, not by measurement
     return table

@@ -65,7 +65,7 @@ def heat_maps(
     if on_words != set(attacked):
         sizes.insert(0, f"epsilon {epsilon:.3g} ({figures.UNITS[kind]}{virtual})")
     title = f"Attacks of {' or of '.join(sizes)}{note}\n{figures.data(data)}"
-    figure.suptitle(f"{title}, {table['all_images_count'][0]:.0f} test {kind}{signs}", fontsize="medium")
+    figure.suptitle(f"{title}, {table['all_images_count'].max():.0f} test {kind}{signs}", fontsize="medium")
     return figure
 
 

@@ -90,7 +90,7 @@ def labels(texts: Sequence[str]) -> dict[str, str]:
     paths, of_entries = {path.parts for *_, path in entries}, {}
     for (*_, path), entry in entries.items():
         tails = (path.parts[-count:] for count in range(1, len(path.parts) + 1))
-        unique = next(tail for tail in tails if sum(parts[-len(tail) :] == tail for parts in paths) == 1)
+        unique = next((tail for tail in tails if sum(parts[-len(tail) :] == tail for parts in paths) == 1), path.parts)
         of_entries[entry.text] = Path(*unique).as_posix()
     return of_entries
 

@@ -83,6 +83,8 @@ def measure(
     cases = settings(config, sweep or "", swept)
     part, parts = read_shard(shard)
     of_shard = {workdir / case: of_case for case, of_case in list(cases.items())[part::parts]}
+    for path, of_case in of_shard.items():
+        devices.first_does(partial(folder.check, path, swept.name, of_case, swept.resumable))
     if slurm is not None:
         devices.first_does(partial(submit, swept, of_shard, slurm, workdir / JOBS))
     elif swept.name == early.NAME:
@@ -108,6 +110,8 @@ def check_folder(workdir: Path, swept: Experiment) -> None:
 
 def submit(swept: Experiment, cases: Mapping[Path, ConfigDict], options: str, jobs: Path) -> None:
     """Submit a job for each setting that is not finished, by its directory: the command that runs it alone."""
+    if ":" in str(jobs.resolve()):  # after which --config takes an argument
+        raise InputError(f"--workdir: {jobs.resolve().parent} has a colon, so --slurm does not take it; name another")
     waiting = {path: config for path, config in cases.items() if not folder.is_finished(path, config)}
     if not waiting:
         print("no jobs submitted: every setting is finished")
@@ -154,13 +158,20 @@ def run_early(cases: Mapping[Path, ConfigDict]) -> None:
     alike: dict[str, dict[Path, ConfigDict]] = {}
     for path, config in cases.items():
         alike.setdefault(repr(shapes(config)), {})[path] = config
+    firsts = [next(iter(each.values())) for each in alike.values()]
+    of_data = {repr((each.data, each.num_examples, each.batch_size)): each for each in firsts}
+    if len(of_data) > 1:  # what one of them does not have is said before any is trained
+        for config in of_data.values():
+            early.load(config)
     for each in alike.values():
         run(each)
 
 
 def shapes(config: ConfigDict) -> dict[str, Any]:
     """What settings have in common that the same programs run: all but values."""
-    rest = {field: value for field, value in fields.flat(config).items() if field not in early.VALUES}
+    # The mean image is a part of the networks, and depends on what chooses the training images.
+    varying = early.VALUES if not config.data.subtract_mean else set(early.VALUES) - {"seed", "data.shuffle_labels"}
+    rest = {field: value for field, value in fields.flat(config).items() if field not in varying}
     return rest | {"is_attacked": config.attack.epsilon > 0}
 
 

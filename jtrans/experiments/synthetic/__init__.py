@@ -45,9 +45,9 @@ FIELDS: Mapping[str, Field] = {
     "num_seeds": whole(10, "problems, each with networks of its own"),
     "scales": Field(
         tuple(i / 10 for i in range(10)),
-        lambda v: is_tuple(v, lambda s: is_number(s) and s >= 0),
-        "a tuple of numbers, 0 or more",
-        "how far a source has drifted from its target",
+        lambda v: is_tuple(v, is_number) and problem.are_scales(v),
+        "a tuple of numbers, 0 first and each larger than the one before",
+        "how far a source drifts at each step from where it was: more and more, from its target on",
     ),
     "widths": fields.widths((50, 100, 200), "hidden units of the sources; a given problem brings its own"),
     "levels": Field(
@@ -70,10 +70,10 @@ FIELDS: Mapping[str, Field] = {
 
 def check(config: ConfigDict) -> None:
     """Check that a given problem can be read, and that its Jacobians have all the levels."""
-    sizes = config.input_size, config.output_size
+    sizes = [config.input_size, config.output_size, config.target_width, *config.widths]
     if config.problem:
         given = problem.load(config.problem)
-        sizes = given.x.shape[1], given.y.shape[1]
+        sizes = [given.x.shape[1], given.y.shape[1], given.target.W1.shape[0], *given.sources]
     if max(config.levels) >= min(sizes):
         raise InputError(f"levels: got {max(config.levels)}; Jacobians of this size have levels 0 to {min(sizes) - 1}")
 

@@ -4,6 +4,7 @@ Networks have one hidden layer, `f(x) = W2 sigmoid(W1 x + b1) + b2`. All functio
 vmapped over seeds.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -170,6 +171,11 @@ def measure(target: Network, source: Network, x: jax.Array, y: jax.Array, *, lev
     }
 
 
+def are_scales(scales: Sequence[float]) -> bool:
+    """Whether the scales begin without drift and grow, so that their order is that of the drift."""
+    return scales[0] == 0 and all(earlier < later for earlier, later in itertools.pairwise(scales))
+
+
 def load(path: str) -> Problem:
     """A problem from an npz file of real numbers; InputError if it is none, or an array is missing or of another shape.
 
@@ -179,6 +185,8 @@ def load(path: str) -> Problem:
     try:
         arrays = files.read_numbers(path)
         x, y, scales = (_array(arrays, name, shape) for name, shape in (("X", "ND"), ("Y", "NK"), ("scales", "S")))
+        if not are_scales(scales):
+            raise InputError(f"scales are {scales.tolist()}; it takes 0 first and each larger than the one before")
         if len(x) != len(y):
             raise InputError(f"X has {len(x)} points and Y has {len(y)}; it takes as many")
         names = [name[6:-3] for name in arrays if name.startswith("source") and name.endswith("_W1")]

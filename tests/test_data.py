@@ -435,6 +435,9 @@ def test_folders_that_cannot_be_read_or_understood_are_named(folder, make, where
         ("folder", {}, "no directory ''"),
         ("cifar10", {"directory": "nowhere"}, "no directory 'nowhere'"),
         ("cifar99", {}, "'cifar99' is none of digits, noise, folder"),
+        ("CIFAR-10", {}, "data.name: got 'CIFAR-10'; "),
+        ("my data", {}, "data.name: got 'my data'; "),
+        ("cifar10:9.9.9", {}, "data.name: got 'cifar10:9.9.9'; "),
     ],
 )
 def test_what_cannot_be_loaded_is_named(name, options, message):

@@ -434,6 +434,19 @@ def test_a_dead_network_has_no_direction_and_is_left_out_and_counted():
     assert np.isnan(measured.pairs["angle"]).tolist() == [False, True, True]
 
 
+def test_a_lost_network_makes_no_attack_that_could_fail():
+    built = population(num_networks=3, optimizer=training.OPTIMIZERS["sgd"](0.0), epsilon=0.1)
+    ((group,),) = engine.initialize(built)
+    lost = group._replace(variables=jax.tree.map(lambda leaf: leaf.at[:, 2].set(jnp.nan), group.variables))
+    measured, healthy = (
+        next(iter(engine.trajectory(built, [[each]], 0)))[2].networks["success"] for each in (lost, group)
+    )
+    assert np.isnan(measured[2]).all()
+    assert np.isnan(measured[1, 0]).all()  # along the direction of the lost one
+    np.testing.assert_array_equal(measured[1, 1:, :2], healthy[1, 1:, :2])  # its own, and random signs
+    np.testing.assert_array_equal(measured[0], healthy[0])
+
+
 def test_step_and_measurement_are_traced_once():
     traces = []
     (model,) = build(["mlp_deep"])

@@ -39,7 +39,7 @@ def test_a_module_is_an_experiment(name):
 def test_the_defaults_of_an_experiment_pass_its_checks(name):
     slice_ = experiment.load(name)
     config = defaults(slice_.fields)
-    wanted = [field for field, (default, accepts, _) in slice_.fields.items() if not accepts(default)]
+    wanted = [field for field, made in slice_.fields.items() if not made.accepts(made.default)]
     # Where there is no default the field is empty, and the command line must fill it.
     assert all(slice_.fields[field].default in ((), "") for field in wanted)
     if not wanted:

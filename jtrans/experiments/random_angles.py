@@ -22,19 +22,25 @@ from jtrans.harness.fields import Field, is_number, is_tuple, is_whole, seed, wh
 from jtrans.stats import Interval
 
 BLOCK = 2**21  # values drawn at once
-DIMENSIONS = "a tuple of whole numbers, 2 or more"
-FACTORS = "a tuple of numbers above 0: the angle arccos(factor / sqrt(dimension))"
 
 FIELDS: Mapping[str, Field] = {
     "seed": seed(),
     "num_seeds": whole(10, "how often all is drawn anew"),
     "dimensions": Field(
-        (3, 10, 100, 784, 3072, 150_528), lambda v: is_tuple(v, lambda d: is_whole(d) and d >= 2), DIMENSIONS
+        (3, 10, 100, 784, 3072, 150_528),
+        lambda v: is_tuple(v, lambda d: is_whole(d) and d >= 2),
+        "a tuple of whole numbers, 2 or more",
+        "the dimensions in which directions are drawn",
     ),
     "num_pairs": whole(200, "pairs of random directions, of each dimension and seed"),
     "dimension": whole(3072, "the dimension in which small angles are looked for", least=2),
     "num_rare_pairs": whole(20_000, "pairs of each seed there"),
-    "factors": Field((1, 2, 3, 4, 5, 6, 8, 10), lambda v: is_tuple(v, lambda k: is_number(k) and k > 0), FACTORS),
+    "factors": Field(
+        (1, 2, 3, 4, 5, 6, 8, 10),
+        lambda v: is_tuple(v, lambda k: is_number(k) and k > 0),
+        "a tuple of numbers above 0",
+        "each is the small angle arccos(factor / sqrt(dimension))",
+    ),
 }
 
 

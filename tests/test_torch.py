@@ -204,6 +204,7 @@ def test_pixels_are_normalised_as_they_say_who_made_the_network():
         (torch_classes[1000], {}, (published.mean, published.std)),
         (torch_classes[1000], own, tuple(own.values())),
         (torch_classes[5], {}, nothing),
+        (torchvision.models.efficientnet_b0().eval(), {}, (published.mean, published.std)),  # beside other enumerations
         (build("cnn"), {}, nothing),
         (build("cnn"), {"mean": (0.5,), "std": (0.25,)}, ((0.5,) * 3, (0.25,) * 3)),
     ):

@@ -169,10 +169,11 @@ def test_runs_of_other_images_are_not_drawn_together(runs, tmp_path):
 def test_runs_of_the_same_name_are_told_apart_by_their_folders_and_nothing_above_them_is_shown(runs, tmp_path):
     for label in ("a/first", "b/c/first"):
         shutil.copytree(runs / "first", tmp_path / "private" / label)
-    changed = tmp_path / "private" / "a" / "first" / "config.json"
-    config = json.loads(changed.read_text()) | {"more": [["/private/x.npz"], "lenet=/private/b=c.npz", "lenet=x.npz"]}
-    config["data"]["dir"] = "/private/images"
-    changed.write_text(json.dumps(config))
+    changed = tmp_path / "private" / "a" / "first" / "summary.json"
+    summary = json.loads(changed.read_text())
+    summary["config"] |= {"more": [["/private/x.npz"], "lenet=/private/b=c.npz", "lenet=x.npz"]}
+    summary["config"]["data"]["dir"] = "/private/images"
+    changed.write_text(json.dumps(summary))
     assert report.main([str(tmp_path / "private"), f"--out={tmp_path / 'r.html'}"]) == 0
     text = (tmp_path / "r.html").read_text()
     page = Page(text)

@@ -173,7 +173,8 @@ def read(workdir: Path | str) -> Results:
     summary = folder.read_summary(workdir)  # the last file of a run: where it is missing, the run is not finished
     # That of the results: a run that has been continued since, with more steps, has a new one in its folder already.
     folder.read_config(workdir)
-    config = summary["config"]
+    if not isinstance(config := summary.get("config"), dict):
+        raise InputError(f"{workdir / folder.SUMMARY} holds no config; run the experiment again in a new folder")
     paths = [workdir / Path(name).name for name in summary.get(FILES, ())]
     tables = {path.stem: folder.read_table(path) for path in paths if path.suffix == ".csv"}
     arrays = {path.stem: files.read_npz(path) for path in paths if path.suffix == ".npz"}

@@ -65,5 +65,8 @@ def test_only_a_gpu_that_is_there_and_that_jax_does_not_see_is_named(monkeypatch
     jax.config.update("jax_platforms", None)
     (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho No devices found.\n")
     runtime.check_gpu()
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 600\n")
+    monkeypatch.setattr(runtime, "DRIVER_SECONDS", 0.2)
+    runtime.check_gpu()
     monkeypatch.setenv("PATH", str(tmp_path))  # no such program
     runtime.check_gpu()

@@ -19,6 +19,7 @@ from jtrans.harness import versions
 # glibc's malloc.h: the numbers of mallopt's parameters.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 PROGRAMS_BYTES = 2**30  # of compiled programs on disk: those of some hundred runs
+DRIVER_SECONDS = 20.0  # for the driver to list its GPUs
 
 
 def prepare() -> None:
@@ -80,9 +81,10 @@ def check_gpu() -> None:
 def _has_nvidia_gpu() -> bool:
     """Whether NVIDIA's driver lists a GPU; its program can be there on machines that have none."""
     try:
-        return subprocess.run(["nvidia-smi", "-L"], capture_output=True).stdout.startswith(b"GPU ")
-    except OSError:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=DRIVER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that is broken may never answer
         return False
+    return listed.stdout.startswith(b"GPU ")
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Set before JAX is imported: several CPU devices, no silent rank promotion, compiled programs kept between runs."""
 
 import os
+import random
+import socket
 import subprocess
 import sys
 from importlib import metadata
@@ -15,6 +17,17 @@ OPTIMISED = os.environ.get("XLA_FLAGS", QUICKLY)
 def xla_flags(num_devices):
     """XLA's flags for a process of so many CPU devices, whose programs are optimised as those of the tests."""
     return f"{OPTIMISED} --xla_force_host_platform_device_count={num_devices}"
+
+
+def free_port():
+    """A port for the coordinator of a job: not one of those the system hands out, which another may get meanwhile."""
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
 
 
 os.environ["XLA_FLAGS"] = xla_flags(4)

@@ -1,13 +1,12 @@
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, xla_flags
+from conftest import ROOT, free_port, xla_flags
 
 from jtrans import files, models, training
 from jtrans.data import Split
@@ -180,9 +179,7 @@ def test_every_part_is_kept_as_soon_as_it_is_trained(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_processes_of_a_job_agree_on_the_parts(finished, stopped):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(1)}
     flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     line = [sys.executable, str(ROOT / "experiments" / "control.py"), *command(stopped, *flags)[1:]]

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pandas
 import PIL.Image
 import pytest
 import scipy.stats
-from conftest import ROOT, xla_flags
+from conftest import ROOT, free_port, xla_flags
 from jax.tree_util import Partial
 
 from jtrans import attacks, data, directions, metrics, models, stats, training, transfer
@@ -321,9 +320,7 @@ def test_a_job_of_two_processes_gives_what_one_gives(finished, tmp_path):
         shutil.rmtree(workdir / path)
     for name in ("knowledge.csv", "matrix.csv", "summary.json", "attacked/lenet.csv"):
         (workdir / name).unlink()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     line = [sys.executable, str(ROOT / "experiments" / "knowledge.py"), *command(workdir)[1:]]
     line += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, xla_flags
+from conftest import ROOT, free_port, xla_flags
 from orbax.checkpoint import v1 as ocp
 
 from jtrans.experiments import early, random_angles
@@ -357,12 +356,6 @@ def test_several_devices_give_what_one_gives(whole, tmp_path, count):
     assert process.returncode == 0
     assert f"3 networks, {-(-3 // count)} at once on each of {count} cpu devices" in out
     assert difference(tmp_path, whole)["angle"] < 1e-3
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def job(workdir, count, *arguments, others=None, **options):

@@ -3,7 +3,6 @@ import math
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 from jtrans.experiments import early, random_angles, sweep
 from jtrans.experiments.sweep import headlines
@@ -150,9 +149,7 @@ def test_lines_that_hold_for_some_settings_alone_are_not_drawn(tmp_path):
 
 def job(workdir, *arguments):
     """A sweep as a job of two processes on this machine: their statuses, and what each said."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     line = [sys.executable, str(ROOT / "experiments" / "sweep.py"), "--config=digits", f"--workdir={workdir}", *SMALL]
     line += [*arguments, f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -354,7 +351,7 @@ def test_slurm_takes_an_extra(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -362,7 +359,12 @@ def wait_for(condition, seconds=120):
 
 
 def are_finished(workdir, count):
-    wait_for(lambda: len(list(workdir.glob("*/summary.json"))) == count)
+    def finished():
+        failed = [path.read_text() for path in workdir.glob("slurm/*.err") if "Traceback" in path.read_text()]
+        assert not failed
+        return len(list(workdir.glob("*/summary.json"))) == count
+
+    wait_for(finished)
 
 
 @pytest.mark.usefixtures("quickly")

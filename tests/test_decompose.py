@@ -580,7 +580,7 @@ def test_convolutional_networks(shorten, tmp_path):
         ),
         ("--config.data.image_size=224", "data.image_size: got 224; subspaces take memory"),
         ("--config.batch_statistics", "batch_statistics: got True; this experiment measures by running statistics"),
-        ("--config.fit_examples=5000", "fit_examples: got 5000; the class-balanced examples are"),
+        ("--config.fit_examples=5000", "fit_examples: got 5000; there are "),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, flag, message):

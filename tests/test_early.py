@@ -154,7 +154,7 @@ def test_fewer_training_images_without_their_mean_in_many_epochs(tmp_path, capsy
     assert axes[-1].get_xlabel() == "epochs"
     assert axes[0].get_lines()[0].get_xdata().max() == 10
     assert run(tmp_path / "more", *SMALL, "--config.data.num_train=3000") == 2
-    assert "data.num_train: got 3000; the class-balanced examples are" in capsys.readouterr().err
+    assert "data.num_train: got 3000; there are " in capsys.readouterr().err
 
 
 def test_a_single_pair_has_no_interval_in_any_file(tmp_path):

@@ -293,7 +293,7 @@ def test_decompose_takes_texts_of_full_length(texts, tmp_path, capsys):
     assert decompose(f"--workdir={tmp_path / 'none'}", "--config.data.max_length=12") == 2
     assert "data.max_length: got 12; no train text of the class '0' has so many words" in capsys.readouterr().err
     assert decompose(f"--workdir={tmp_path / 'few'}", "--config.num_examples=60") == 2
-    assert "num_examples: got 60; the class-balanced examples are 16, so at most 16" in capsys.readouterr().err
+    assert "num_examples: got 60; there are 16 with as many of each class, so at most 16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["first_step", "causes"])

@@ -110,8 +110,8 @@ def balanced(split: Split, count: int, field: str) -> Split:
     """
     of_class = [np.flatnonzero(split.labels == k) for k in range(split.labels.max() + 1)]
     in_turn = np.transpose([indices[: min(map(len, of_class))] for indices in of_class]).ravel()
-    if count > (available := len(in_turn)):
-        raise InputError(f"{field}: got {count}; the class-balanced examples are {available}, so at most {available}")
+    if count > (most := len(in_turn)):
+        raise InputError(f"{field}: got {count}; there are {most} with as many of each class, so at most {most}")
     return Split(split.inputs[in_turn[:count]], split.labels[in_turn[:count]])
 
 

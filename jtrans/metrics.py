@@ -18,6 +18,10 @@ from jtrans import attacks, directions, jacobian, loops, transfer
 from jtrans.attacks import Attack
 from jtrans.jacobian import Function, SingularTriple
 
+# Eigenvalues of the source's moments that are smaller, beside the largest, may be rounding errors: how large these are
+# depends on sizes and on the machine. Every cutoff gives a map, so a bound from above, and the smallest bound counts.
+CUTOFFS = tuple(np.finfo(np.float32).eps * 16.0 ** np.arange(4))
+
 
 class Transferability(NamedTuple):
     """How well the source's attacks transfer to the target (Liang et al. 2021).
@@ -208,9 +212,9 @@ def gradient_matching_distance(
         batches = partial(loops.in_batches, networks=(f_source, f_target))
         scales = tuple(map(transfer.power_of_two, batches(_jacobian_sizes, batch_size, x)[1]))
         moments, _ = batches(_of_scaled, batch_size, x, whole=(scales,), total=_matching_moments)
-        matrix = _matching_matrix(moments)
-        residual, _ = batches(_of_scaled, batch_size, x, whole=(scales, matrix), total=_matching_residual)
-        return scales[1] * jnp.sqrt(residual / len(x))
+        matrices = _matching_matrices(moments)
+        residuals, _ = batches(_of_scaled, batch_size, x, whole=(scales, matrices), total=_matching_residuals)
+        return scales[1] * jnp.sqrt(residuals.min() / len(x))
 
 
 def jacobian_matching_distance(source: jax.Array, target: jax.Array) -> jax.Array:
@@ -218,8 +222,8 @@ def jacobian_matching_distance(source: jax.Array, target: jax.Array) -> jax.Arra
     with jax.default_matmul_precision("highest"):
         target_scale = transfer.power_of_two(target)
         source, target = source / transfer.power_of_two(source), target / target_scale
-        matrix = _matching_matrix(_matching_moments(source, target))
-        return target_scale * jnp.sqrt(_matching_residual(matrix, source, target) / len(source))
+        matrices = _matching_matrices(_matching_moments(source, target))
+        return target_scale * jnp.sqrt(_matching_residuals(matrices, source, target).min() / len(source))
 
 
 def function_matching_distance(
@@ -306,21 +310,16 @@ def _matching_moments(source: jax.Array, target: jax.Array) -> tuple[jax.Array, 
     return across, gram
 
 
-def _matching_matrix(moments: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """`E[J_T J_S^T] (E[J_S J_S^T])^+`, in the directions of outputs that rounding leaves in the moments."""
+def _matching_matrices(moments: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """`E[J_T J_S^T] (E[J_S J_S^T])^+` by each of `CUTOFFS`, `[len(CUTOFFS), K_T, K_S]`."""
     across, gram = moments
     # Scale the source's outputs to equal size, so that `pinv` does not cut small ones off as rounding errors.
     size = jnp.sqrt(jnp.diagonal(gram))
     inverse = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)[None]
-    return (across * inverse) @ _pinv(gram * inverse * inverse.T) * inverse
+    pinv = partial(jnp.linalg.pinv, gram * inverse * inverse.T, hermitian=True)
+    return jnp.stack([(across * inverse) @ pinv(rtol=rtol) * inverse for rtol in CUTOFFS])
 
 
-def _pinv(gram: jax.Array) -> jax.Array:
-    # The default cutoff, ten times the size of the matrix as large, is of products without the structure of moments: it
-    # would cut off a tenth of the outputs of a network with 500. What rounding leaves of outputs that are redundant is
-    # as small as the residual that it causes.
-    return jnp.linalg.pinv(gram, rtol=jnp.finfo(gram.dtype).eps, hermitian=True)
-
-
-def _matching_residual(matrix: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    return jnp.sum((target - jnp.einsum("kl,nld->nkd", matrix, source)) ** 2)
+def _matching_residuals(matrices: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+    residual = lambda matrix: jnp.sum((target - jnp.einsum("kl,nld->nkd", matrix, source)) ** 2)
+    return jax.lax.map(residual, matrices)  # one after the other, which takes the memory of one

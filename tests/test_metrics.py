@@ -301,6 +301,17 @@ def test_small_directions_of_the_source_are_matched(size, power):
     assert smallest < 0.2 * length(target)
 
 
+@pytest.mark.parametrize(("size", "outputs", "values"), [(2, 4, 3072), (5, 10, 12), (10, 50, 100)])
+def test_redundant_outputs_of_the_source_are_matched(size, outputs, values):
+    """Rounding gives their moments directions that are not there, on every machine others."""
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        distinct = rng.normal(size=(30, size, values)) * rng.uniform(size=values) ** 2
+        source, target = (np.einsum("kl,nld->nkd", rng.normal(size=(k, size)), distinct) for k in (outputs, 3))
+        distance = metrics.jacobian_matching_distance(*(jnp.array(each, jnp.float32) for each in (source, target)))
+        assert distance < 2e-3 * np.sqrt(np.square(target).sum() / len(target))
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1, 1e30])
 def test_matching_distances_of_constant_networks(scale):
     """A source without a Jacobian leaves all of the target's; a target without one is matched wholly."""

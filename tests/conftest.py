@@ -1,5 +1,6 @@
 """Set before JAX is imported: several CPU devices, no silent rank promotion, compiled programs kept between runs."""
 
+import gc
 import os
 import random
 import socket
@@ -9,8 +10,13 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-# Compiling takes most of the tests' time, so XLA optimises little; `make check-all` tests programs as users run them.
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Compiling takes most of the tests' time, so XLA optimises little, and each test process has one core to itself;
+# `make check-all` tests programs as users run them.
+QUICKLY = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_multi_thread_eigen=false"
+)
+for library in ("OPENBLAS", "OMP"):  # of NumPy and scikit-learn: threads that outnumber cores wait for each other
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 OPTIMISED = os.environ.get("XLA_FLAGS", QUICKLY)
 
 
@@ -41,6 +47,8 @@ import jax  # noqa: E402 (what is set above must come first)
 import pytest  # noqa: E402 (what is set above must come first)
 
 from jtrans import models  # noqa: E402 (what is set above must come first)
+
+gc.set_threshold(50_000, 20, 20)  # what is traced lives on: to look for garbage as often as by default takes a tenth
 
 
 def pytest_addoption(parser):

@@ -34,7 +34,8 @@ def test_widths_and_parameter_counts(name, widths):
 
 def test_pytorch_initialisation_is_uniform_within_one_over_root_fan_in():
     for name in ("mlp_deep", "conv_a", "resnet18"):
-        variables = jax.vmap(models.build(name, SHAPE, 10).init)(jax.random.split(jax.random.key(0), 4))
+        drawn = jax.vmap(models.build(name, SHAPE, 10).init)(jax.random.split(jax.random.key(0), 4))
+        variables = jax.device_get(drawn)
         for path, array in flatten_dict(variables["params"]).items():
             if path[-1] == "scale" or "BatchNorm" in path[-2]:
                 assert (array == (path[-1] == "scale")).all()

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 QUICKLY = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_multi_thread_eigen=false"
 )
+OPTIMISED = os.environ.get("XLA_FLAGS", QUICKLY)
 for library in ("OPENBLAS", "OMP"):  # of NumPy and scikit-learn: threads that outnumber cores wait for each other
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-OPTIMISED = os.environ.get("XLA_FLAGS", QUICKLY)
 
 
 def xla_flags(num_devices):
@@ -48,7 +48,7 @@ import pytest  # noqa: E402 (what is set above must come first)
 
 from jtrans import models  # noqa: E402 (what is set above must come first)
 
-gc.set_threshold(50_000, 20, 20)  # what is traced lives on: to look for garbage as often as by default takes a tenth
+gc.set_threshold(50_000, 20, 20)  # most of what is traced lives on, so looking for garbage often finds little
 
 
 def pytest_addoption(parser):

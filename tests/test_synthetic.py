@@ -98,15 +98,6 @@ def test_every_column_agrees_with_float64(level):
                 assert got[name] == pytest.approx(value, abs=2e-5), (width, s, name)
 
 
-@pytest.fixture(scope="module")
-def published_tables(shared_data, tmp_path_factory):
-    """All six published tables, by one command: the published problem's path, and the table."""
-    path = shared_data / "synthetic.npz"
-    workdir = tmp_path_factory.mktemp("published") / "run"
-    assert run(workdir, f"--config.problem={path}") == 0
-    return path, experiment.read(workdir).tables["synthetic"]
-
-
 def test_the_published_problem_gives_the_published_numbers(shared_data, tmp_path):
     assert run(tmp_path, f"--config.problem={shared_data / 'synthetic.npz'}", "--config.levels=(0,)") == 0
     table = experiment.read(tmp_path).tables["synthetic"]
@@ -119,8 +110,11 @@ def test_the_published_problem_gives_the_published_numbers(shared_data, tmp_path
 
 
 @pytest.mark.slow
-def test_all_six_published_tables_agree_with_float64(published_tables):
-    path, table = published_tables
+def test_all_six_published_tables_agree_with_float64(shared_data, tmp_path):
+    """By one command."""
+    path = shared_data / "synthetic.npz"
+    assert run(tmp_path, f"--config.problem={path}") == 0
+    table = experiment.read(tmp_path).tables["synthetic"]
     assert [key for key, _ in table.groupby(["width", "level"])] == [(w, n) for w in (50, 100, 200) for n in (0, 1)]
     published = problem.load(str(path))
     x, y = np.float64(published.x), np.float64(published.y)

@@ -47,6 +47,7 @@ import jax  # noqa: E402 (what is set above must come first)
 import pytest  # noqa: E402 (what is set above must come first)
 
 from jtrans import models  # noqa: E402 (what is set above must come first)
+from jtrans.experiments import early, random_angles  # noqa: E402 (what is set above must come first)
 
 gc.set_threshold(50_000, 20, 20)  # most of what is traced lives on, so looking for garbage often finds little
 
@@ -83,6 +84,15 @@ def _few_programs():
     """Compiled programs go with their module: each takes memory mappings, of which Linux gives a process 65,530."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def without_figures():
+    """Runs leave none, which take most of the time of a small one; `draw` still makes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for each in (early, random_angles):
+            patch.setattr(each, "EXPERIMENT", each.EXPERIMENT._replace(figures=lambda results: {}))
+        yield
 
 
 @pytest.fixture

@@ -22,12 +22,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch):
-    """Few pairs are drawn in each of these runs, and a block is drawn as a whole."""
-    monkeypatch.setattr(random_angles, "BLOCK", 2**14)
-
-
 def run(workdir, *arguments):
     argv = ["random_angles.py", f"--config={CONFIG}", f"--workdir={workdir}", *arguments]
     return cli.run(random_angles.EXPERIMENT, argv)

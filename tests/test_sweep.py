@@ -18,6 +18,8 @@ from jtrans.harness import cli, cluster, experiment
 from jtrans.population import engine
 from jtrans.stats import Interval
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 SMALL = [
     "--config.num_networks=2",
     "--config.num_steps=2",
@@ -268,12 +270,6 @@ ANGLES = [
 ]
 
 
-@pytest.fixture
-def quickly(monkeypatch):
-    """Random angles without their figures, which take longest."""
-    monkeypatch.setattr(random_angles, "EXPERIMENT", random_angles.EXPERIMENT._replace(figures=lambda results: {}))
-
-
 def angles(workdir, *arguments):
     line = ["sweep.py", "--config=random_angles", f"--workdir={workdir}", *ANGLES, "--experiment=random_angles"]
     return cli.run(sweep.EXPERIMENT, [*line, *arguments])
@@ -284,7 +280,6 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.usefixtures("quickly")
 def test_any_experiment_is_swept_by_what_it_comes_down_to(tmp_path, capsys):
     workdir, varied, name = tmp_path / "sweep", "--sweep=dimension=5,500", "smallest angle of all pairs (degrees)"
     assert angles(workdir, varied, "--shard=1/2") == 0
@@ -367,7 +362,7 @@ def are_finished(workdir, count):
     wait_for(finished)
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.slow
 def test_jobs_of_this_machine_make_what_the_plain_sweep_makes(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     varied = "--sweep=seed=0,1"

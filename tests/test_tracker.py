@@ -25,11 +25,7 @@ SMALL = [
 ARRAYS = {"angle_degrees": "angle", "accuracy": "accuracy", "loss_nats": "loss"}
 
 
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch):
-    """Which take most of the time."""
-    for each in (early, sweep):
-        monkeypatch.setattr(each, "EXPERIMENT", each.EXPERIMENT._replace(figures=lambda results: {}))
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 def run(workdir, *arguments, of=early):

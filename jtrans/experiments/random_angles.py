@@ -55,7 +55,7 @@ def measure(config: ConfigDict, workdir: Path) -> Results:
 
 def sample(keys: jax.Array, dimension: int, num_pairs: int) -> np.ndarray:
     """The folded angles `[seeds, num_pairs]` of independent pairs, in degrees."""
-    size = max(1, BLOCK // dimension)
+    size = min(max(1, BLOCK // dimension), num_pairs)
 
     def block(key: jax.Array) -> jax.Array:
         first, second = jax.random.split(key)

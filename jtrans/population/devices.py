@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 PROGRAMS = 8  # for how many populations compiled programs are kept, the most recent ones
@@ -75,8 +75,29 @@ def is_first() -> bool:
 
 def from_first(tree: Any) -> Any:
     """The first process's numbers or arrays, in every process; all call it at the same point, with equal shapes."""
-    # Array by array, since each is copied to a device.
-    return tree if jax.process_count() == 1 else jax.tree.map(multihost_utils.broadcast_one_to_all, tree)
+    return tree if jax.process_count() == 1 else jax.tree.map(lambda leaf: _of_processes(leaf)[0], tree)
+
+
+def _of_processes(value: Any) -> np.ndarray:
+    """`[processes, ...]`: every process's number or array, by one device of each."""
+    firsts = np.reshape(jax.devices(), (jax.process_count(), -1))[:, 0]
+    own = jax.device_put(np.asarray(value)[None], jax.local_devices()[0])
+    split = NamedSharding(Mesh(firsts, AXIS), PartitionSpec(AXIS))
+    return _whole(jax.make_array_from_single_device_arrays((len(firsts), *own.shape[1:]), split, [own]))
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    """An array that is split over the devices of several processes, on the host of each."""
+    assert isinstance(array.sharding, NamedSharding)
+    on_each = jax.jit(_same, out_shardings=NamedSharding(array.sharding.mesh, PartitionSpec()))(array)
+    # Of all devices, not of the first alone: where a process ends while its others still meet those of another process,
+    # that one waits for ever.
+    return np.asarray(jax.block_until_ready(on_each))
+
+
+def _same(array: jax.Array) -> jax.Array:
+    """At the top level, so that `_whole` compiles once for each shape."""
+    return array
 
 
 def first_does(action: Callable[[], Any]) -> None:
@@ -93,7 +114,7 @@ def first_does(action: Callable[[], Any]) -> None:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process; all call it at the same point."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+    return flag if jax.process_count() == 1 else bool(_of_processes(flag).any())
 
 
 def memory() -> tuple[int, int]:
@@ -225,7 +246,8 @@ def merge_slots(groups: Sequence[Group], placement: Placement, slots: range) -> 
 def _on_host(array: jax.Array) -> np.ndarray:
     """An array of all processes, `[local devices, ...]` in each, as `[devices, ...]`."""
     if jax.process_count() > 1:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+        is_share = isinstance(array, np.ndarray) or array.is_fully_addressable  # as `split` made it
+        return np.concatenate(_of_processes(array)) if is_share else _whole(array)
     if isinstance(array, np.ndarray):
         return array
     # JAX keeps what it has copied to the host for as long as the array: arrays of their own over the same memory.

@@ -92,7 +92,7 @@ def first_update(make, model="mlp_shallow", size=6):
     """A network's first update by an optimizer, and its gradient."""
     given = setting(model, size)
     built = models.build(model, given.test.inputs.shape[1:], 2)
-    variables = built.init(jax.random.key(0))
+    variables = jax.jit(built.init)(jax.random.key(0))
     x, y = data.PIXELS.of(jnp.asarray(given.test.inputs)), jnp.asarray(given.test.labels)
     loss = lambda params: training.cross_entropy(built, {**variables, "params": params}, x, y, jax.random.key(1))[0]
     optimizer = make(given)

@@ -95,7 +95,7 @@ def test_updates_of_a_convolution_lead_along_what_it_sees(monkeypatch, layer, sc
 
 def test_updates_of_a_fully_connected_layer_are_in_the_order_of_the_images():
     model = models.build("mlp_shallow", SHAPE, 2, widths=(4,))
-    before, after = (model.init(jax.random.key(i)) for i in range(2))
+    before, after = (jax.jit(model.init)(jax.random.key(i)) for i in range(2))
     kernels = [np.asarray(v["params"]["Dense_0"]["kernel"])[None] for v in (before, after)]
     basis = subspaces.updates("mlp_shallow", SHAPE, *[[kernel] for kernel in kernels], 4)
     # The images that the hidden units have moved to, by what they do to each image of a single value.

@@ -94,7 +94,7 @@ def test_the_excess_agrees_with_float64(one_image_a_class):
     orders, inits = (engine.network_keys(key, 1, 6)[0] for key in (keys.order, keys.init))
     for m in range(6):
         batch = np.asarray(training.epoch_order(orders[m], 0, 40))[:16]
-        dense = model.init(inits[m])["params"]
+        dense = jax.jit(model.init)(inits[m])["params"]
         (w1, b1), (w2, b2) = ([np.float64(dense[f"Dense_{i}"][part]) for part in ("kernel", "bias")] for i in (0, 1))
         x = np.float64(train.inputs[batch]).transpose(0, 3, 1, 2).reshape(16, -1) / 255
         z = np.maximum(x @ w1.T + b1, 0) @ w2.T + b2
@@ -104,7 +104,7 @@ def test_the_excess_agrees_with_float64(one_image_a_class):
 
 def test_the_class_means_of_a_batch_without_one_class_are_the_mean_of_the_other():
     model = models.build("mlp_shallow", (4, 4, 3), 2, widths=(8,))
-    variables = model.init(jax.random.key(0))
+    variables = jax.jit(model.init)(jax.random.key(0))
     images, key = jax.random.uniform(jax.random.key(1), (6, 4, 4, 3)), jax.random.key(2)
     loss, _ = first_step.of_the_class_means(model, variables, images, jnp.ones(6, int), key)
     alone, _ = training.cross_entropy(model, variables, images.mean(0, keepdims=True), jnp.ones(1, int), key)

@@ -492,6 +492,7 @@ def test_with_a_contrast_differences_are_correlated(contrasted, capsys):
     assert difference("transfer_loss").mean() > 0.1
 
 
+@pytest.mark.slow
 def test_sources_of_one_architecture_share_their_programs(contrasted, tmp_path, lowerings):
     """Six of them compile no more than three, in a process that has made such a run before."""
     counts = []

@@ -76,7 +76,7 @@ def looped(seed, num_steps):
 
     gradients, accuracies, losses = [], [], []
     for m in range(2):
-        params = model.init(init_keys[m])["params"]
+        params = jax.jit(model.init)(init_keys[m])["params"]
         state = optimizer.init(params)
         history = []
         for step in range(num_steps + 1):
@@ -149,7 +149,7 @@ def untrained(built):
     all_keys = engine.network_keys(built.keys.init, len(built.models), built.num_networks)
     compiled = [jax.jit(model.apply) for model in built.models]
     return [
-        Partial(apply, model.init(key))
+        Partial(apply, jax.jit(model.init)(key))
         for model, apply, model_keys in zip(built.models, compiled, all_keys, strict=True)
         for key in model_keys
     ]
@@ -535,8 +535,7 @@ def test_a_single_network_is_saved_and_resumes_although_it_has_no_pairs(tmp_path
     ("size", "on", "host"),
     [
         (2, 2, False),
-        (1, 1, False),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 2, True), (4, 1, False))),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 1, False), (2, 2, True), (4, 1, False))),
     ],
 )
 def test_a_run_saved_in_pieces_resumes_to_the_same_bits(tmp_path, monkeypatch, size, on, host):

@@ -33,8 +33,8 @@ def build(name):
 def scattered(name, seed=0):
     """A network's variables, with scales and biases away from ones and zeros, and from one another."""
     rng = np.random.default_rng(seed)
-    scatter = lambda array: array + jnp.float32(rng.normal(scale=0.2, size=array.shape))
-    return jax.tree.map(scatter, build(name).init(jax.random.key(seed)))
+    scatter = lambda array: np.asarray(array) + np.float32(rng.normal(scale=0.2, size=array.shape))
+    return jax.tree.map(scatter, jax.jit(build(name).init)(jax.random.key(seed)))
 
 
 def function(name):

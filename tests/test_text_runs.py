@@ -203,6 +203,7 @@ def test_a_run_on_texts_resumes_to_the_same_bits(finished, texts, tmp_path):
         assert array.tobytes() == other[name].tobytes(), name
 
 
+@pytest.mark.slow
 def test_four_devices_give_what_one_gives_on_texts(finished, texts, tmp_path):
     command = [sys.executable, str(ROOT / "experiments" / "early.py"), CONFIG, f"--config.data.dir={texts}"]
     command += [*SMALL, *WIDTHS, f"--workdir={tmp_path / 'one'}", "--config.num_networks=4"]

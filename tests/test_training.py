@@ -85,7 +85,7 @@ def test_running_statistics_move_as_pytorchs_do(shorten):
 def test_dropout_follows_its_key_and_is_off_outside_training(shorten):
     shorten("vgg11", 1)
     model = models.build("vgg11", (16, 16, 1), 2, widths=(2, 16, 16))
-    variables = model.init(jax.random.key(0))
+    variables = jax.jit(model.init)(jax.random.key(0))
     x = jax.random.uniform(jax.random.key(1), (3, 16, 16, 1))
     first, again, other = (model.train(variables, x, jax.random.key(k))[0] for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)

@@ -40,7 +40,7 @@ def test_one_step_agrees_with_float64():
     batch, test = images(9, 0), images(5, 1)
     rate = 3.0
     got = updates.one_step(model, jax.random.key(0), batch, test, learning_rate=rate)
-    params = model.init(jax.random.key(0))["params"]
+    params = jax.jit(model.init)(jax.random.key(0))["params"]
     moved, _, (hidden, output), (g, h, back) = by_hand(params, *batch)
     with np.errstate(invalid="ignore"):
         want = moved / np.linalg.norm(moved, axis=1, keepdims=True)

@@ -184,14 +184,15 @@ def test_an_ensemble_is_a_function_to_the_mean_of_logits():
     mean = lambda x: (first(x) + second(x)) / 2
     for of in ("logits", "losses", "gradients"):
         np.testing.assert_allclose(attacks.ensemble([first, second], of=of)(x), mean(x), atol=1e-6)
-    got, want = (attacks.mi_fgsm(0.03, 3, 0.01)(f, x, y) for f in (attacks.ensemble([first, second]), mean))
+    attack = jax.jit(attacks.mi_fgsm(0.03, 3, 0.01))
+    got, want = (attack(f, x, y) for f in (attacks.ensemble([first, second]), Partial(mean)))
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 @pytest.mark.parametrize("of", ["logits", "losses", "gradients"])
 def test_an_ensemble_of_one_network_is_the_network(of):
     f, (x, y), key = Network(0).f, problem(), jax.random.key(0)
-    for attack in (attacks.pgd(0.5, 2, 0.2, norm="l2"), attacks.BY_NAME["di_fgsm"](0.03, 2, 0)):
+    for attack in map(jax.jit, (attacks.pgd(0.5, 2, 0.2, norm="l2"), attacks.BY_NAME["di_fgsm"](0.03, 2, 0))):
         np.testing.assert_allclose(attack(attacks.ensemble([f], of=of), x, y, key), attack(f, x, y, key), atol=1e-6)
 
 
@@ -220,7 +221,7 @@ def test_diverse_inputs_are_images_in_a_frame_of_zeros():
     """Half of the images as they are; in the mean over draws the frame takes its share on every side."""
     view = attacks.diverse_inputs(probability=0.5, resize=1.5).view
     x = jnp.ones((4000, 8, 10, 1))
-    seen = np.asarray(view(x, directions.example_keys(jax.random.key(0), len(x)), 0))
+    seen = np.asarray(jax.jit(view)(x, directions.example_keys(jax.random.key(0), len(x)), 0))
     same = (seen == 1).all((1, 2, 3))
     np.testing.assert_allclose(same.mean(), 0.5, atol=0.03)
     diverse = seen[~same]
@@ -236,7 +237,7 @@ def test_diverse_inputs_are_images_in_a_frame_of_zeros():
 def test_targeted_attacks_reach_the_target():
     f, (x, _) = Network(0).f, problem(40)
     target = (attacks.own_prediction(f, x) + 1) % 4
-    for attack in (attacks.fgsm(0.3, targeted=True), attacks.pgd(0.3, 5, 0.1, targeted=True)):
+    for attack in map(jax.jit, (attacks.fgsm(0.3, targeted=True), attacks.pgd(0.3, 5, 0.1, targeted=True))):
         assert (attacks.own_prediction(f, attack(f, x, target, jax.random.key(0))) == target).mean() > 0.9
 
 
@@ -266,7 +267,7 @@ def test_rounding_to_8_bits_is_towards_the_clean_image(norm):
     f, y = Network(0).f, problem(40)[1]
     x = jnp.array(np.random.default_rng(0).integers(256, size=(40, SIZE, SIZE, 3)), jnp.float32) / 255
     attack = attacks.mi_fgsm(epsilon, 5, epsilon / 4, norm=norm)
-    free, rounded = (np.float64(a(f, x, y, None)) for a in (attack, attacks.round_8bit(attack)))
+    free, rounded = (np.float64(jax.jit(a)(f, x, y, None)) for a in (attack, attacks.round_8bit(attack)))
     pixels, clean = 255 * rounded, np.rint(255 * np.float64(x))
     np.testing.assert_allclose(pixels, np.rint(pixels), atol=1e-4)
     moved, of_free = np.rint(pixels) - clean, 255 * free - clean

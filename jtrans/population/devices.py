@@ -82,16 +82,16 @@ def _of_processes(value: Any) -> np.ndarray:
     """`[processes, ...]`: every process's number or array, by one device of each."""
     firsts = np.reshape(jax.devices(), (jax.process_count(), -1))[:, 0]
     own = jax.device_put(np.asarray(value)[None], jax.local_devices()[0])
-    split = NamedSharding(Mesh(firsts, AXIS), PartitionSpec(AXIS))
-    return _whole(jax.make_array_from_single_device_arrays((len(firsts), *own.shape[1:]), split, [own]))
+    sharding = NamedSharding(Mesh(firsts, AXIS), PartitionSpec(AXIS))
+    return _whole(jax.make_array_from_single_device_arrays((len(firsts), *own.shape[1:]), sharding, [own]))
 
 
 def _whole(array: jax.Array) -> np.ndarray:
     """An array that is split over the devices of several processes, on the host of each."""
     assert isinstance(array.sharding, NamedSharding)
     on_each = jax.jit(_same, out_shardings=NamedSharding(array.sharding.mesh, PartitionSpec()))(array)
-    # Of all devices, not of the first alone: where a process ends while its others still meet those of another process,
-    # that one waits for ever.
+    # Wait for all devices, not for the first alone: a process that ends while its others still connect to those of
+    # another process leaves that one waiting for ever.
     return np.asarray(jax.block_until_ready(on_each))
 
 
